@@ -1,0 +1,1 @@
+"""safetensors checkpoints for JAX and PyTorch training that lose nothing."""

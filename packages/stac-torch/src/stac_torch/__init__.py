@@ -1,0 +1,1 @@
+"""STAC for PyTorch: sign updates on the early layers, AdamW on the last ones."""
