@@ -1,0 +1,188 @@
+"""What one training run is asked for and what it gives back: the only thing that crosses process borders.
+
+A `RunSpec` says everything that decides the numbers of a run. Its key, the SHA-256 of its canonical JSON, names the
+run in the store; two specs with one key are one run. A `RunRecord` is the outcome. Both translate to strict JSON (no
+NaN, no Infinity: what is not finite is `null`, and the status says why).
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+FRAMEWORKS = ("jax", "torch")
+STATUSES = ("ok", "diverged", "failed")
+SCHEDULES = ("cosine", "constant")
+REQUIRED_METRICS = ("train_loss", "val_loss", "test_loss")
+MAX_CURVE_POINTS = 200
+
+Hyperparameter = float | int | str | bool | None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run, completely described.
+
+    Args:
+        workload: registry name, for example `"digits-cnn"`.
+        workload_version: the version that the workload declares; a changed workload never meets old results.
+        framework: `"jax"` or `"torch"`.
+        optimizer: registry name, or `"module:factory"`.
+        hyperparameters: always holds `"learning_rate"` (a finite number); the rest are the optimizer's own.
+        seed: decides initial parameters and data order, the same for every optimizer.
+        steps: the horizon T in optimizer steps, at least 1.
+        schedule: `"cosine"` (5 % linear warmup, then cosine to 0) or `"constant"`.
+        protocol: version of the comparison's rules.
+
+    Raises:
+        ValueError: a field is outside its range; the message names the field, the value and the remedy.
+
+    Example:
+        >>> spec = RunSpec("digits-cnn", 1, "jax", "adamw", {"learning_rate": 1e-3}, 0, 100, "cosine")
+        >>> spec.key()[:12]
+        '30d7020307ed'
+        >>> dataclasses.replace(spec, seed=1).key() == spec.key()
+        False
+    """
+
+    workload: str
+    workload_version: int
+    framework: str
+    optimizer: str
+    hyperparameters: Mapping[str, Hyperparameter]
+    seed: int
+    steps: int
+    schedule: str
+    protocol: str = "v1"
+
+    def __post_init__(self) -> None:
+        if self.framework not in FRAMEWORKS:
+            raise ValueError(
+                f"framework is {self.framework!r}; it has to be one of {', '.join(FRAMEWORKS)}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule is {self.schedule!r}; it has to be one of {', '.join(SCHEDULES)}"
+            )
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; a run needs at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; seeds start at 0")
+        rate = self.hyperparameters.get("learning_rate")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+            raise ValueError(
+                f"learning_rate is {rate!r}; every run needs a number in hyperparameters['learning_rate']"
+            )
+        for name, value in self.hyperparameters.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"hyperparameter {name} is {value}; it has to be finite")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as a plain dictionary that strict JSON can hold."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**values, "hyperparameters": dict(self.hyperparameters)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RunSpec":
+        """Rebuild a spec from `to_json`'s dictionary.
+
+        Raises:
+            ValueError: a field is missing, unknown or out of range.
+        """
+        _check_fields(cls, data)
+        return cls(**data)
+
+    def key(self) -> str:
+        """Return the SHA-256 (64 hex digits) of the spec's canonical JSON: sorted keys, no spaces, ASCII."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What one run gave.
+
+    Args:
+        spec: what was asked for.
+        status: `"ok"`, `"diverged"` (a loss became non-finite) or `"failed"` (the run raised; see `error`).
+        metrics: `"train_loss"`, `"val_loss"` and `"test_loss"` always (`None` when not finite), and whatever else the
+            workload measures, for example `"test_accuracy"`.
+        curve: `"step"`, `"train_loss"`, `"val_loss"`: equally long, at most 200 points.
+        parameters: number of trained scalars.
+        parameter_bytes: their exact size.
+        state_bytes: exact size of the optimizer's state, counted on the live objects.
+        seconds: `"total"`, `"first_step"` (with compilation), `"loop"`; wall clock of a busy worker, no timing claim.
+        environment: versions of what ran.
+        error: one line for a failed run, else `None`.
+
+    Raises:
+        ValueError: a field contradicts this description.
+    """
+
+    spec: RunSpec
+    status: str
+    metrics: Mapping[str, float | None]
+    curve: Mapping[str, Sequence[float | None]]
+    parameters: int
+    parameter_bytes: int
+    state_bytes: int
+    seconds: Mapping[str, float]
+    environment: Mapping[str, str]
+    error: str | None
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(
+                f"status is {self.status!r}; it has to be one of {', '.join(STATUSES)}"
+            )
+        missing = [name for name in REQUIRED_METRICS if name not in self.metrics]
+        if missing:
+            raise ValueError(f"metrics lack {', '.join(missing)}; give None for what is not finite")
+        for name, value in self.metrics.items():
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"metric {name} is {value}; give None for what is not finite")
+        if self.status == "ok" and any(self.metrics[name] is None for name in REQUIRED_METRICS):
+            raise ValueError(
+                "status is 'ok' but a loss is None; a run without finite losses is 'diverged'"
+            )
+        lengths = {name: len(points) for name, points in self.curve.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"curve has unequal lengths {lengths}")
+        if max(lengths.values(), default=0) > MAX_CURVE_POINTS:
+            raise ValueError(
+                f"curve has {max(lengths.values())} points; keep at most {MAX_CURVE_POINTS}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a plain dictionary that strict JSON can hold."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **values,
+            "spec": self.spec.to_json(),
+            "metrics": dict(self.metrics),
+            "curve": {name: list(points) for name, points in self.curve.items()},
+            "seconds": dict(self.seconds),
+            "environment": dict(self.environment),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RunRecord":
+        """Rebuild a record from `to_json`'s dictionary.
+
+        Raises:
+            ValueError: a field is missing, unknown or contradictory.
+        """
+        _check_fields(cls, data)
+        spec = RunSpec.from_json(cast("Mapping[str, Any]", data["spec"]))
+        return cls(**{**data, "spec": spec})
+
+
+def _check_fields(cls: type[RunSpec] | type[RunRecord], data: Mapping[str, Any]) -> None:
+    expected = {field.name for field in dataclasses.fields(cls)}
+    if missing := sorted(expected - set(data)):
+        raise ValueError(f"{cls.__name__} lacks {', '.join(missing)}")
+    if unknown := sorted(set(data) - expected):
+        raise ValueError(f"{cls.__name__} has unknown fields {', '.join(unknown)}")
