@@ -1,8 +1,9 @@
-"""What one training run is asked for and what it gives back: the only thing that crosses process borders.
+"""What one training run is asked for and what it gives back: all that crosses a process border.
 
-A `RunSpec` says everything that decides the numbers of a run. Its key, the SHA-256 of its canonical JSON, names the
-run in the store; two specs with one key are one run. A `RunRecord` is the outcome. Both translate to strict JSON (no
-NaN, no Infinity: what is not finite is `null`, and the status says why).
+A `RunSpec` says everything that decides the numbers of a run. Its key, the SHA-256 of its canonical
+JSON, names the run in the store; two specs with one key are one run. A `RunRecord` is the outcome.
+Both translate to strict JSON (no NaN, no Infinity: what is not finite is `null`, and the status
+says why).
 """
 
 import dataclasses
@@ -28,20 +29,23 @@ class RunSpec:
 
     Args:
         workload: registry name, for example `"digits-cnn"`.
-        workload_version: the version that the workload declares; a changed workload never meets old results.
+        workload_version: the version that the workload declares; a changed workload never meets
+            old results.
         framework: `"jax"` or `"torch"`.
         optimizer: registry name, or `"module:factory"`.
-        hyperparameters: always holds `"learning_rate"` (a finite number); the rest are the optimizer's own.
+        hyperparameters: always holds `"learning_rate"` (a finite number); the rest are the
+            optimizer's own.
         seed: decides initial parameters and data order, the same for every optimizer.
         steps: the horizon T in optimizer steps, at least 1.
         schedule: `"cosine"` (5 % linear warmup, then cosine to 0) or `"constant"`.
         protocol: version of the comparison's rules.
 
     Raises:
-        ValueError: a field is outside its range; the message names the field, the value and the remedy.
+        ValueError: a field is outside its range; the message names the field and its value.
 
     Example:
-        >>> spec = RunSpec("digits-cnn", 1, "jax", "adamw", {"learning_rate": 1e-3}, 0, 100, "cosine")
+        >>> rate = {"learning_rate": 1e-3}
+        >>> spec = RunSpec("digits-cnn", 1, "jax", "adamw", rate, 0, 100, "cosine")
         >>> spec.key()[:12]
         '30d7020307ed'
         >>> dataclasses.replace(spec, seed=1).key() == spec.key()
@@ -72,9 +76,9 @@ class RunSpec:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; seeds start at 0")
         rate = self.hyperparameters.get("learning_rate")
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        if not _is_number(rate):
             raise ValueError(
-                f"learning_rate is {rate!r}; every run needs a number in hyperparameters['learning_rate']"
+                f"hyperparameters['learning_rate'] is {rate!r}; every run needs a number"
             )
         for name, value in self.hyperparameters.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -83,7 +87,9 @@ class RunSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the spec as a plain dictionary that strict JSON can hold."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**values, "hyperparameters": dict(self.hyperparameters)}
+        # 1 and 1.0 are one learning rate and have to give one key.
+        rate = float(cast("float", self.hyperparameters["learning_rate"]))
+        return {**values, "hyperparameters": {**self.hyperparameters, "learning_rate": rate}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunSpec":
@@ -96,7 +102,7 @@ class RunSpec:
         return cls(**data)
 
     def key(self) -> str:
-        """Return the SHA-256 (64 hex digits) of the spec's canonical JSON: sorted keys, no spaces, ASCII."""
+        """Return the SHA-256, 64 hex digits, of the canonical JSON: sorted keys, no spaces, ASCII."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -107,14 +113,16 @@ class RunRecord:
 
     Args:
         spec: what was asked for.
-        status: `"ok"`, `"diverged"` (a loss became non-finite) or `"failed"` (the run raised; see `error`).
-        metrics: `"train_loss"`, `"val_loss"` and `"test_loss"` always (`None` when not finite), and whatever else the
-            workload measures, for example `"test_accuracy"`.
+        status: `"ok"`, `"diverged"` (a loss became non-finite) or `"failed"` (the run raised; see
+            `error`).
+        metrics: `"train_loss"`, `"val_loss"` and `"test_loss"` always (`None` when not finite), and
+            whatever else the workload measures, for example `"test_accuracy"`.
         curve: `"step"`, `"train_loss"`, `"val_loss"`: equally long, at most 200 points.
         parameters: number of trained scalars.
         parameter_bytes: their exact size.
         state_bytes: exact size of the optimizer's state, counted on the live objects.
-        seconds: `"total"`, `"first_step"` (with compilation), `"loop"`; wall clock of a busy worker, no timing claim.
+        seconds: `"total"`, `"first_step"` (with compilation), `"loop"`: wall clock of a worker among
+            others, no timing claim.
         environment: versions of what ran.
         error: one line for a failed run, else `None`.
 
@@ -178,6 +186,10 @@ class RunRecord:
         _check_fields(cls, data)
         spec = RunSpec.from_json(cast("Mapping[str, Any]", data["spec"]))
         return cls(**{**data, "spec": spec})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_fields(cls: type[RunSpec] | type[RunRecord], data: Mapping[str, Any]) -> None:
