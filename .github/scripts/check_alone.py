@@ -1,0 +1,100 @@
+"""Prove that a package installed alone brings what it needs and nothing else.
+
+`python -I check_alone.py PACKAGE`, in an environment that holds that package's wheel, the wheels it
+declares, and nothing that was installed by hand. Uses the standard library only, for that reason.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from importlib import metadata
+
+FRAMEWORKS = {"jax", "jaxlib", "optax", "torch"}
+
+
+def step_core() -> str:
+    """Ask the core rules for one step of NumPy arrays."""
+    import numpy as np
+    from stam_core import reference
+
+    params = {"w": np.ones(4, np.float32)}
+    run = reference.STAM()
+    state = run.init(params)
+    stepped, _ = run.step(params, {"w": np.full(4, 0.5, np.float32)}, state)
+    return f"{stepped['w'][0]:.6f}"
+
+
+def step_jax() -> str:
+    """Take one jitted step with the optax transformation."""
+    import jax.numpy as jnp
+    import optax
+    from stam_jax import stam
+
+    params = {"w": jnp.ones(4)}
+    optimizer = stam(1e-2)
+    updates, _ = optimizer.update({"w": jnp.full(4, 0.5)}, optimizer.init(params), params)
+    return f"{float(optax.apply_updates(params, updates)['w'][0]):.6f}"
+
+
+def step_torch() -> str:
+    """Take one step with the torch optimizer."""
+    import torch
+    from stac_torch import STAC
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
+    optimizer = STAC(model, lr=1e-2)
+    before = model[0].bias.detach().clone()
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    return f"{(before - model[0].bias.detach()).abs().max().item():.6f}"
+
+
+def steps_of_a_folder() -> str:
+    """List the checkpoints of an empty folder."""
+    import tempfile
+
+    import optim_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        return f"{list(optim_checkpoint.steps(folder))}"
+
+
+def registry() -> str:
+    """Count the registered workloads and optimizers."""
+    from optim_bench.optimizers import OPTIMIZERS
+    from optim_bench.workloads import WORKLOADS
+
+    return f"{len(WORKLOADS)} workloads, {len(OPTIMIZERS)} optimizers"
+
+
+# Package: what it may not bring along, and what it must be able to do without it.
+ALONE: dict[str, tuple[set[str], Callable[[], str]]] = {
+    "stam-core": (FRAMEWORKS, step_core),
+    "stam-jax": ({"torch", "stac-torch", "optim-bench", "optim-checkpoint"}, step_jax),
+    "stac-torch": ({"jax", "jaxlib", "optax", "stam-jax", "optim-bench"}, step_torch),
+    "optim-checkpoint": (FRAMEWORKS | {"stam-core", "stam-jax", "stac-torch"}, steps_of_a_folder),
+    "optim-bench": (FRAMEWORKS | {"stam-jax", "stac-torch"}, registry),
+}
+
+
+def main(package: str) -> int:
+    """Print what is installed and what the package did; return the exit status."""
+    forbidden, use = ALONE[package]
+    installed = {distribution.name.lower() for distribution in metadata.distributions()}
+    print(f"{package} {metadata.version(package)} came with {', '.join(sorted(installed))}")
+    if package == "stam-core" and installed != {"stam-core", "numpy"}:
+        print(f"stam-core must need NumPy alone, and came with {sorted(installed)}")
+        return 1
+    if brought := forbidden & installed:
+        print(f"{package} must install without {', '.join(sorted(brought))}")
+        return 1
+    module = importlib.import_module(package.replace("-", "_"))
+    if "site-packages" not in str(module.__file__):
+        print(f"{package} was imported from {module.__file__}, not from the installed wheel")
+        return 1
+    print(f"{package} works alone: {use()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

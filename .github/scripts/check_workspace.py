@@ -1,0 +1,110 @@
+"""Check the rules of the workspace that no other tool knows: `python check_workspace.py`.
+
+Sibling requirements have both bounds (uv checks neither inside a workspace), every package carries
+its licence, type marker and changelog entry, no `__init__.py` lies under a tests folder (with
+importlib mode it silently runs another package's tests), the resolution is pinned, and no tracked
+file names an index host or a path of somebody's machine.
+"""
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from check_distributions import SIBLINGS, bounded
+from pip._internal.models.index import PyPI
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("pip install uv && uv run optim-bench run", "pip install uv && uvx nox")
+HOSTS = (PyPI.netloc, PyPI.file_storage_domain)
+MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.-])/(root|work|Users/[a-z]+|home/[a-z]+)/")
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
+
+def tracked(root: Path) -> list[str]:
+    """The files git tracks."""
+    command = ["git", "-C", str(root), "ls-files", "-z"]
+    listed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [name for name in listed.split("\0") if name]
+
+
+def requirements(project: dict) -> Iterator[str]:
+    """Every requirement a project publishes, extras included."""
+    yield from project.get("dependencies", [])
+    for extra in project.get("optional-dependencies", {}).values():
+        yield from extra
+
+
+def package_problems(folder: Path, licence: bytes) -> Iterator[str]:
+    """What is wrong with one package."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirement in requirements(project):
+        name = re.split(r"[\s<>=!~\[;(]", requirement, maxsplit=1)[0]
+        if name in SIBLINGS and name != project["name"] and not bounded(requirement):
+            yield f"{requirement!r} needs a floor and a ceiling, such as {name}>=0.1,<0.2"
+    if (folder / "LICENSE").read_bytes() != licence:
+        yield "LICENSE differs from the one at the top"
+    module = project["name"].replace("-", "_")
+    if not (folder / "src" / module / "py.typed").exists():
+        yield f"src/{module}/py.typed is missing"
+    changelog = folder / "CHANGELOG.md"
+    if folder.parent.name == "packages" and f"## {project['version']}" not in changelog.read_text(
+        encoding="utf-8"
+    ):
+        yield f"CHANGELOG.md has no section for {project['version']}"
+
+
+def name_problems(names: Iterable[str]) -> Iterator[str]:
+    """What is wrong with the names of tracked files."""
+    for name in names:
+        parts = Path(name).parts
+        if parts[-1] == "__init__.py" and any(part.startswith("tests") for part in parts):
+            yield f"{name}: importlib mode runs the wrong tests beside it; delete it"
+        if parts[-1] == "uv.lock":
+            yield f"{name} names index hosts; git must ignore it"
+
+
+def text_problems(name: str, text: str, hosts: Iterable[str] = HOSTS) -> Iterator[str]:
+    """Hosts and machine paths in the text of one file."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        for host in hosts:
+            if host in line:
+                yield f"{name}:{number} names an index host"
+        if MACHINE_PATH.search(line):
+            yield f"{name}:{number} names a path of one machine"
+
+
+def problems(root: Path) -> Iterator[str]:
+    """Everything that is wrong with the workspace."""
+    licence = (root / "LICENSE").read_bytes()
+    for folder in (*sorted((root / "packages").iterdir()), root / "shared-tests"):
+        for problem in package_problems(folder, licence):
+            yield f"{folder.relative_to(root)}: {problem}"
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
+    if not TIMESTAMP.fullmatch(settings["exclude-newer"]):
+        yield f"exclude-newer {settings['exclude-newer']!r} is no full UTC timestamp"
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        if command not in readme:
+            yield f"README.md does not show {command!r}"
+    names = tracked(root)
+    yield from name_problems(names)
+    for name in names:
+        try:
+            text = (root / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):
+            continue  # data, or deleted and not yet committed
+        yield from text_problems(name, text)
+
+
+def main() -> int:
+    """Print every problem and return the exit status."""
+    found = list(problems(ROOT))
+    print("\n".join(found) or "the workspace keeps its rules")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

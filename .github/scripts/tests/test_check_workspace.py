@@ -1,0 +1,83 @@
+"""Each rule of the workspace is broken once, and the check must say so."""
+
+import check_workspace
+import pytest
+
+LICENCE = b"MIT"
+PYPROJECT = """
+[project]
+name = "stam-jax"
+version = "0.1.0"
+dependencies = ["{requirement}", "numpy>=1.26"]
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    folder = tmp_path / "packages" / "stam-jax"
+    (folder / "src" / "stam_jax").mkdir(parents=True)
+    (folder / "src" / "stam_jax" / "py.typed").touch()
+    (folder / "LICENSE").write_bytes(LICENCE)
+    (folder / "CHANGELOG.md").write_text("## 0.1.0\n")
+    (folder / "pyproject.toml").write_text(PYPROJECT.format(requirement="stam-core>=0.1,<0.2"))
+    return folder
+
+
+def found(folder):
+    return list(check_workspace.package_problems(folder, LICENCE))
+
+
+def test_a_sound_package_has_no_problem(package):
+    assert found(package) == []
+
+
+@pytest.mark.parametrize("requirement", ["stam-core", "stam-core>=0.1", "stam-core<0.2"])
+def test_a_sibling_needs_both_bounds(package, requirement):
+    (package / "pyproject.toml").write_text(PYPROJECT.format(requirement=requirement))
+    assert [line for line in found(package) if "floor and a ceiling" in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("LICENSE", "BSD", "LICENSE differs"),
+        ("CHANGELOG.md", "## 0.0.9", "no section for 0.1.0"),
+    ],
+)
+def test_a_wrong_file_is_named(package, name, text, problem):
+    (package / name).write_text(text)
+    assert [line for line in found(package) if problem in line]
+
+
+def test_a_missing_type_marker_is_named(package):
+    (package / "src" / "stam_jax" / "py.typed").unlink()
+    assert found(package) == ["src/stam_jax/py.typed is missing"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["packages/stam-jax/tests/__init__.py", "packages/x/tests_parity/a/__init__.py", "uv.lock"],
+)
+def test_a_forbidden_name_is_named(name):
+    assert len(list(check_workspace.name_problems([name, "packages/x/src/x/__init__.py"]))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "index = 'https://index.example/simple'",
+        "cd " + "/home" + "/someone/project",
+        "'/root" + "/x'",
+    ],
+)
+def test_hosts_and_machine_paths_are_named(line):
+    text = f"fine\n{line}\n"
+    assert [
+        problem.split()[0]
+        for problem in check_workspace.text_problems("f.py", text, hosts=["index.example"])
+    ] == ["f.py:2"]
+
+
+def test_relative_paths_are_not_machine_paths():
+    text = "packages/root/x and ../work/y and data/home/me/z"
+    assert list(check_workspace.text_problems("f.py", text, hosts=["index.example"])) == []

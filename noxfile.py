@@ -1,0 +1,245 @@
+"""Every check of the workspace: `uvx nox` runs the default ones, `uvx nox -l` lists them all.
+
+Each package is tested in an environment that holds that package, what it declares, and the test
+tools. An interpreter that a machine cannot provide skips with its reason; the last session,
+`summary`, counts what ran.
+"""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10"
+nox.options.default_venv_backend = "uv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+
+ROOT = Path(__file__).parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SCRIPTS = ".github/scripts"
+# uvx ignores exclude-newer, so what it runs is pinned here.
+UV = "uv==0.13.9"
+TWINE = "twine==7.0.0"
+ZIZMOR = "zizmor==1.32.0"
+CHECK_JSONSCHEMA = "check-jsonschema==0.39.0"
+
+PYTHONS = ("3.11", "3.12", "3.13")
+OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
+# Each package with the siblings it takes from the workspace. The order is the order of release.
+SIBLINGS = {
+    "stam-core": (),
+    "stam-jax": ("stam-core",),
+    "stac-torch": ("stam-core",),
+    "optim-checkpoint": (),
+    "optim-bench": ("stam-core", "stam-jax", "stac-torch"),
+}
+PACKAGES = tuple(SIBLINGS)
+EXTRAS = {"optim-checkpoint": "[jax,torch]", "optim-bench": "[jax,torch]"}
+
+ran: list[str] = []
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group of the root, groups it includes resolved."""
+    requirements: list[str] = []
+    for entry in PYPROJECT["dependency-groups"].get(name, []):
+        if isinstance(entry, dict):
+            requirements += group(entry["include-group"])
+        else:
+            requirements.append(entry)
+    return requirements
+
+
+def done(session: nox.Session) -> None:
+    ran.append(session.friendly_name)
+
+
+def install_editable(session: nox.Session, package: str, *options: str) -> None:
+    """Install a package of the working tree with its extras, its siblings and its test tools."""
+    editable = [f"packages/{name}" for name in SIBLINGS[package]]
+    editable += [f"packages/{package}{EXTRAS.get(package, '')}", "shared-tests"]
+    flags = [flag for target in editable for flag in ("-e", target)]
+    session.install(*options, *flags, *group("test-tools"), *group(f"test-{package}"))
+
+
+def pytest(session: nox.Session, *args: str, markers: str) -> None:
+    """Two workers with one thread each: two cores, and no suite waits for another's thread pool."""
+    session.run(
+        *("pytest", "-n2", "--dist=worksteal", "-m", f"not gpu and not nightly{markers}"),
+        *args,
+        *session.posargs,
+        env={"OMP_NUM_THREADS": "1"},
+    )
+
+
+def build(session: nox.Session) -> Path:
+    """Wheels and sdists of every package at HEAD, built once a run.
+
+    From a clean clone, because hatchling packs the untracked files of a working tree.
+    """
+    dist = ROOT / ".nox" / "dist"
+    head = session.run("git", "rev-parse", "HEAD", silent=True, external=True)
+    built_from = dist / "HEAD"
+    if built_from.exists() and built_from.read_text(encoding="utf-8") == head:
+        return dist
+    shutil.rmtree(dist, ignore_errors=True)
+    clone = Path(session.create_tmp(), "clone")
+    shutil.rmtree(clone, ignore_errors=True)
+    session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
+    for package in PACKAGES:
+        session.run(
+            *("uv", "build", "--quiet", "--no-sources", "--package", package),
+            *("--directory", str(clone), "--out-dir", str(dist)),
+            external=True,
+        )
+    shutil.rmtree(clone)
+    built_from.write_text(head, encoding="utf-8")
+    return dist
+
+
+def wheel(dist: Path, package: str) -> str:
+    (found,) = dist.glob(f"{package.replace('-', '_')}-*.whl")
+    return str(found)
+
+
+def reference(dist: Path, package: str) -> str:
+    """The built wheel with the package's extras, as a requirement."""
+    return f"{package}{EXTRAS.get(package, '')} @ {Path(wheel(dist, package)).as_uri()}"
+
+
+@nox.session(python=NEWEST)
+def lint(session: nox.Session) -> None:
+    """Format, lint, import arrows, and the rules of the workspace itself."""
+    session.install(*group("lint"), "pip")
+    sources = [*(f"packages/{package}" for package in PACKAGES), "shared-tests"]
+    session.install("--no-deps", *(flag for path in sources for flag in ("-e", path)))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("lint-imports")
+    session.run("python", f"{SCRIPTS}/check_workspace.py")
+    done(session)
+
+
+@nox.session(python=NEWEST)
+def types(session: nox.Session) -> None:
+    """pyright: strict where no framework is involved, standard elsewhere."""
+    sources = [f"packages/{package}{EXTRAS.get(package, '')}" for package in PACKAGES]
+    flags = [flag for path in (*sources, "shared-tests") for flag in ("-e", path)]
+    session.install(*flags, *group("types"), *group("test"), "nox")
+    session.run("pyright")
+    done(session)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def tests(session: nox.Session, package: str) -> None:
+    """One package with the newest of what it declares; the slow tests on the newest Python only."""
+    install_editable(session, package)
+    markers = "" if session.python == NEWEST else " and not slow"
+    doctests = ("--doctest-modules", f"packages/{package}/src")
+    pytest(session, f"packages/{package}/tests", *doctests, markers=markers)
+    done(session)
+
+
+@nox.session(python=OLDEST)
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def minimums(session: nox.Session, package: str) -> None:
+    """One package with the oldest of what it declares, on the oldest Python."""
+    install_editable(session, package, "--resolution=lowest-direct")
+    pytest(session, f"packages/{package}/tests", markers=" and not slow")
+    done(session)
+
+
+@nox.session(python=NEWEST)
+def suites(session: nox.Session) -> None:
+    """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
+    session.install("-e", "shared-tests", *group("test-tools"))
+    pytest(session, "shared-tests/tests", f"{SCRIPTS}/tests", markers="")
+    done(session)
+
+
+@nox.session(python=NEWEST, reuse_venv=False)
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def wheels(session: nox.Session, package: str) -> None:
+    """One package alone: its wheel in an empty environment, then its README's blocks."""
+    dist = build(session)
+    files = sorted(dist.glob(f"{package.replace('-', '_')}-*"))
+    session.run("uvx", TWINE, "check", "--strict", *map(str, files), external=True)
+    session.run("python", f"{SCRIPTS}/check_distributions.py", *map(str, files))
+
+    required = () if EXTRAS.get(package) else SIBLINGS[package]
+    session.install(*(wheel(dist, name) for name in (*required, package)))
+    session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
+    session.run("uv", "pip", "check", external=True)
+
+    # The README shows what the extras are for, so they come in now, and the test tools with them.
+    siblings = [wheel(dist, name) for name in SIBLINGS[package]]
+    session.install(
+        *siblings, reference(dist, package), *group("test-tools"), *group(f"docs-{package}")
+    )
+    run_blocks(session, ROOT / "packages" / package / "README.md")
+    done(session)
+
+
+@nox.session(python=NEWEST, reuse_venv=False)
+def docs(session: nox.Session) -> None:
+    """The root README's blocks, with the wheel of every package installed."""
+    dist = build(session)
+    named = [reference(dist, package) for package in PACKAGES]
+    session.install(*named, *group("test-tools"))
+    run_blocks(session, ROOT / "README.md")
+    done(session)
+
+
+def run_blocks(session: nox.Session, readme: Path) -> None:
+    """Run a README's Python blocks in an empty folder: what they write stays out of the tree."""
+    configuration = ROOT / "pyproject.toml"
+    session.chdir(session.create_tmp())
+    session.run("pytest", "-c", str(configuration), "--markdown-docs", str(readme))
+    session.chdir(ROOT)
+
+
+@nox.session(python=False)
+def lock(session: nox.Session) -> None:
+    """The resolution of today equals the committed one, whatever this machine resolved before."""
+    command = ("python", f"{SCRIPTS}/locked_requirements.py", "--uv", UV)
+    session.run(*command, *(session.posargs or ["--check"]), external=True)
+    done(session)
+
+
+@nox.session(python=False)
+def workflows(session: nox.Session) -> None:
+    """The workflows follow their schema and grant nothing they do not need."""
+    files = [str(path) for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
+    schema = ("--builtin-schema", "vendor.github-workflows")
+    session.run("uvx", "--quiet", CHECK_JSONSCHEMA, *schema, *files, external=True)
+    session.run("uvx", "--quiet", ZIZMOR, "--offline", *files, external=True)
+    done(session)
+
+
+@nox.session(python=False)
+def main_job(session: nox.Session) -> None:
+    """`uv run optim-bench run` in a fresh clone, and what it leaves behind."""
+    clone = Path(session.create_tmp(), "clone")
+    shutil.rmtree(clone, ignore_errors=True)
+    session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
+    session.chdir(clone)
+    session.run("uv", "run", "optim-bench", "run", external=True, env={"VIRTUAL_ENV": None})
+    session.run("uv", "run", "python", f"{SCRIPTS}/check_main_job.py", external=True)
+    session.chdir(ROOT)
+    shutil.rmtree(clone)
+    done(session)
+
+
+@nox.session(python=False)
+def summary(session: nox.Session) -> None:
+    """Count what ran, so that a run in which every session skipped cannot pass for a green one."""
+    session.log(f"{len(ran)} sessions ran: {', '.join(ran)}")
+    for python in PYTHONS:
+        if shutil.which(f"python{python}") is None:
+            session.log(
+                f"skipped: the sessions of Python {python}, which this machine does not have"
+            )
