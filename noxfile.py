@@ -39,6 +39,11 @@ SIBLINGS = {
 PACKAGES = tuple(SIBLINGS)
 EXTRAS = {"optim-checkpoint": "[jax,torch]", "optim-bench": "[jax,torch]"}
 
+# The tag runs all that concerns one package: `uvx nox -t stam-jax`.
+each_package = nox.parametrize(
+    "package", [nox.param(package, id=package, tags=[package]) for package in PACKAGES]
+)
+
 ran: list[str] = []
 
 
@@ -54,7 +59,7 @@ def group(name: str) -> list[str]:
 
 
 def done(session: nox.Session) -> None:
-    ran.append(session.friendly_name)
+    ran.append(session.name)
 
 
 def install_editable(session: nox.Session, package: str, *options: str) -> None:
@@ -134,7 +139,7 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS)
-@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+@each_package
 def tests(session: nox.Session, package: str) -> None:
     """One package with the newest of what it declares; the slow tests on the newest Python only."""
     install_editable(session, package)
@@ -145,7 +150,7 @@ def tests(session: nox.Session, package: str) -> None:
 
 
 @nox.session(python=OLDEST)
-@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+@each_package
 def minimums(session: nox.Session, package: str) -> None:
     """One package with the oldest of what it declares, on the oldest Python."""
     install_editable(session, package, "--resolution=lowest-direct")
@@ -162,7 +167,7 @@ def suites(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST, reuse_venv=False)
-@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+@each_package
 def wheels(session: nox.Session, package: str) -> None:
     """One package alone: its wheel in an empty environment, then its README's blocks."""
     dist = build(session)
