@@ -1,1 +1,68 @@
-"""The update rules of STAM, STAMLite and STAC, written once over the Python array API."""
+"""The update rules of STAM, STAMLite and STAC, written once over the Python array API.
+
+Every rule is a set of pure functions of arrays: the namespace is an argument (``xp=``), and so is
+the mean that the statistics use (``mean=``). Importing this package loads NumPy and no
+deep-learning framework.
+"""
+
+from stam_core._means import local_mean, sample_stride, strided_sample
+from stam_core._names import SLOT_BY_NAME, SLOTS, SlotName
+from stam_core._stam import (
+    PARITY,
+    STAMHyperparams,
+    STAMState,
+    STAMStatistics,
+    clip_beta1,
+    decayed_step,
+    direction,
+    init_state,
+    normalised_variance,
+    residual_means,
+    step,
+    update_moments,
+    update_statistics,
+    zero_nonfinite,
+)
+from stam_core._stam_lite import (
+    STAMLiteHyperparams,
+    STAMLiteState,
+    STAMLiteStatistics,
+    gradient_means,
+    init_lite_state,
+    lite_direction,
+    lite_step,
+    update_lite_statistics,
+    update_momentum,
+)
+
+__all__ = [
+    "PARITY",
+    "SLOTS",
+    "SLOT_BY_NAME",
+    "STAMHyperparams",
+    "STAMLiteHyperparams",
+    "STAMLiteState",
+    "STAMLiteStatistics",
+    "STAMState",
+    "STAMStatistics",
+    "SlotName",
+    "clip_beta1",
+    "decayed_step",
+    "direction",
+    "gradient_means",
+    "init_lite_state",
+    "init_state",
+    "lite_direction",
+    "lite_step",
+    "local_mean",
+    "normalised_variance",
+    "residual_means",
+    "sample_stride",
+    "step",
+    "strided_sample",
+    "update_lite_statistics",
+    "update_moments",
+    "update_momentum",
+    "update_statistics",
+    "zero_nonfinite",
+]
