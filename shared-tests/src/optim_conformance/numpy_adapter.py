@@ -1,0 +1,112 @@
+"""The oracle's rules over stored state, as an adapter: what a correct implementation looks like.
+
+State is kept in the dtypes that the contract names and rounded there after each step, as a real
+implementation would. The suites must pass on it; the planted bugs of the meta-tests derive from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from optim_conformance.adapter import CAPABILITIES, OPTIMIZERS, Array, Run, Tree, numpy_dtype
+from optim_conformance.oracle import Oracle
+
+_WIDE_SLOTS = {"stam": {"nu", "s2", "tau", "beta1", "b1_prod"}}
+_WIDE_SLOTS["stam_lite"] = {"e1", "e2", "beta1", "b1_prod"}
+
+
+class NumpyRun:
+    """A run whose state is stored between steps in the dtypes of the contract."""
+
+    def __init__(self, opt: str, hparams: Mapping[str, Any], params: Tree, dtype: str) -> None:
+        self.optimizer, self.hparams, self.dtype = opt, dict(hparams), dtype
+        self._params = {leaf: np.array(p) for leaf, p in params.items()}
+        self._state = self.stored(self.oracle(self._params).state())
+
+    def oracle(self, params: Tree) -> Oracle:
+        """Return a fresh oracle for these parameters."""
+        return Oracle(self.optimizer, self.hparams, params)
+
+    def storage(self, slot: str) -> np.dtype[Any]:
+        """Return the dtype in which a slot is stored."""
+        own = numpy_dtype(self.dtype)
+        if slot == "count":
+            return np.dtype(np.int32)
+        if slot in _WIDE_SLOTS.get(self.optimizer, ()):
+            wide = np.promote_types(own, np.float32)
+            real = slot != "e1" and wide.kind == "c"
+            return np.dtype(f"f{wide.itemsize // 2}") if real else wide
+        return own
+
+    def stored(self, state: Tree) -> dict[str, Array]:
+        """Round a state to its storage."""
+        return {k: v.astype(self.storage(k.split("/")[0])) for k, v in state.items()}
+
+    def step(self, grads: Tree, *, lr: float | None = None) -> None:
+        """Take one step in float64 from the stored state, and store the result."""
+        oracle = self.oracle(self._params)
+        oracle.load(self._params, self._state)
+        oracle.step(grads, lr=lr)
+        own = numpy_dtype(self.dtype)
+        self._params = {k: v.astype(own) for k, v in oracle.params().items()}
+        self._state = self.stored(oracle.state())
+
+    def params(self) -> Tree:
+        """Return copies of the parameters."""
+        return {k: v.copy() for k, v in self._params.items()}
+
+    def state(self) -> Tree:
+        """Return copies of the state; without an AdamW section STAC counts nothing."""
+        state = {k: v.copy() for k, v in self._state.items()}
+        roles = self.hparams.get("roles")
+        if roles is not None and "adamw" not in roles.values():
+            del state["count"]
+        return state
+
+    def save(self) -> bytes:
+        """Serialize everything by its bits."""
+        both = {"params": self._params, "state": self._state}
+        return json.dumps(
+            {
+                part: {k: [v.dtype.name, list(v.shape), v.tobytes().hex()] for k, v in tree.items()}
+                for part, tree in both.items()
+            }
+        ).encode()
+
+    def restore(self, blob: bytes) -> Run:
+        """Return a run that continues from `blob`."""
+        both = {
+            part: {
+                k: np.frombuffer(bytes.fromhex(bits), numpy_dtype(dtype)).reshape(shape).copy()
+                for k, (dtype, shape, bits) in tree.items()
+            }
+            for part, tree in json.loads(blob).items()
+        }
+        run = type(self)(self.optimizer, self.hparams, both["params"], self.dtype)
+        run._state = both["state"]
+        return run
+
+    def compilations(self) -> int | None:
+        """Nothing compiles."""
+        return None
+
+
+class NumpyAdapter:
+    """Starts `NumpyRun`s."""
+
+    name = "oracle over stored state"
+    framework = "numpy"
+    capabilities = frozenset(CAPABILITIES) - {"jit", "stat_sample", "complex"}
+    run: type[NumpyRun] = NumpyRun
+
+    def optimizers(self) -> frozenset[str]:
+        """Return all of them."""
+        return frozenset(OPTIMIZERS)
+
+    def start(self, opt: str, hparams: Mapping[str, Any], params: Tree, *, dtype: str) -> Run:
+        """Start a run."""
+        return self.run(opt, hparams, params, dtype)

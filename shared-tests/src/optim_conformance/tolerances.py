@@ -1,0 +1,111 @@
+"""How far a run may be from the oracle, and why.
+
+A tolerance is relative to the largest entry of the expected array, because an entry near 0 in a
+tensor of large ones carries the absolute rounding error of its neighbours' scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from optim_conformance.adapter import Array
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A bound on max|actual - expected| / max|expected|, and its reason."""
+
+    bound: float
+    reason: str
+
+
+_F64 = "float64 on both sides: a few roundings per step, added up over 24 steps"
+_F32_P = (
+    "24 roundings of the parameter (6e-8 each), and 1-b2^t loses 14 bits at t=1, which moves the "
+    "first updates by 7e-6 of a learning rate of at most 1e-2"
+)
+_F32_M = "an average of float32 terms: a few units in the last place"
+_F32_STAT = "a float32 mean, then an average: its terms carry the cancellation of g - m"
+_F32_BETA = "z is a ratio of two float32 statistics, damped by z/(1+z)"
+_F32_PROD = "24 factors that carry beta1's error each"
+
+_FLOAT32 = {
+    "params": Tolerance(3e-6, _F32_P),
+    "mu": Tolerance(4e-6, _F32_M + "; beta1's own error times the residual"),
+    "nu": Tolerance(2e-6, _F32_M),
+    "nu_max": Tolerance(2e-6, _F32_M),
+    "s2": Tolerance(4e-6, _F32_STAT),
+    "tau": Tolerance(4e-6, _F32_STAT),
+    "e1": Tolerance(4e-6, _F32_STAT),
+    "e2": Tolerance(4e-6, _F32_STAT),
+    "beta1": Tolerance(4e-6, _F32_BETA),
+    "b1_prod": Tolerance(4e-5, _F32_PROD),
+    "count": Tolerance(0.0, "an integer"),
+}
+_FLOAT64 = {key: Tolerance(t.bound * 1e-7, _F64) for key, t in _FLOAT32.items()}
+
+
+def free_running(dtype: str, slot: str) -> Tolerance:
+    """Return the tolerance of a whole trajectory in float32 or float64.
+
+    Args:
+        dtype: "float32" or "float64".
+        slot: "params", or a state slot without its leaf.
+
+    Example:
+        >>> free_running("float64", "params").bound < free_running("float32", "params").bound
+        True
+    """
+    return {"float32": _FLOAT32, "complex64": _FLOAT32, "float64": _FLOAT64}[dtype][slot]
+
+
+def single_step(storage: np.dtype[np.generic], slot: str, dtype: str) -> Tolerance:
+    """Return the tolerance of one step that starts from the run's own previous state.
+
+    Args:
+        storage: The dtype in which the slot is stored.
+        slot: "params", or a state slot without its leaf.
+        dtype: The dtype of the parameters.
+    """
+    if slot == "count":
+        return _FLOAT32["count"]
+    unit = float(ml_dtypes.finfo(storage).eps)
+    if unit > 1e-5:
+        return Tolerance(
+            2 * unit,
+            "rounded once to the storage dtype, and for parameters a second time where the update "
+            "itself is rounded to the gradient's dtype before it is added",
+        )
+    if slot == "beta1" or slot == "b1_prod":
+        return Tolerance(2e-5, _F32_BETA)
+    return Tolerance(1e-5, f"float32 arithmetic on {dtype} inputs, one step")
+
+
+def distance(actual: Array, expected: Array, scale: float = 0.0) -> float:
+    """Return max|actual - expected| / max|expected|, inf where NaN patterns or infinities differ.
+
+    A `scale` above max|expected| takes its place: a mean of signed terms is only as exact as the
+    terms are large.
+
+    Example:
+        >>> distance(np.array([1.0, 2.1]), np.array([1.0, 2.0])).__round__(6)
+        0.05
+        >>> distance(np.array([1.0, np.nan]), np.array([1.0, 2.0]))
+        inf
+    """
+    wide = np.complex128 if np.iscomplexobj(expected) else np.float64
+    a, e = np.asarray(actual).astype(wide), np.asarray(expected).astype(wide)
+    if a.shape != e.shape:
+        return float("inf")
+    both_nan = np.isnan(a) & np.isnan(e)
+    same = both_nan | (a == e)
+    if same.all():
+        return 0.0
+    a, e = a[~both_nan], e[~both_nan]
+    if not (np.isfinite(a).all() and np.isfinite(e).all()):
+        return float("inf")
+    scale = max(scale, float(np.abs(e).max()))
+    return float("inf") if scale == 0 else float(np.abs(a - e).max()) / scale
