@@ -1,7 +1,7 @@
 """Check the rules of the workspace that no other tool knows: `python check_workspace.py`.
 
 Sibling requirements have both bounds (uv checks neither inside a workspace), every package carries
-its licence, type marker and changelog entry, no `__init__.py` lies under a tests folder (with
+its licence, its type marker and a changelog that releases can write to, no `__init__.py` lies under a tests folder (with
 importlib mode it silently runs another package's tests), the resolution is pinned, and no tracked
 file names an index host or a path of somebody's machine.
 """
@@ -18,6 +18,7 @@ from pip._internal.models.index import PyPI
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("pip install uv && uv run optim-bench run", "pip install uv && uvx nox")
+MARKER = "<!-- releases start -->"
 HOSTS = (PyPI.netloc, PyPI.file_storage_domain)
 MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.-])/(root|work|Users/[a-z]+|home/[a-z]+)/")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -50,10 +51,8 @@ def package_problems(folder: Path, licence: bytes) -> Iterator[str]:
     if not (folder / "src" / module / "py.typed").exists():
         yield f"src/{module}/py.typed is missing"
     changelog = folder / "CHANGELOG.md"
-    if folder.parent.name == "packages" and f"## {project['version']}" not in changelog.read_text(
-        encoding="utf-8"
-    ):
-        yield f"CHANGELOG.md has no section for {project['version']}"
+    if folder.parent.name == "packages" and MARKER not in changelog.read_text(encoding="utf-8"):
+        yield f"CHANGELOG.md has no line {MARKER!r}, below which releases are written"
 
 
 def name_problems(names: Iterable[str]) -> Iterator[str]:

@@ -1,0 +1,174 @@
+"""Release one package: everything that release.yml does beside calling this file.
+
+    release.py prepare PACKAGE VERSION     set the version, collect the changelog fragments
+    release.py plan --tag T | --package P  may HEAD be released? print package and version
+    release.py build PACKAGE --out DIR     wheel, sdist and SHA256SUMS, from a clean clone of HEAD
+
+`plan` refuses, with every reason at once, what an index would not: it takes a second upload of an
+identical file without a word, and it does not know about changelogs, tags or siblings.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+from pypi_simple import NoSuchProjectError, PyPISimple
+
+ROOT = Path(__file__).resolve().parents[2]
+# The order in which a release of everything goes out: a dependent after what it needs.
+ORDER = ("stam-core", "stam-jax", "stac-torch", "optim-checkpoint", "optim-bench")
+TAG = re.compile(rf"({'|'.join(ORDER)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
+TOWNCRIER = "towncrier==26.9.0"
+
+
+class RefusedError(Exception):
+    """A release that must not happen; the message says why and what to do."""
+
+
+def published(index: str | None, package: str) -> set[Version]:
+    """The versions of a package that an index holds; none when it does not know the package."""
+    with PyPISimple(*[index] if index else []) as simple:
+        try:
+            page = simple.get_project_page(package, timeout=60)
+        except NoSuchProjectError:
+            return set()
+    return {Version(file.version) for file in page.packages if file.version is not None}
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Run git in a checkout and return what it prints."""
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def project(root: Path, package: str) -> dict:
+    """The [project] table of a package."""
+    text = (root / "packages" / package / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["project"]
+
+
+def package_of(tag: str) -> tuple[str, str]:
+    """Package and version that a tag names."""
+    match = TAG.fullmatch(tag)
+    if match is None:
+        raise RefusedError(f"tag {tag!r} names no release; write <package>-vX.Y.Z, one of {ORDER}")
+    return match[1], match[2]
+
+
+def refusals(
+    root: Path, package: str, version: str, tag: str | None, index: str | None
+) -> Iterator[str]:
+    """Every reason not to release what HEAD holds."""
+    declared = project(root, package)["version"]
+    if declared != version:
+        yield f"the tag says {version}, packages/{package}/pyproject.toml says {declared}"
+    if changed := git(root, "status", "--porcelain"):
+        yield f"the tree is not clean; commit or remove: {changed.splitlines()[0].strip()}"
+    if tag is not None and git(root, "rev-list", "-n1", tag) != git(root, "rev-parse", "HEAD"):
+        yield f"tag {tag} is not on the commit that is checked out"
+    folder = root / "packages" / package
+    if f"## {version} (" not in (folder / "CHANGELOG.md").read_text(encoding="utf-8"):
+        yield f"CHANGELOG.md has no section for {version}: release.py prepare {package} {version}"
+    if left := sorted(path.name for path in folder.glob("changes/*.md")):
+        yield f"changelog fragments are left over: {', '.join(left)}"
+    if Version(version) in published(index, package):
+        yield f"{package} {version} is already published; raise the version"
+    for requirement in map(Requirement, project(root, package).get("dependencies", [])):
+        if requirement.name in ORDER:
+            yield from floor_refusals(requirement, index)
+
+
+def floor_refusals(requirement: Requirement, index: str | None) -> Iterator[str]:
+    """Why the oldest sibling a package accepts could not be installed."""
+    floors = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+    if not floors:
+        yield f"{requirement} has no floor"
+    elif floors[0] not in published(index, requirement.name):
+        yield f"{requirement.name} {floors[0]} is not published; release it first"
+
+
+def plan(root: Path, tag: str | None, package: str | None, index: str | None) -> tuple[str, str]:
+    """Package and version to release, or RefusedError with every reason."""
+    if tag is not None:
+        package, version = package_of(tag)
+    elif package in ORDER:
+        version = project(root, package)["version"]
+    else:
+        raise RefusedError(f"{package!r} is no package of this workspace; one of {ORDER}")
+    if reasons := list(refusals(root, package, version, tag, index)):
+        raise RefusedError("\n".join(reasons))
+    return package, version
+
+
+def prepare(root: Path, package: str, version: str) -> None:
+    """Set the version and collect the changelog fragments; the caller commits and tags."""
+    pyproject = root / "packages" / package / "pyproject.toml"
+    text = pyproject.read_text(encoding="utf-8")
+    declared = project(root, package)["version"]
+    pyproject.write_text(
+        text.replace(f'\nversion = "{declared}"\n', f'\nversion = "{version}"\n', 1),
+        encoding="utf-8",
+    )
+    command = ["uvx", "--quiet", TOWNCRIER, "build", "--config", ".github/towncrier.toml", "--yes"]
+    command += ["--dir", f"packages/{package}", "--name", package, "--version", version]
+    subprocess.run(command, cwd=root, check=True)
+
+
+def build(root: Path, package: str, out: Path) -> list[Path]:
+    """Build from a clean clone, at the commit's own time, and write the hashes beside the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "clone")
+        git(root, "clone", "--quiet", str(root), str(clone))
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": git(clone, "log", "-1", "--format=%ct")}
+        command = ["uv", "build", "--quiet", "--no-sources", "--package", package]
+        command += ["--directory", str(clone), "--out-dir", str(out.resolve())]
+        subprocess.run(command, check=True, env=environment)
+    files = sorted(path for path in out.iterdir() if path.name.endswith((".whl", ".tar.gz")))
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (out / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+    return files
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; a refusal prints its reasons and returns 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    preparing = commands.add_parser("prepare")
+    preparing.add_argument("package", choices=ORDER)
+    preparing.add_argument("version")
+    planning = commands.add_parser("plan")
+    what = planning.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tag")
+    what.add_argument("--package")
+    planning.add_argument("--index", help="the simple index to ask; the default index otherwise")
+    building = commands.add_parser("build")
+    building.add_argument("package", choices=ORDER)
+    building.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+
+    if options.command == "prepare":
+        prepare(ROOT, options.package, options.version)
+    elif options.command == "build":
+        for path in build(ROOT, options.package, options.out):
+            print(path.name)
+    else:
+        try:
+            package, version = plan(ROOT, options.tag, options.package, options.index)
+        except RefusedError as refused:
+            print(f"refused:\n{refused}", file=sys.stderr)
+            return 1
+        print(f"package={package}\nversion={version}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Release every package to an index on loopback, from a clone, and install each one alone from it.
+
+The same release.py that the workflow calls prepares, plans and builds; `uv publish` uploads. In
+between, each release that must be refused is tried. Nothing leaves this machine and nothing is
+written to the checkout: `python release_check.py`.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import release
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = "0.1.0"
+IDENTITY = ("-c", "user.name=release check", "-c", "user.email=release-check@localhost")
+
+
+def run(*command: str, cwd: Path, **variables: str) -> str:
+    """Run a command and return its output; show that output when it fails."""
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}")
+    return done.stdout
+
+
+@contextmanager
+def index(folder: Path) -> Iterator[str]:
+    """A package index on loopback that knows only what is uploaded to it."""
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "pypiserver", "run", "--interface", "127.0.0.1"]
+    command += ["--port", str(port), "--disable-fallback", "--hash-algo", "sha256"]
+    command += ["--authenticate", ".", "--passwords", ".", str(folder)]
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+def wait_for(port: int) -> None:
+    """Return once the index answers; give up after ten seconds."""
+    for _ in range(100):
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit(f"the index on port {port} does not answer")
+
+
+def must_refuse(root: Path, address: str, reason: str, **what: str | None) -> None:
+    """Plan a release that must be refused for a certain reason."""
+    arguments = {"tag": None, "package": None, **what}
+    try:
+        release.plan(root, index=f"{address}/simple", **arguments)
+    except release.RefusedError as refused:
+        if reason not in str(refused):
+            raise SystemExit(f"refused, but not because {reason!r}:\n{refused}") from refused
+        print(f"  refused as it must be: {reason}")
+        return
+    raise SystemExit(f"a release was planned that must be refused: {reason}")
+
+
+def commit(root: Path, message: str) -> None:
+    """Commit everything in the clone."""
+    run("git", "add", "--all", cwd=root)
+    run("git", *IDENTITY, "commit", "--quiet", "--message", message, cwd=root)
+
+
+def publish(root: Path, package: str, address: str, scratch: Path) -> None:
+    """Take one package from its fragments to an environment that installed it from the index."""
+    tag = f"{package}-v{VERSION}"
+    must_refuse(root, address, "CHANGELOG.md has no section", package=package)
+    release.prepare(root, package, VERSION)
+    must_refuse(root, address, "the tree is not clean", package=package)
+    commit(root, f"Release {package} {VERSION}")
+    run("git", "tag", tag, cwd=root)
+    release.plan(root, tag=tag, package=None, index=f"{address}/simple")
+
+    out, again = scratch / "dist" / package, scratch / "again" / package
+    files = release.build(root, package, out)
+    release.build(root, package, again)
+    if (out / "SHA256SUMS").read_bytes() != (again / "SHA256SUMS").read_bytes():
+        raise SystemExit(f"{package}: two builds of one commit differ")
+    print(f"  {', '.join(path.name for path in files)}: the same bytes twice")
+    check = ROOT / ".github" / "scripts" / "check_distributions.py"
+    run(sys.executable, str(check), *map(str, files), cwd=scratch)
+    run(
+        *("uv", "publish", "--publish-url", f"{address}/", "--trusted-publishing", "never"),
+        *("--username", "anyone", "--password", "anything", *map(str, files)),
+        cwd=scratch,
+    )
+    install_from(address, package, files, scratch)
+    must_refuse(root, address, "is already published", tag=tag)
+
+
+def install_from(address: str, package: str, files: list[Path], scratch: Path) -> None:
+    """Install the package from the index into an empty environment, every file held to its hash."""
+    environment = scratch / f"environment-{package}"
+    run("uv", "venv", "--quiet", "--python", sys.executable, str(environment), cwd=scratch)
+    python = environment / "bin" / "python"
+    wanted, locked = scratch / f"{package}.in", scratch / f"{package}.txt"
+    wanted.write_text(f"{package}=={VERSION}\n", encoding="utf-8")
+    address = f"{address}/simple/"
+    # The index on loopback comes first and knows our packages; all else is from the default one.
+    run(
+        *("uv", "pip", "compile", "--quiet", "--generate-hashes", "--index", address),
+        *("--python", str(python), "--output-file", str(locked), str(wanted)),
+        cwd=scratch,
+    )
+    wheel = next(path for path in files if path.suffix == ".whl")
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() not in locked.read_text(encoding="utf-8"):
+        raise SystemExit(f"the index serves another {wheel.name} than the one that was built")
+    run(
+        *("uv", "pip", "install", "--quiet", "--require-hashes", "--index", address),
+        *("--python", str(python), "--requirement", str(locked)),
+        cwd=scratch,
+    )
+    alone = ROOT / ".github" / "scripts" / "check_alone.py"
+    print("  " + run(str(python), "-I", str(alone), package, cwd=scratch).splitlines()[-1])
+    shutil.rmtree(environment)
+
+
+def main() -> int:
+    """Try the refusals that need no release, then release everything in order."""
+    with tempfile.TemporaryDirectory() as folder, index(Path(folder, "index")) as address:
+        scratch = Path(folder)
+        root = scratch / "clone"
+        run("git", "clone", "--quiet", str(ROOT), str(root), cwd=scratch)
+        print("before the first release")
+        must_refuse(root, address, "names no release", tag="stam-core-0.1.0")
+        must_refuse(root, address, "is no package of this workspace", package="stam")
+        run("git", "tag", "stam-core-v9.9.9", cwd=root)
+        must_refuse(root, address, "the tag says 9.9.9", tag="stam-core-v9.9.9")
+        must_refuse(root, address, "is not published; release it first", package="stam-jax")
+        for package in release.ORDER:
+            print(package)
+            publish(root, package, address, scratch)
+        must_refuse(root, address, "is not on the commit", tag=f"stam-core-v{VERSION}")
+    print(f"{len(release.ORDER)} packages released to an index on loopback, each installed alone")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
