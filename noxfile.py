@@ -44,6 +44,9 @@ each_package = nox.parametrize(
     "package", [nox.param(package, id=package, tags=[package]) for package in PACKAGES]
 )
 
+# What needs a GPU or hours is collected, and run by name.
+MARKERS = "not gpu and not nightly"
+
 ran: list[str] = []
 
 
@@ -73,7 +76,7 @@ def install_editable(session: nox.Session, package: str, *options: str) -> None:
 def pytest(session: nox.Session, *args: str, markers: str) -> None:
     """Two workers with one thread each: two cores, and no suite waits for another's thread pool."""
     session.run(
-        *("pytest", "-n2", "--dist=worksteal", "-m", f"not gpu and not nightly{markers}"),
+        *("pytest", "-n2", "--dist=worksteal", "-m", f"{MARKERS}{markers}"),
         *args,
         *session.posargs,
         env={"OMP_NUM_THREADS": "1"},
@@ -161,7 +164,7 @@ def minimums(session: nox.Session, package: str) -> None:
 @nox.session(python=NEWEST)
 def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
-    session.install("-e", "shared-tests", *group("test-tools"))
+    session.install("-e", "shared-tests", *group("test-tools"), *group("release"))
     pytest(session, "shared-tests/tests", f"{SCRIPTS}/tests", markers="")
     done(session)
 
@@ -237,6 +240,43 @@ def main_job(session: nox.Session) -> None:
     session.chdir(ROOT)
     shutil.rmtree(clone)
     done(session)
+
+
+@nox.session(python=NEWEST)
+def release_check(session: nox.Session) -> None:
+    """A whole release of every package to an index on loopback, with what must be refused."""
+    session.install(*group("release"))
+    session.run("python", f"{SCRIPTS}/release_check.py")
+    done(session)
+
+
+@nox.session(python=NEWEST, reuse_venv=False, default=False)
+def verify_release(session: nox.Session) -> None:
+    """Verify built files before they are published: `nox -s verify_release -- PACKAGE DIST`.
+
+    Siblings come from the index, as a user gets them. A new stam-core is also tried under the
+    published packages that depend on it, where there are any.
+    """
+    package, dist = session.posargs[0], Path(session.posargs[1]).resolve()
+    files = [str(file) for file in sorted(dist.glob(f"{package.replace('-', '_')}-*"))]
+    session.run("uvx", TWINE, "check", "--strict", *files, external=True)
+    session.run("python", f"{SCRIPTS}/check_distributions.py", *files)
+    session.install(wheel(dist, package))
+    session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
+
+    session.install(reference(dist, package), "-e", "shared-tests")
+    session.install(*group("test-tools"), *group(f"test-{package}"))
+    suites = sorted((ROOT / "packages" / package / "tests").glob("test_conformance*.py"))
+    if suites:
+        session.run("pytest", "-m", MARKERS, *map(str, suites), env={"OMP_NUM_THREADS": "1"})
+    for dependent in (name for name, siblings in SIBLINGS.items() if package in siblings):
+        session.install(*group("release"))
+        command = ("python", f"{SCRIPTS}/release.py", "published", dependent)
+        if session.run(*command, silent=True).strip():
+            session.install(reference(dist, package), dependent)
+            session.run("python", "-I", f"{SCRIPTS}/check_alone.py", dependent)
+        else:
+            session.log(f"{dependent}: no version is published yet, so none is tried")
 
 
 @nox.session(python=False)

@@ -1,9 +1,9 @@
 """Check the rules of the workspace that no other tool knows: `python check_workspace.py`.
 
 Sibling requirements have both bounds (uv checks neither inside a workspace), every package carries
-its licence, its type marker and a changelog that releases can write to, no `__init__.py` lies under a tests folder (with
-importlib mode it silently runs another package's tests), the resolution is pinned, and no tracked
-file names an index host or a path of somebody's machine.
+its licence, its type marker and a changelog that releases can write to, no `__init__.py` lies under
+a tests folder (with importlib mode it silently runs another package's tests), the resolution is
+pinned, and no tracked file names an index host or a path of somebody's machine.
 """
 
 import re

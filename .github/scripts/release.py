@@ -2,6 +2,7 @@
 
     release.py prepare PACKAGE VERSION     set the version, collect the changelog fragments
     release.py plan --tag T | --package P  may HEAD be released? print package and version
+    release.py published PACKAGE           the versions the index holds, a line each
     release.py build PACKAGE --out DIR     wheel, sdist and SHA256SUMS, from a clean clone of HEAD
 
 `plan` refuses, with every reason at once, what an index would not: it takes a second upload of an
@@ -149,7 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
     what = planning.add_mutually_exclusive_group(required=True)
     what.add_argument("--tag")
     what.add_argument("--package")
-    planning.add_argument("--index", help="the simple index to ask; the default index otherwise")
+    asking = commands.add_parser("published")
+    asking.add_argument("package", choices=ORDER)
+    for parser_of_index in (planning, asking):
+        parser_of_index.add_argument("--index", help="the simple index to ask, if not the default")
     building = commands.add_parser("build")
     building.add_argument("package", choices=ORDER)
     building.add_argument("--out", type=Path, required=True)
@@ -157,6 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     if options.command == "prepare":
         prepare(ROOT, options.package, options.version)
+    elif options.command == "published":
+        for version in sorted(published(options.index, options.package)):
+            print(version)
     elif options.command == "build":
         for path in build(ROOT, options.package, options.out):
             print(path.name)

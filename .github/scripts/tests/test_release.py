@@ -1,0 +1,111 @@
+"""Each release that must be refused is tried against a small repository and a made-up index."""
+
+import subprocess
+
+import pytest
+import release
+from packaging.version import Version
+
+PYPROJECT = """[project]
+name = "{name}"
+version = "0.2.0"
+dependencies = [{dependencies}]
+"""
+
+
+def git(root, *arguments):
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    subprocess.run(["git", "-C", str(root), *identity, *arguments], check=True)
+
+
+def write(root, name, dependencies=""):
+    folder = root / "packages" / name
+    folder.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(
+        PYPROJECT.format(name=name, dependencies=dependencies), encoding="utf-8"
+    )
+    (folder / "CHANGELOG.md").write_text("## 0.2.0 (2026-11-21)\n", encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    write(tmp_path, "stam-core")
+    write(tmp_path, "stam-jax", '"stam-core>=0.2,<0.3"')
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message", "x")
+    return tmp_path
+
+
+@pytest.fixture
+def index(monkeypatch):
+    versions = {"stam-core": {Version("0.1.0"), Version("0.2.0")}}
+    monkeypatch.setattr(release, "published", lambda _, package: versions.get(package, set()))
+    return versions
+
+
+def refusal(root, **what):
+    arguments = {"tag": None, "package": None, "index": None, **what}
+    with pytest.raises(release.RefusedError) as refused:
+        release.plan(root, **arguments)
+    return str(refused.value)
+
+
+def test_a_sound_release_is_planned(root, index):
+    git(root, "tag", "stam-jax-v0.2.0")
+    assert release.plan(root, "stam-jax-v0.2.0", None, None) == ("stam-jax", "0.2.0")
+    assert release.plan(root, None, "stam-jax", None) == ("stam-jax", "0.2.0")
+
+
+@pytest.mark.parametrize("tag", ["v0.2.0", "stam-jax-0.2.0", "stam-v0.2.0", "stam-jax-v0.2"])
+def test_a_tag_must_name_a_package_and_a_version(root, index, tag):
+    assert "names no release; write <package>-vX.Y.Z" in refusal(root, tag=tag)
+
+
+def test_an_unknown_package_is_refused(root, index):
+    assert "'stam' is no package of this workspace" in refusal(root, package="stam")
+
+
+def test_a_tag_must_match_the_declared_version(root, index):
+    git(root, "tag", "stam-jax-v0.3.0")
+    found = refusal(root, tag="stam-jax-v0.3.0")
+    assert "the tag says 0.3.0, packages/stam-jax/pyproject.toml says 0.2.0" in found
+
+
+def test_a_tag_must_be_on_what_is_checked_out(root, index):
+    git(root, "tag", "stam-jax-v0.2.0")
+    git(root, "commit", "--quiet", "--allow-empty", "--message", "later")
+    assert "is not on the commit that is checked out" in refusal(root, tag="stam-jax-v0.2.0")
+
+
+def test_a_dirty_tree_is_refused(root, index):
+    (root / "stray.py").touch()
+    assert "the tree is not clean; commit or remove: ?? stray.py" in refusal(
+        root, package="stam-jax"
+    )
+
+
+def test_a_missing_changelog_section_is_refused(root, index):
+    (root / "packages" / "stam-jax" / "CHANGELOG.md").write_text("## 0.1.0 (2026-01-01)\n")
+    assert "CHANGELOG.md has no section for 0.2.0" in refusal(root, package="stam-jax")
+
+
+def test_fragments_left_over_are_refused(root, index):
+    (root / "packages" / "stam-jax" / "changes").mkdir()
+    (root / "packages" / "stam-jax" / "changes" / "+a.fixed.md").touch()
+    assert "changelog fragments are left over: +a.fixed.md" in refusal(root, package="stam-jax")
+
+
+def test_a_published_version_is_refused(root, index):
+    assert "stam-core 0.2.0 is already published" in refusal(root, package="stam-core")
+
+
+def test_the_oldest_sibling_accepted_must_be_published(root, index):
+    index["stam-core"] = {Version("0.1.0"), Version("0.2.1")}
+    assert "stam-core 0.2 is not published; release it first" in refusal(root, package="stam-jax")
+
+
+def test_every_reason_is_given_at_once(root, index):
+    index.clear()
+    (root / "packages" / "stam-jax" / "CHANGELOG.md").write_text("")
+    assert len(refusal(root, package="stam-jax").splitlines()) == 3
