@@ -69,6 +69,7 @@ class Case:
         steps: Number of steps.
         schedule: Learning rate per step, or None for the constant one.
         seed: Seed of parameters and gradients.
+        not_in: Dtypes in which the case means nothing.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Case:
     steps: int = 24
     schedule: Callable[[int], float] | None = None
     seed: int = 0
+    not_in: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.optimizer}:{self.name}"
@@ -239,6 +241,27 @@ ADAMW = (
 )
 
 CASES: tuple[Case, ...] = (*STAM, *STAM_LITE, *STAC, *ADAMW)
+
+
+_COARSE = {"learning_rate": 0.1, "weight_decay": 0.1}
+"""Steps that a 16-bit parameter can show."""
+
+_NO_HALF = frozenset({"float16"})
+
+LOW_PRECISION: tuple[Case, ...] = (
+    Case("coarse", "stam", _COARSE, steps=12),
+    Case("coarse-shift", "stam", {**_COARSE, **QUICK, "learning_rate": 0.1}, shift, steps=16),
+    Case("coarse", "stam_lite", _COARSE, steps=12),
+    Case("coarse-shift", "stam_lite", {**_COARSE, "moment_decay": 0.8}, shift, steps=16),
+    Case("coarse", "stac", {**_COARSE, "roles": MIXED_ROLES}, steps=12, not_in=_NO_HALF),
+    Case(
+        "coarse-sign",
+        "stac",
+        {**_COARSE, "roles": dict.fromkeys(SHAPES, "sign"), "sign_lr_scale": 0.75},
+        steps=12,
+    ),
+    Case("coarse", "adamw", _COARSE, steps=12, not_in=_NO_HALF),
+)
 
 
 def plain_case(opt: str) -> Case:

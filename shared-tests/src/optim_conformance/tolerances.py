@@ -62,26 +62,23 @@ def free_running(dtype: str, slot: str) -> Tolerance:
     return {"float32": _FLOAT32, "complex64": _FLOAT32, "float64": _FLOAT64}[dtype][slot]
 
 
-def single_step(storage: np.dtype[np.generic], slot: str, dtype: str) -> Tolerance:
+def single_step(storage: np.dtype[np.generic], slot: str) -> Tolerance:
     """Return the tolerance of one step that starts from the run's own previous state.
 
     Args:
         storage: The dtype in which the slot is stored.
-        slot: "params", or a state slot without its leaf.
-        dtype: The dtype of the parameters.
+        slot: A parameter's name, or a state slot without its leaf.
     """
     if slot == "count":
         return _FLOAT32["count"]
     unit = float(ml_dtypes.finfo(storage).eps)
     if unit > 1e-5:
         return Tolerance(
-            2 * unit,
-            "rounded once to the storage dtype, and for parameters a second time where the update "
-            "itself is rounded to the gradient's dtype before it is added",
+            unit,
+            "half a unit of its storage for the result, and half a unit for an update or a decayed "
+            "value that is rounded before",
         )
-    if slot == "beta1" or slot == "b1_prod":
-        return Tolerance(2e-5, _F32_BETA)
-    return Tolerance(1e-5, f"float32 arithmetic on {dtype} inputs, one step")
+    return Tolerance(2e-5, "float32 arithmetic, one step; terms of a mean may cancel")
 
 
 def distance(actual: Array, expected: Array, scale: float = 0.0) -> float:
