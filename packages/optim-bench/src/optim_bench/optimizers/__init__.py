@@ -1,0 +1,26 @@
+"""The optimizers under comparison. Importing this module loads no framework."""
+
+from optim_bench.optimizers._info import (
+    OptimizerInfo,
+    Parameter,
+    decay,
+    learning_rate,
+    non_negative,
+    positive,
+)
+from optim_bench.optimizers._registry import OPTIMIZERS
+from optim_bench.optimizers._resolve import ENTRY_POINT_GROUP, Discovery, discover, resolve
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "OPTIMIZERS",
+    "Discovery",
+    "OptimizerInfo",
+    "Parameter",
+    "decay",
+    "discover",
+    "learning_rate",
+    "non_negative",
+    "positive",
+    "resolve",
+]

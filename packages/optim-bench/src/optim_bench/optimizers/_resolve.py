@@ -1,0 +1,114 @@
+"""From a user's words to an `OptimizerInfo`: registered name, entry point or `module:factory`."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from optim_bench.optimizers._info import OptimizerInfo, import_object, learning_rate
+from optim_bench.optimizers._registry import OPTIMIZERS
+
+ENTRY_POINT_GROUP = "optim_bench.optimizers"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What installed packages offer.
+
+    Args:
+        optimizers: by `framework/name`.
+        problems: entry points that cannot be used, with the reason in one line.
+    """
+
+    optimizers: Mapping[str, OptimizerInfo]
+    problems: Mapping[str, str]
+
+
+def discover() -> Discovery:
+    """Load every entry point of the group `optim_bench.optimizers`.
+
+    Each has to name an `OptimizerInfo` or a sequence of them. A broken one is reported, never
+    raised: somebody else's package must not stop a run that does not use it.
+    """
+    found: dict[str, OptimizerInfo] = {}
+    problems: dict[str, str] = {}
+    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            loaded: Any = point.load()
+        except Exception as error:  # noqa: BLE001 - third-party import: anything can happen, all of it is reported
+            problems[point.name] = f"{point.value} fails to load: {type(error).__name__}: {error}"
+            continue
+        infos = [loaded] if isinstance(loaded, OptimizerInfo) else loaded
+        if not isinstance(infos, list | tuple) or not all(
+            isinstance(info, OptimizerInfo) for info in infos
+        ):
+            problems[point.name] = f"{point.value} is no OptimizerInfo and no sequence of them"
+            continue
+        for info in infos:
+            if info.key in OPTIMIZERS or info.key in found:
+                problems[point.name] = f"{point.value}: the name {info.key} is already taken"
+            else:
+                found[info.key] = info
+    return Discovery(found, problems)
+
+
+def resolve(name: str, framework: str) -> OptimizerInfo:
+    """Return the optimizer that `name` means in a framework.
+
+    Args:
+        name: a registry name ("adamw"), the name of an installed entry point, or
+            `"module:factory"`. What the last one names is an `OptimizerInfo`, or a factory as
+            `OptimizerInfo` describes it, whose hyperparameters are then passed on unchecked, with
+            a tuning grid centred on 1e-3.
+        framework: `"jax"` or `"torch"`.
+
+    Raises:
+        ValueError: nothing is found; the message names what comes closest.
+
+    Example:
+        >>> resolve("adamw", "torch").title, resolve("adamw", "torch").learning_rate
+        ('AdamW', 0.001)
+        >>> resolve("adamv", "torch")
+        Traceback (most recent call last):
+        ...
+        ValueError: no torch optimizer named 'adamv'; did you mean adamw?
+    """
+    if ":" in name:
+        return _from_reference(name, framework)
+    key = f"{framework}/{name}"
+    if key in OPTIMIZERS:
+        return OPTIMIZERS[key]
+    discovery = discover()
+    if key in discovery.optimizers:
+        return discovery.optimizers[key]
+    everything = {**OPTIMIZERS, **discovery.optimizers}
+    known = [info.name for info in everything.values() if info.framework == framework]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+    if not close and name in {info.name for info in everything.values()}:
+        hint += f" ({name} exists only in the other framework)"
+    broken = "".join(f"; plugin {point}: {why}" for point, why in discovery.problems.items())
+    raise ValueError(f"no {framework} optimizer named {name!r}; {hint}{broken}")
+
+
+def _from_reference(reference: str, framework: str) -> OptimizerInfo:
+    found = import_object(reference)
+    if isinstance(found, OptimizerInfo):
+        if found.framework != framework:
+            raise ValueError(f"{reference} is a {found.framework} optimizer, not a {framework} one")
+        return found
+    if not callable(found):
+        # What a user typed is wrong, not what a caller passed: a ValueError like the others here.
+        raise ValueError(  # noqa: TRY004
+            f"{reference} is a {type(found).__name__}; it has to be a factory or an OptimizerInfo"
+        )
+    return OptimizerInfo(
+        name=reference,
+        framework=framework,
+        title=reference,
+        family="third-party",
+        factory=found,
+        parameters={"learning_rate": learning_rate(1e-3)},
+        open_parameters=True,
+    )

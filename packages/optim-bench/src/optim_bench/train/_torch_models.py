@@ -1,0 +1,75 @@
+"""The models in PyTorch: modules whose parameter names are the keys of the initial parameters."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+
+class MLP(nn.Module):
+    """Fc1, fc2, … with ReLU between them."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.names = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
+        for name in self.names:
+            outputs, inputs = shapes[f"{name}.weight"]
+            self.add_module(name, nn.Linear(inputs, outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        for name in self.names[:-1]:
+            x = F.relu(self.get_submodule(name)(x))
+        return self.get_submodule(self.names[-1])(x)
+
+
+class CNN(nn.Module):
+    """Two convolutions, the second with stride 2, and two dense layers."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        (c1, _, _, _), (c2, _, _, _) = shapes["conv1.weight"], shapes["conv2.weight"]
+        self.conv1 = nn.Conv2d(1, c1, 3, padding=1)
+        self.conv2 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
+        self.fc1 = nn.Linear(shapes["fc1.weight"][1], shapes["fc1.weight"][0])
+        self.fc2 = nn.Linear(shapes["fc2.weight"][1], shapes["fc2.weight"][0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(x[:, None]))))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+MODELS: Mapping[str, Callable[[Mapping[str, tuple[int, ...]]], nn.Module]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+}
+
+
+def build(model: str, initial: Mapping[str, NDArray[np.float32]]) -> nn.Module:
+    """Build a model and copy the initial parameters into it.
+
+    Raises:
+        RuntimeError: the module's parameters are not exactly the given ones.
+    """
+    module = MODELS[model]({name: value.shape for name, value in initial.items()})
+    module.load_state_dict({name: torch.tensor(value) for name, value in initial.items()})
+    return module
+
+
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean negative log-likelihood of integer targets under logits."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten().long())
+
+
+LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "squared_error": F.mse_loss,
+}
+
+
+def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the share of arg-max hits."""
+    return (outputs.argmax(dim=-1) == targets).float().mean()

@@ -1,0 +1,28 @@
+"""The training problems. Importing this module loads no framework and reads no data."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from optim_bench.workloads._diamonds import DIAMONDS_MLP
+from optim_bench.workloads._digits import DIGITS_CNN
+from optim_bench.workloads._workload import SPLITS, TIERS, Array, Target, Task, Workload
+
+WORKLOADS: Mapping[str, Workload] = MappingProxyType(
+    {workload.name: workload for workload in (DIGITS_CNN, DIAMONDS_MLP)}
+)
+
+__all__ = ["SPLITS", "TIERS", "WORKLOADS", "Array", "Target", "Task", "Workload", "get"]
+
+
+def get(name: str) -> Workload:
+    """Return a workload by its name.
+
+    Raises:
+        ValueError: there is none; the message lists what there is.
+    """
+    try:
+        return WORKLOADS[name]
+    except KeyError:
+        raise ValueError(
+            f"no workload named {name!r}; there are {', '.join(sorted(WORKLOADS))}"
+        ) from None
