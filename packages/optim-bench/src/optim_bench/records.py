@@ -102,7 +102,7 @@ class RunSpec:
         return cls(**data)
 
     def key(self) -> str:
-        """Return the SHA-256, 64 hex digits, of the canonical JSON: sorted keys, no spaces, ASCII."""
+        """Return the SHA-256, 64 hex digits, of the JSON with sorted keys and no spaces."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -121,8 +121,8 @@ class RunRecord:
         parameters: number of trained scalars.
         parameter_bytes: their exact size.
         state_bytes: exact size of the optimizer's state, counted on the live objects.
-        seconds: `"total"`, `"first_step"` (with compilation), `"loop"`: wall clock of a worker among
-            others, no timing claim.
+        seconds: `"total"`, `"first_step"` (with compilation), `"loop"`: wall clock of one worker
+            among others, no timing claim.
         environment: versions of what ran.
         error: one line for a failed run, else `None`.
 

@@ -1,0 +1,132 @@
+"""Carry a plan out: tell the executor what to run next until every cell is done.
+
+The loop keeps no state of its own: what runs next is a function of the plan and of the records in
+the store, so starting it again after a kill is all that resuming takes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from optim_bench.executors import Executor
+from optim_bench.protocol import (
+    Budget,
+    Cell,
+    Phase,
+    Plan,
+    expected_runs,
+    known_specs,
+    next_specs,
+    phase_of,
+)
+from optim_bench.records import RunRecord, RunSpec
+from optim_bench.store import Store
+
+
+@dataclass(frozen=True)
+class CellProgress:
+    """Where a cell stands: its phase, its finished runs, and how many it takes as far as known."""
+
+    phase: Phase
+    finished: int
+    expected: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a comparison stands.
+
+    Args:
+        cells: cell name -> where it stands.
+        new: runs finished since this start.
+        record: the run that just finished, or None at the start.
+    """
+
+    cells: Mapping[str, CellProgress]
+    new: int
+    record: RunRecord | None
+
+    @property
+    def finished(self) -> int:
+        """Runs of the plan that are in the store."""
+        return sum(cell.finished for cell in self.cells.values())
+
+    @property
+    def expected(self) -> int:
+        """Runs the plan takes if no grid has to grow any further."""
+        return sum(cell.expected for cell in self.cells.values())
+
+
+def progress_of(plan: Plan, records: Mapping[str, RunRecord]) -> Progress:
+    """Return where a comparison stands, from its records alone."""
+    cells: dict[str, CellProgress] = {}
+    for cell in plan.cells:
+        known = known_specs(cell, plan.budget, records)
+        finished = sum(spec.key() in records for spec in known)
+        expected = expected_runs(cell, plan.budget, records)
+        cells[cell.name] = CellProgress(phase_of(cell, plan.budget, records), finished, expected)
+    return Progress(cells, 0, None)
+
+
+Listener = Callable[[Progress], None]
+
+
+def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listener) -> None:
+    """Run what the plan still needs, keeping each record as soon as it is there.
+
+    Args:
+        plan: what is compared.
+        store: an opened store; runs in it are not repeated.
+        executor: who trains. It is not closed here.
+        listener: told once at the start and after each run.
+    """
+    records = store.records()
+    cells = {cell.name: _CellState(cell, plan.budget) for cell in plan.cells}
+    owner: dict[str, _CellState] = {}
+
+    def advance(state: _CellState) -> None:
+        for spec in state.update(records):
+            executor.submit(spec)
+            owner[spec.key()] = state
+
+    def report(record: RunRecord | None, new: int) -> None:
+        states = {
+            name: CellProgress(state.phase, state.finished, state.expected)
+            for name, state in cells.items()
+        }
+        listener(Progress(states, new, record))
+
+    for state in cells.values():
+        advance(state)
+    report(None, 0)
+    new = 0
+    while owner:
+        record = executor.wait()
+        store.write(record)
+        records[record.spec.key()] = record
+        new += 1
+        state = owner.pop(record.spec.key())
+        state.in_flight -= 1
+        state.finished += 1
+        if state.in_flight == 0:
+            advance(state)
+        report(record, new)
+
+
+class _CellState:
+    """A cell with its running counts: looking through every record after each run would be slow."""
+
+    def __init__(self, cell: Cell, budget: Budget) -> None:
+        self.cell = cell
+        self.budget = budget
+        self.in_flight = self.finished = self.expected = 0
+        self.phase = Phase.TUNING
+
+    def update(self, records: Mapping[str, RunRecord]) -> list[RunSpec]:
+        """Look at the records anew and return the runs to submit."""
+        specs = next_specs(self.cell, self.budget, records)
+        known = known_specs(self.cell, self.budget, records)
+        self.in_flight = len(specs)
+        self.finished = len(known) - len(specs)
+        self.expected = expected_runs(self.cell, self.budget, records)
+        self.phase = phase_of(self.cell, self.budget, records)
+        return specs

@@ -1,0 +1,17 @@
+"""Ways to run training: here, or in pinned worker processes."""
+
+from optim_bench.executors._base import Executor, Trainer, failed_record, load_trainer
+from optim_bench.executors._inline import InlineExecutor
+from optim_bench.executors._pinning import available_cores, worker_environment
+from optim_bench.executors._process import ProcessExecutor
+
+__all__ = [
+    "Executor",
+    "InlineExecutor",
+    "ProcessExecutor",
+    "Trainer",
+    "available_cores",
+    "failed_record",
+    "load_trainer",
+    "worker_environment",
+]

@@ -1,0 +1,76 @@
+"""The contract of an executor, and what it runs.
+
+A trainer is named as `"module:function"` rather than passed as an object, because worker processes
+and cluster jobs have to find it again. It takes a `RunSpec` and the data folder, and returns a
+`RunRecord`.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from optim_bench.records import REQUIRED_METRICS, RunRecord, RunSpec
+
+Trainer = Callable[..., RunRecord]
+DEFAULT_TRAINER = "optim_bench.train:train"
+
+
+class Executor(Protocol):
+    """Runs specs, in any order, and gives each record back once.
+
+    A trainer that raises, a worker that dies and a run that takes too long all give a record with
+    the status `"failed"`; no executor raises for them.
+    """
+
+    def submit(self, spec: RunSpec) -> None:
+        """Queue a run."""
+        ...
+
+    def wait(self) -> RunRecord:
+        """Return the next finished record.
+
+        Raises:
+            RuntimeError: nothing is queued or running.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop what runs, forget what is queued and free everything. Safe to call twice."""
+        ...
+
+
+def load_trainer(reference: str) -> Trainer:
+    """Import `"module:function"`."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def run_spec(trainer: Trainer, spec: RunSpec, data_dir: Path | None) -> RunRecord:
+    """Run one spec; whatever the trainer raises becomes a failed record."""
+    try:
+        return trainer(spec, data_dir=data_dir)
+    except Exception as error:  # noqa: BLE001 - one broken run must not end a comparison
+        return failed_record(spec, f"{type(error).__name__}: {error}")
+
+
+def failed_record(spec: RunSpec, message: str) -> RunRecord:
+    """Return the record of a run that gave no result.
+
+    Args:
+        spec: what was asked for.
+        message: why; only its first line is kept.
+    """
+    lines = message.strip().splitlines()
+    return RunRecord(
+        spec=spec,
+        status="failed",
+        metrics=dict.fromkeys(REQUIRED_METRICS),
+        curve={"step": [], "train_loss": [], "val_loss": []},
+        parameters=0,
+        parameter_bytes=0,
+        state_bytes=0,
+        seconds={},
+        environment={},
+        error=lines[0] if lines else "no message",
+    )

@@ -1,0 +1,35 @@
+"""Runs in this process, one after the other: for debugging, and for the smallest comparisons."""
+
+from collections import deque
+from pathlib import Path
+
+from optim_bench.executors._base import DEFAULT_TRAINER, load_trainer, run_spec
+from optim_bench.records import RunRecord, RunSpec
+
+
+class InlineExecutor:
+    """The executor without processes.
+
+    Args:
+        trainer: `"module:function"` to run.
+        data_dir: where full-size data sets lie.
+    """
+
+    def __init__(self, trainer: str = DEFAULT_TRAINER, *, data_dir: Path | None = None) -> None:
+        self._trainer = load_trainer(trainer)
+        self._data_dir = data_dir
+        self._queue: deque[RunSpec] = deque()
+
+    def submit(self, spec: RunSpec) -> None:
+        """Queue a run."""
+        self._queue.append(spec)
+
+    def wait(self) -> RunRecord:
+        """Run the next spec and return its record."""
+        if not self._queue:
+            raise RuntimeError("nothing is queued")
+        return run_spec(self._trainer, self._queue.popleft(), self._data_dir)
+
+    def close(self) -> None:
+        """Forget what is queued."""
+        self._queue.clear()

@@ -1,0 +1,220 @@
+"""Runs in worker processes, one pinned core each.
+
+Own processes rather than a `ProcessPoolExecutor`: there one dead worker breaks the whole pool and
+nobody learns which run killed it. Here it costs its run alone, and a fresh worker takes its place.
+
+A compiled step serves every learning rate and seed of an optimizer on a workload, so a worker stays
+with one such group while it lasts, and prefers the framework that it has loaded.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from optim_bench.executors._base import DEFAULT_TRAINER, failed_record
+from optim_bench.executors._pinning import available_cores, worker_environment
+from optim_bench.records import RunRecord, RunSpec
+
+Group = tuple[str, str, str]
+_POLL_SECONDS = 0.5
+_FAREWELL_SECONDS = 2.0
+
+
+class ProcessExecutor:
+    """The executor for one machine.
+
+    Args:
+        trainer: `"module:function"` to run.
+        jobs: number of workers, at least 1.
+        data_dir: where full-size data sets lie.
+        timeout: seconds after which a run is given up, or None.
+        path: folders to add to the workers' module search path, for user modules.
+
+    Raises:
+        ValueError: `jobs` is below 1.
+    """
+
+    def __init__(
+        self,
+        trainer: str = DEFAULT_TRAINER,
+        *,
+        jobs: int,
+        data_dir: Path | None = None,
+        timeout: float | None = None,
+        path: Sequence[str] = (),
+    ) -> None:
+        if jobs < 1:
+            raise ValueError(f"jobs is {jobs}; at least one worker has to run")
+        cores = available_cores()
+        self._start = {
+            "trainer": trainer,
+            "data_dir": None if data_dir is None else str(data_dir.resolve()),
+            "path": list(path),
+        }
+        self._timeout = timeout
+        self._queued: list[RunSpec] = []
+        self._done: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
+        # More workers than cores share them in turn.
+        self._slots = [cores[index % len(cores)] for index in range(jobs)]
+        self._workers: dict[int, _Worker] = {}
+
+    def submit(self, spec: RunSpec) -> None:
+        """Queue a run; it starts as soon as a worker is free."""
+        self._queued.append(spec)
+
+    def wait(self) -> RunRecord:
+        """Return the next finished record."""
+        self._dispatch()
+        if not any(worker.spec for worker in self._workers.values()):
+            raise RuntimeError("nothing is queued")
+        while True:
+            try:
+                worker, line = self._done.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if late := self._late():
+                    return self._give_up(late, f"gave up after {self._timeout:g} s")
+                continue
+            if worker.spec is None or self._workers.get(worker.slot) is not worker:
+                continue  # the end of a worker that was already dealt with
+            if line is None:
+                return self._give_up(worker, f"the worker died ({worker.epitaph()})")
+            spec, worker.spec = worker.spec, None
+            self._dispatch()
+            try:
+                return RunRecord.from_json(json.loads(line))
+            except ValueError as error:
+                return failed_record(spec, f"the worker's answer is no record ({error})")
+
+    def close(self) -> None:
+        """Stop the workers and forget what is queued."""
+        self._queued.clear()
+        for worker in self._workers.values():
+            worker.stop()
+        self._workers.clear()
+
+    def _dispatch(self) -> None:
+        for slot, core in enumerate(self._slots):
+            if not self._queued:
+                return
+            worker = self._workers.get(slot)
+            if worker is None:
+                start = {**self._start, "core": core}
+                worker = self._workers[slot] = _Worker(slot, start, self._done)
+            if worker.spec is None:
+                worker.send(self._queued.pop(self._choose(worker)))
+
+    def _choose(self, worker: "_Worker") -> int:
+        """Return the queued spec that costs this worker least to begin."""
+        others = [w for w in self._workers.values() if w is not worker]
+        taken = {w.group for w in others}
+        frameworks = {w.group[0] for w in others if w.group}
+
+        def cost(index: int) -> tuple[bool, bool, bool, int]:
+            group = _group(self._queued[index])
+            elsewhere = bool(worker.group) and group[0] != worker.group[0]
+            shared = not worker.group and group[0] in frameworks
+            return (group != worker.group, group in taken, elsewhere or shared, index)
+
+        return min(range(len(self._queued)), key=cost)
+
+    def _late(self) -> "_Worker | None":
+        if self._timeout is None:
+            return None
+        now = time.monotonic()
+        for worker in self._workers.values():
+            if worker.spec is not None and now - worker.since > self._timeout:
+                return worker
+        return None
+
+    def _give_up(self, worker: "_Worker", why: str) -> RunRecord:
+        spec = worker.spec
+        assert spec is not None  # noqa: S101 - callers checked it; this tells the type checker
+        worker.stop()
+        del self._workers[worker.slot]
+        self._dispatch()
+        return failed_record(spec, why)
+
+
+class _Worker:
+    """One process, the run it is at, and the thread that listens to it."""
+
+    def __init__(
+        self,
+        slot: int,
+        start: dict[str, object],
+        done: "queue.Queue[tuple[_Worker, str | None]]",
+    ) -> None:
+        self.slot = slot
+        self.spec: RunSpec | None = None
+        self.group: Group | tuple[()] = ()
+        self.since = 0.0
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "optim_bench.executors._worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=worker_environment(os.environ),
+            text=True,
+            encoding="utf-8",
+            # Ctrl-C is the parent's to handle.
+            start_new_session=True,
+        )
+        self._write(json.dumps(start))
+        self._listener = threading.Thread(target=self._listen, args=(done,), daemon=True)
+        self._listener.start()
+
+    def send(self, spec: RunSpec) -> None:
+        self.spec, self.group, self.since = spec, _group(spec), time.monotonic()
+        self._write(json.dumps(spec.to_json()))
+
+    def epitaph(self) -> str:
+        """Say how the process ended, with the last line it wrote."""
+        code = self._process.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return f"{how}: {lines[-1]}" if lines else how
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        if self.spec is not None:
+            self._process.kill()
+        try:
+            self._process.wait(timeout=_FAREWELL_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._listener.join()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._log.close()
+
+    def _write(self, line: str) -> None:
+        # A dead worker's pipe is broken; the listener reports the death.
+        with contextlib.suppress(BrokenPipeError):
+            assert self._process.stdin is not None  # noqa: S101 - opened as a pipe above
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _listen(self, done: "queue.Queue[tuple[_Worker, str | None]]") -> None:
+        assert self._process.stdout is not None  # noqa: S101 - opened as a pipe above
+        for line in self._process.stdout:
+            done.put((self, line))
+        done.put((self, None))
+
+
+def _group(spec: RunSpec) -> Group:
+    return (spec.framework, spec.workload, spec.optimizer)

@@ -1,0 +1,42 @@
+"""A worker process: specs in, records out, as JSON lines.
+
+Started as `python -m optim_bench.executors._worker`. The first line says how to start:
+`{"trainer", "data_dir", "core", "path"}`. Frameworks print to the standard output now and then; the
+records travel over a copy of it, and the original goes to the log.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from optim_bench.executors._base import Trainer, failed_record, load_trainer, run_spec
+from optim_bench.executors._pinning import pin
+from optim_bench.records import RunRecord, RunSpec
+
+
+def main() -> None:
+    """Serve until the standard input ends, which it also does when the parent dies."""
+    records = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    start = json.loads(sys.stdin.readline())
+    if start["core"] is not None:
+        pin(start["core"])
+    sys.path.extend(entry for entry in start["path"] if entry not in sys.path)
+    data_dir = None if start["data_dir"] is None else Path(start["data_dir"])
+    trainer: Trainer | None = None
+    for line in sys.stdin:
+        spec = RunSpec.from_json(json.loads(line))
+        record: RunRecord
+        try:
+            trainer = trainer or load_trainer(start["trainer"])
+        except Exception as error:  # noqa: BLE001 - reported in the record
+            record = failed_record(spec, f"{type(error).__name__}: {error}")
+        else:
+            record = run_spec(trainer, spec, data_dir)
+        records.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+        records.flush()
+
+
+if __name__ == "__main__":
+    main()

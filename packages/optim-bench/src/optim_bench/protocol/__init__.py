@@ -1,0 +1,37 @@
+"""Protocol v1: which runs a comparison needs, and which of them may be reported."""
+
+from optim_bench.protocol._cell import (
+    Cell,
+    Phase,
+    Trial,
+    Tuning,
+    expected_runs,
+    known_specs,
+    next_specs,
+    phase_of,
+    tuning_of,
+)
+from optim_bench.protocol._plan import BASELINE, PROTOCOL, Plan, baseline_name, family_of
+from optim_bench.protocol._tiers import ALPHA, LEVEL, MAX_FAMILY, TIERS, Budget
+
+__all__ = [
+    "ALPHA",
+    "BASELINE",
+    "LEVEL",
+    "MAX_FAMILY",
+    "PROTOCOL",
+    "TIERS",
+    "Budget",
+    "Cell",
+    "Phase",
+    "Plan",
+    "Trial",
+    "Tuning",
+    "baseline_name",
+    "expected_runs",
+    "family_of",
+    "known_specs",
+    "next_specs",
+    "phase_of",
+    "tuning_of",
+]

@@ -1,0 +1,80 @@
+"""Budgets: the same number of trials for every optimizer, by tier."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from optim_bench.stats import MAX_EXACT_PAIRS
+
+# Level of the family of tests per framework, and of every interval.
+ALPHA = 0.05
+LEVEL = 0.95
+# With ten seeds the sign-flip test reaches 2 / 2^10; Holm's first step allows 0.05 / 25.
+MAX_FAMILY = 25
+# Tuning seeds count from 0, fresh seeds from here: no seed is ever both.
+FIRST_FRESH_SEED = 100
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many runs each optimizer gets on each workload.
+
+    Args:
+        grid_points: learning rates tried, half a decade apart, centred on the optimizer's declared
+            centre; odd.
+        tuning_seeds: seeds per learning rate; selection only.
+        fresh_seeds: seeds of the reported test results, at most 20.
+        extensions: further points allowed, one at a time, while the best is at the grid's edge.
+        defaults: whether the authors' default hyperparameters run on the fresh seeds as well.
+
+    Raises:
+        ValueError: a count is out of range.
+
+    Example:
+        >>> TIERS["standard"].fresh, TIERS["smoke"].tuning
+        ((100, 101, 102, 103, 104, 105, 106, 107, 108, 109), (0,))
+    """
+
+    grid_points: int
+    tuning_seeds: int
+    fresh_seeds: int
+    extensions: int
+    defaults: bool
+
+    def __post_init__(self) -> None:
+        if self.grid_points < 1 or self.grid_points % 2 == 0:
+            raise ValueError(f"grid_points is {self.grid_points}; a centred grid has an odd number")
+        if not 1 <= self.tuning_seeds <= FIRST_FRESH_SEED:
+            raise ValueError(f"tuning_seeds is {self.tuning_seeds}; use 1 to {FIRST_FRESH_SEED}")
+        if not 1 <= self.fresh_seeds <= MAX_EXACT_PAIRS:
+            raise ValueError(
+                f"seeds is {self.fresh_seeds}; use 1 to {MAX_EXACT_PAIRS} (the test over all sign "
+                "flips is exact, and has 2^seeds cases)"
+            )
+        if self.extensions < 0:
+            raise ValueError(f"extensions is {self.extensions}; use 0 or more")
+
+    @property
+    def tuning(self) -> tuple[int, ...]:
+        """Seeds that choose the learning rate."""
+        return tuple(range(self.tuning_seeds))
+
+    @property
+    def fresh(self) -> tuple[int, ...]:
+        """Seeds that are reported."""
+        return tuple(range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self.fresh_seeds))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the budget as a plain dictionary."""
+        return dict(vars(self))
+
+
+TIERS: Mapping[str, Budget] = MappingProxyType(
+    {
+        "smoke": Budget(3, 1, 2, 0, defaults=False),
+        "quick": Budget(5, 2, 8, 2, defaults=False),
+        "standard": Budget(7, 3, 10, 4, defaults=True),
+        "full": Budget(9, 3, 20, 6, defaults=True),
+    }
+)

@@ -1,0 +1,28 @@
+"""From a store to `results.json`: measured cells, paired comparisons, aggregates, verdicts."""
+
+from optim_bench.results._build import build_results
+from optim_bench.results._cells import SMALLEST_CURVE, measure_cell
+from optim_bench.results._compare import compare_cells
+from optim_bench.results._schema import SCHEMA_VERSION, schema, validate_results
+from optim_bench.results._words import (
+    FRAMEWORK_TITLES,
+    LABELS,
+    change_in_words,
+    detectable_in_words,
+    verdict_sentence,
+)
+
+__all__ = [
+    "FRAMEWORK_TITLES",
+    "LABELS",
+    "SCHEMA_VERSION",
+    "SMALLEST_CURVE",
+    "build_results",
+    "change_in_words",
+    "compare_cells",
+    "detectable_in_words",
+    "measure_cell",
+    "schema",
+    "validate_results",
+    "verdict_sentence",
+]

@@ -1,0 +1,193 @@
+"""Assemble `results.json`: a pure function of the plan and the records, without clock or chance."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optim_bench.protocol import ALPHA, LEVEL, PROTOCOL, Plan
+from optim_bench.records import FRAMEWORKS, RunRecord
+from optim_bench.results._cells import fresh_losses, measure_cell
+from optim_bench.results._compare import compare_cells
+from optim_bench.results._schema import SCHEMA_VERSION
+from optim_bench.results._words import headline, verdict_sentence
+from optim_bench.stats import Interval, bootstrap_aggregates, log_ratio, performance_profile
+
+Measured = Mapping[str, Any]
+RANKED = frozenset({"better", "worse", "no difference", "too few seeds", "unstable", "exploratory"})
+PROFILE_RATIOS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+
+SMALL = "Small workloads (up to about 100,000 parameters): they do not predict large models."
+CAUTIONS = {
+    "smoke": "A smoke test of the machinery: far too short to say anything about an optimizer.",
+    "quick": (
+        "A smoke-size comparison: small workloads, short runs, a coarse search. It shows how these "
+        "optimizers behave here; it says nothing yet about your problem."
+    ),
+    "standard": SMALL,
+    "full": SMALL,
+}
+
+
+def build_results(plan: Plan, records: Mapping[str, RunRecord]) -> dict[str, Any]:
+    """Return the content of `results.json`.
+
+    Args:
+        plan: what was compared.
+        records: every record of the store by key; those outside the plan are left out.
+    """
+    cells = [measure_cell(plan, cell, records) for cell in plan.cells]
+    used = _used(cells, plan, records)
+    frameworks = [f for f in FRAMEWORKS if any(cell["framework"] == f for cell in cells)]
+    comparisons = [c for f in frameworks for c in compare_cells(plan, cells, f)]
+    sentences: list[str] = []
+    for framework in frameworks:
+        baseline_title = plan.titles[f"{framework}/{plan.baseline}"]
+        mine = [c for c in comparisons if c["framework"] == framework]
+        sentences += headline(mine, framework, baseline_title)
+        for comparison in mine:
+            comparison["sentence"] = verdict_sentence(comparison, baseline_title)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "protocol": {
+            "version": PROTOCOL,
+            "tier": plan.tier,
+            "plan_sha256": plan.digest(),
+            "baseline": plan.baseline,
+            "alpha": ALPHA,
+            "level": LEVEL,
+            "budget": plan.budget.to_json(),
+            "family": list(plan.family),
+        },
+        "headline": sentences,
+        "cautions": _cautions(plan, cells, comparisons, used),
+        "workloads": [{"name": name, **facts} for name, facts in sorted(plan.workloads.items())],
+        "cells": cells,
+        "comparisons": comparisons,
+        "aggregates": [a for f in frameworks for a in _aggregates(plan, cells, comparisons, f)],
+        "profiles": [p for f in frameworks for p in _profiles(cells, f)],
+        "failures": [
+            {"key": record.spec.key(), "status": record.status, "error": record.error}
+            | {name: getattr(record.spec, name) for name in ("workload", "framework", "optimizer")}
+            | {"seed": record.spec.seed}
+            | {"learning_rate": record.spec.hyperparameters["learning_rate"]}
+            for record in used
+            if record.status != "ok"
+        ],
+        "environment": _environment(used),
+        "runs": len(used),
+    }
+
+
+def _used(
+    cells: Sequence[Measured], plan: Plan, records: Mapping[str, RunRecord]
+) -> list[RunRecord]:
+    by_name = {cell["name"]: cell for cell in cells}
+    keys: dict[str, None] = {}
+    for cell in plan.cells:
+        measured = by_name[cell.name]
+        for trial in measured["tuning"]["trials"]:
+            for seed in plan.budget.tuning:
+                keys[cell.spec(trial["learning_rate"], seed).key()] = None
+        for part in ("fresh", "defaults"):
+            keys.update(dict.fromkeys(run["key"] for run in measured[part]["runs"]))
+    return [records[key] for key in keys if key in records]
+
+
+def _cautions(
+    plan: Plan,
+    cells: Sequence[Measured],
+    comparisons: Sequence[Measured],
+    used: Sequence[RunRecord],
+) -> list[str]:
+    cautions = [CAUTIONS[plan.tier]]
+    if any(c["verdict"] == "too few seeds" for c in comparisons):
+        cautions.append(
+            f"Where the verdict is 'too few seeds', {plan.budget.fresh_seeds} paired seeds cannot "
+            f"reach the level of {ALPHA:g} for the family, whatever the outcome; use --seeds."
+        )
+    if under := [cell["name"] for cell in cells if cell["tuning"]["under_tuned"]]:
+        cautions.append(f"Under-tuned and therefore not ranked: {', '.join(under)}.")
+    if mixed := sorted(name for name, values in _environment(used).items() if len(values) > 1):
+        cautions.append(f"Runs come from different environments ({', '.join(mixed)}).")
+    synthetic = [n for n, facts in sorted(plan.workloads.items()) if facts["kind"] != "real"]
+    if synthetic:
+        cautions.append(f"Synthetic, outside every aggregate: {', '.join(synthetic)}.")
+    return cautions
+
+
+def _aggregates(
+    plan: Plan, cells: Sequence[Measured], comparisons: Sequence[Measured], framework: str
+) -> list[dict[str, Any]]:
+    """Summarize the optimizers that have a result on every real workload of the framework."""
+    mine = [c for c in comparisons if c["framework"] == framework]
+    real = [name for name, facts in sorted(plan.workloads.items()) if facts["kind"] == "real"]
+    by_name = {cell["name"]: cell for cell in cells}
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for label in dict.fromkeys(c["label"] for c in mine):
+        ranked = {c["workload"] for c in mine if c["label"] == label and c["verdict"] in RANKED}
+        if not real or not ranked.issuperset(real):
+            continue
+        scores[label] = {
+            workload: _log_ratios(
+                by_name[f"{workload}/{framework}/{label}"],
+                by_name[f"{workload}/{framework}/{plan.baseline}"],
+            )
+            for workload in real
+        }
+    if not scores:
+        return []
+    summaries = bootstrap_aggregates(scores, level=LEVEL)
+    return [
+        {
+            "framework": framework,
+            "label": label,
+            "title": plan.titles[f"{framework}/{label}"],
+            "workloads": real,
+            "seeds": plan.budget.fresh_seeds,
+            "interquartile_ratio": _ratio_interval(summaries[label]["interquartile_mean"]),
+            "probability_of_improvement": vars(summaries[label]["probability_of_improvement"]),
+        }
+        for label in scores
+    ]
+
+
+def _log_ratios(cell: Measured, baseline: Measured) -> dict[int, float]:
+    mine, theirs = fresh_losses(cell), fresh_losses(baseline)
+    return {seed: log_ratio(mine[seed], theirs[seed]) for seed in sorted(set(mine) & set(theirs))}
+
+
+def _ratio_interval(interval: Interval) -> dict[str, float | None]:
+    def ratio(value: float) -> float | None:
+        return math.exp(value) if math.isfinite(value) else None
+
+    return {name: ratio(value) for name, value in vars(interval).items()}
+
+
+def _profiles(cells: Sequence[Measured], framework: str) -> list[dict[str, Any]]:
+    """Return the profile of steps to target over (workload, seed), where workloads have one."""
+    mine = [c for c in cells if c["framework"] == framework and c["steps_to_target"] is not None]
+    costs: dict[str, list[float]] = {}
+    for cell in mine:
+        if cell["fresh"]["missing"] or cell["fresh"]["failed"] or not cell["fresh"]["planned"]:
+            return []
+        steps = [math.inf if s is None else s for s in cell["steps_to_target"]["runs"]]
+        costs.setdefault(cell["label"], []).extend(steps)
+    if len({len(values) for values in costs.values()}) != 1 or not all(costs.values()):
+        return []
+    profile = performance_profile(costs, PROFILE_RATIOS)
+    return [
+        {
+            "framework": framework,
+            "workloads": sorted({cell["workload"] for cell in mine}),
+            "ratios": list(PROFILE_RATIOS),
+            "shares": profile,
+        }
+    ]
+
+
+def _environment(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+    values: dict[str, set[str]] = {}
+    for record in records:
+        for name, value in record.environment.items():
+            values.setdefault(name, set()).add(value)
+    return {name: sorted(found) for name, found in sorted(values.items())}

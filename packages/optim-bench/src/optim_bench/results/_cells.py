@@ -1,0 +1,197 @@
+"""What one optimizer did on one workload: its search, its fresh seeds, its memory."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from optim_bench.protocol import Cell, Plan, Trial, tuning_of
+from optim_bench.records import RunRecord
+from optim_bench.stats import steps_to_target
+
+Records = Mapping[str, RunRecord]
+# Learning rates whose loss is within this factor of the best count as good ones.
+GOOD_FACTOR = 1.05
+# A band needs at least this many seeds.
+SMALLEST_CURVE = 2
+
+
+def measure_cell(plan: Plan, cell: Cell, records: Records) -> dict[str, Any]:
+    """Return everything the results say about a cell, from its records alone."""
+    tuning = tuning_of(cell, plan.budget, records)
+    key = f"{cell.framework}/{cell.label}"
+    fresh = _runs(cell, tuning.selected, plan.budget.fresh, records)
+    defaults = _runs(cell, cell.default_rate, plan.budget.fresh, records)
+    tried = _runs_of_trials(cell, tuning.trials, plan, records)
+    sample = next((r for r in [*fresh, *tried] if r.status != "failed"), None)
+    return {
+        "name": cell.name,
+        "workload": cell.workload,
+        "framework": cell.framework,
+        "optimizer": cell.optimizer,
+        "label": cell.label,
+        "title": plan.titles[key],
+        "family": plan.families[key],
+        "hyperparameters": {
+            name: value for name, value in cell.hyperparameters.items() if name != "learning_rate"
+        },
+        "steps": cell.steps,
+        "schedule": cell.schedule,
+        "tuning": {
+            "trials": [_trial(trial) for trial in tuning.trials],
+            "selected": tuning.selected,
+            "under_tuned": tuning.under_tuned,
+            "complete": not tuning.missing,
+            "steps": len(tried) * cell.steps,
+            "good_decades": _good_decades(tuning.trials),
+        },
+        "fresh": _summary(fresh, plan.budget.fresh),
+        "defaults": {
+            "learning_rate": cell.default_rate,
+            **_summary(defaults, plan.budget.fresh),
+        },
+        "curve": _curve(fresh),
+        "steps_to_target": _steps_to_target(plan, cell, fresh),
+        "parameters": sample.parameters if sample else None,
+        "parameter_bytes": sample.parameter_bytes if sample else None,
+        "state_bytes": sample.state_bytes if sample else None,
+    }
+
+
+def fresh_losses(cell: Mapping[str, Any]) -> dict[int, float]:
+    """Return seed -> test loss of a measured cell; inf where the run diverged, failed runs absent.
+
+    Args:
+        cell: as `measure_cell` returns it.
+    """
+    return {
+        run["seed"]: math.inf if run["test_loss"] is None else run["test_loss"]
+        for run in cell["fresh"]["runs"]
+        if run["status"] != "failed"
+    }
+
+
+def _runs(
+    cell: Cell, rate: float | None, seeds: Iterable[int], records: Records
+) -> list[RunRecord]:
+    if rate is None:
+        return []
+    found = (records.get(cell.spec(rate, seed).key()) for seed in seeds)
+    return [record for record in found if record is not None]
+
+
+def _runs_of_trials(
+    cell: Cell, trials: Sequence[Trial], plan: Plan, records: Records
+) -> list[RunRecord]:
+    return [r for trial in trials for r in _runs(cell, trial.rate, plan.budget.tuning, records)]
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "learning_rate": trial.rate,
+        "extension": trial.extension,
+        "val_loss": [finite(loss) for _, loss in sorted(trial.losses.items())],
+        "mean_log_val_loss": finite(trial.score) if trial.losses else None,
+    }
+
+
+def _good_decades(trials: Sequence[Trial]) -> float | None:
+    """Return the width of the unbroken range of good learning rates around the best, in decades."""
+    scores = [trial.score if trial.losses and not trial.missing else math.inf for trial in trials]
+    if not scores or min(scores) == math.inf:
+        return None
+    best = scores.index(min(scores))
+    limit = scores[best] + math.log(GOOD_FACTOR)
+    first = last = best
+    while first > 0 and scores[first - 1] <= limit:
+        first -= 1
+    while last < len(scores) - 1 and scores[last + 1] <= limit:
+        last += 1
+    return round(math.log10(trials[last].rate / trials[first].rate), 2)
+
+
+def _summary(records: Sequence[RunRecord], seeds: Sequence[int]) -> dict[str, Any]:
+    ok = [record for record in records if record.status == "ok"]
+    names = sorted({name for record in ok for name in record.metrics})
+    columns = {
+        name: [v for record in ok if (v := record.metrics.get(name)) is not None] for name in names
+    }
+    return {
+        "planned": len(seeds),
+        "ok": len(ok),
+        "diverged": sum(record.status == "diverged" for record in records),
+        "failed": sum(record.status == "failed" for record in records),
+        "missing": len(seeds) - len(records),
+        "mean": {name: statistics.fmean(values) for name, values in columns.items() if values},
+        "deviation": {
+            name: statistics.stdev(values) for name, values in columns.items() if len(values) > 1
+        },
+        "runs": [
+            {
+                "seed": record.spec.seed,
+                "key": record.spec.key(),
+                "status": record.status,
+                "learning_rate": record.spec.hyperparameters["learning_rate"],
+                **{name: record.metrics[name] for name in ("train_loss", "val_loss", "test_loss")},
+            }
+            for record in records
+        ],
+    }
+
+
+def _curve(records: Sequence[RunRecord]) -> dict[str, list[float | None]]:
+    """Return median and quartiles of the validation loss over the seeds, step by step.
+
+    A diverged seed counts as infinite, so it pulls the upper quartile off the chart, not down.
+    """
+    usable = [r for r in records if r.status != "failed" and r.curve["step"]]
+    # A run that diverged early has the first points only.
+    longest = max(usable, key=lambda r: len(r.curve["step"]), default=None)
+    names = ("step", "median", "low", "high")
+    if longest is None or len(usable) < SMALLEST_CURVE:
+        return {name: [] for name in names}
+    columns: dict[str, list[float | None]] = {name: [] for name in names}
+    for index, step in enumerate(longest.curve["step"]):
+        values = sorted(_point(record, index) for record in usable)
+        columns["step"].append(step)
+        for name, share in (("low", 0.25), ("median", 0.5), ("high", 0.75)):
+            columns[name].append(finite(_quantile(values, share)))
+    return columns
+
+
+def _point(record: RunRecord, index: int) -> float:
+    losses = record.curve["val_loss"]
+    value = losses[index] if index < len(losses) else None
+    return math.inf if value is None else value
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    weight = position - below
+    if weight == 0:
+        return ordered[below]
+    # Between infinities the difference is NaN, the sum of the weighted parts is not.
+    return (1 - weight) * ordered[below] + weight * ordered[below + 1]
+
+
+def _steps_to_target(plan: Plan, cell: Cell, records: Sequence[RunRecord]) -> dict[str, Any] | None:
+    target = plan.workloads[cell.workload]["target"]
+    if target is None:
+        return None
+    steps = [
+        steps_to_target(r.curve["step"], r.curve[target["metric"]], target["value"])
+        for r in records
+        if r.status != "failed"
+    ]
+    return {
+        "target": target["value"],
+        "runs": [finite(value) for value in steps],
+        "reached": sum(map(math.isfinite, steps)),
+        "median": finite(statistics.median(steps)) if steps else None,
+    }
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None for what strict JSON cannot hold."""
+    return value if math.isfinite(value) else None

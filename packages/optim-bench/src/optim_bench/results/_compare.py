@@ -1,0 +1,162 @@
+"""Paired comparisons with the tuned baseline, and the rule that turns them into a verdict.
+
+The verdict of a test in the pre-registered family follows from Holm's adjusted sign-flip p-value
+alone. It is withheld wherever a condition of a fair comparison is missing, in this order:
+
+    incomplete     runs are missing or failed on either side
+    under-tuned    either side's best learning rate is at the edge of its grid
+    unstable       a fresh run of either side diverged
+    exploratory    the comparison was not registered
+    too few seeds  no outcome could have reached the level with so many seeds and tests
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optim_bench.protocol import ALPHA, LEVEL, Plan, family_of
+from optim_bench.results._cells import fresh_losses
+from optim_bench.stats import (
+    PairedComparison,
+    compare_paired,
+    holm,
+    reachable,
+    smallest_detectable,
+    smallest_p_value,
+)
+
+Measured = Mapping[str, Any]
+
+
+def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list[dict[str, Any]]:
+    """Compare every optimizer of a framework with its baseline.
+
+    Args:
+        plan: names the family and the baseline.
+        cells: as `measure_cell` returns them, of all frameworks.
+        framework: the one to compare within; frameworks are never compared with each other.
+
+    Returns:
+        One comparison per cell that is not a baseline, in the order of the cells.
+    """
+    mine = [cell for cell in cells if cell["framework"] == framework]
+    baselines = {cell["workload"]: cell for cell in mine if cell["label"] == plan.baseline}
+    others = [cell for cell in mine if cell["label"] != plan.baseline]
+    paired = {
+        cell["name"]: compare_paired(
+            fresh_losses(cell), fresh_losses(baselines[cell["workload"]]), level=LEVEL
+        )
+        for cell in others
+    }
+    family = family_of(plan, framework)
+    # A test that cannot be carried out stays in the family, with the weakest p-value there is.
+    p_values = [_or_one(paired[name].p_value) for name in family]
+    adjusted = dict(zip(family, holm(p_values), strict=True))
+    smallest = [smallest_p_value(paired[name].pairs) for name in family]
+    within_reach = dict(zip(family, reachable(smallest, ALPHA), strict=True))
+    return [
+        _comparison(
+            cell,
+            baselines[cell["workload"]],
+            paired[cell["name"]],
+            adjusted=adjusted.get(cell["name"]),
+            within_reach=within_reach.get(cell["name"], False),
+            tests=len(family),
+        )
+        for cell in others
+    ]
+
+
+def _comparison(
+    cell: Measured,
+    baseline: Measured,
+    paired: PairedComparison,
+    *,
+    adjusted: float | None,
+    within_reach: bool,
+    tests: int,
+) -> dict[str, Any]:
+    # Holm's first and hardest step: an effect found there is found wherever it ranks.
+    alpha = ALPHA / tests if adjusted is not None else ALPHA
+    detectable = (
+        None
+        if paired.deviation is None
+        else smallest_detectable(paired.deviation, paired.pairs, alpha=alpha)
+    )
+    verdict, reason = _verdict(cell, baseline, paired, adjusted, within_reach=within_reach)
+    return {
+        "name": cell["name"],
+        "workload": cell["workload"],
+        "framework": cell["framework"],
+        "label": cell["label"],
+        "title": cell["title"],
+        "baseline": baseline["label"],
+        "pairs": paired.pairs,
+        "ratio": _exp(paired.log_ratio),
+        "low": _exp(paired.low),
+        "high": _exp(paired.high),
+        "p_value": paired.p_value,
+        "p_adjusted": adjusted if paired.p_value is not None else None,
+        "tests": tests if adjusted is not None else None,
+        "detectable_ratio": _exp(detectable),
+        "log_ratios": _log_ratios(cell, baseline),
+        "verdict": verdict,
+        "reason": reason,
+    }
+
+
+def _verdict(
+    cell: Measured,
+    baseline: Measured,
+    paired: PairedComparison,
+    adjusted: float | None,
+    *,
+    within_reach: bool,
+) -> tuple[str, str]:
+    """Return the verdict and, where one is withheld, why."""
+    sides = (cell, baseline)
+    for side in sides:
+        fresh = side["fresh"]
+        untrained = side["tuning"]["complete"] and side["tuning"]["selected"] is None
+        if untrained:
+            return "under-tuned", f"{side['title']} diverged at every learning rate tried"
+        if fresh["failed"]:
+            return "incomplete", f"{side['title']}: {fresh['failed']} runs failed"
+        if fresh["missing"]:
+            return "incomplete", f"{side['title']}: {fresh['missing']} runs have not run"
+    for side in sides:
+        if side["tuning"]["under_tuned"]:
+            return "under-tuned", f"{side['title']}'s best learning rate is at the edge of its grid"
+    for side in sides:
+        if count := side["fresh"]["diverged"]:
+            return "unstable", f"{side['title']} diverged on {count} of {paired.pairs} fresh seeds"
+    if adjusted is None:
+        return "exploratory", "not in the registered family of tests"
+    if not within_reach:
+        smallest = smallest_p_value(paired.pairs)
+        reason = (
+            f"with {paired.pairs} seeds no p-value can be below {smallest:.2g}, too much for the "
+            f"family's level of {ALPHA:g}"
+        )
+        return "too few seeds", reason
+    if adjusted > ALPHA:
+        return "no difference", ""
+    return ("better" if (paired.log_ratio or 0) < 0 else "worse"), ""
+
+
+def _log_ratios(cell: Measured, baseline: Measured) -> list[float | None]:
+    mine, theirs = fresh_losses(cell), fresh_losses(baseline)
+    return [
+        math.log(mine[seed] / theirs[seed])
+        if 0 < mine[seed] < math.inf and 0 < theirs[seed] < math.inf
+        else None
+        for seed in sorted(set(mine) & set(theirs))
+    ]
+
+
+def _or_one(value: float | None) -> float:
+    return 1.0 if value is None else value
+
+
+def _exp(value: float | None) -> float | None:
+    return None if value is None else math.exp(value)

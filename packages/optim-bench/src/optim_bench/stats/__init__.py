@@ -1,0 +1,37 @@
+"""Statistics of paired comparisons: framework-free, seeded, tested on logs with known answers."""
+
+from optim_bench.stats._aggregate import (
+    Interval,
+    bootstrap_aggregates,
+    interquartile_mean,
+    probability_of_improvement,
+)
+from optim_bench.stats._holm import holm, reachable
+from optim_bench.stats._paired import (
+    MAX_EXACT_PAIRS,
+    PairedComparison,
+    compare_paired,
+    log_ratio,
+    sign_flip_p_value,
+    smallest_detectable,
+    smallest_p_value,
+)
+from optim_bench.stats._profile import performance_profile, steps_to_target
+
+__all__ = [
+    "MAX_EXACT_PAIRS",
+    "Interval",
+    "PairedComparison",
+    "bootstrap_aggregates",
+    "compare_paired",
+    "holm",
+    "interquartile_mean",
+    "log_ratio",
+    "performance_profile",
+    "probability_of_improvement",
+    "reachable",
+    "sign_flip_p_value",
+    "smallest_detectable",
+    "smallest_p_value",
+    "steps_to_target",
+]

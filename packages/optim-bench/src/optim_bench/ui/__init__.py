@@ -1,0 +1,19 @@
+"""What the command line shows: progress while it runs, tables when it is done."""
+
+from optim_bench.ui._progress import live_progress
+from optim_bench.ui._tables import (
+    list_tables,
+    show_optimizer,
+    show_workload,
+    status_table,
+    verdict_tables,
+)
+
+__all__ = [
+    "list_tables",
+    "live_progress",
+    "show_optimizer",
+    "show_workload",
+    "status_table",
+    "verdict_tables",
+]

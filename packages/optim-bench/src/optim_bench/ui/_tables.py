@@ -1,0 +1,159 @@
+"""Tables on the terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from optim_bench.campaign import Progress
+from optim_bench.optimizers import OptimizerInfo
+from optim_bench.records import RunRecord
+from optim_bench.results import FRAMEWORK_TITLES, LABELS
+from optim_bench.workloads import Workload
+
+VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "no difference": "default"}
+
+
+def verdict_tables(results: Mapping[str, Any]) -> Iterator[Table]:
+    """Give one table per framework: JAX and PyTorch are never ranked against each other."""
+    comparisons = {c["name"]: c for c in results["comparisons"]}
+    level = f"{100 * results['protocol']['level']:.0f} %"
+    for framework, title in FRAMEWORK_TITLES.items():
+        cells = [cell for cell in results["cells"] if cell["framework"] == framework]
+        if not cells:
+            continue
+        table = _table(title, f"loss: mean over fresh seeds; ratio to equally tuned AdamW, {level}")
+        table.add_column("workload")
+        table.add_column("optimizer")
+        for heading in ("rate", "test loss", "ratio", "interval", "p (Holm)", "seeds"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("verdict")
+        previous = None
+        for cell in cells:
+            comparison = comparisons.get(cell["name"])
+            workload = cell["workload"] if cell["workload"] != previous else ""
+            if workload and previous is not None:
+                table.add_section()
+            previous = cell["workload"]
+            table.add_row(
+                workload, cell["title"], *_numbers(cell, comparison), _verdict(comparison)
+            )
+        yield table
+
+
+def _numbers(cell: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> list[str]:
+    rate = cell["tuning"]["selected"]
+    loss = cell["fresh"]["mean"].get("test_loss")
+    columns = ["" if rate is None else f"{rate:g}", "" if loss is None else f"{loss:.4g}"]
+    seeds = f"{cell['fresh']['ok']}"
+    if comparison is None or comparison["low"] is None:
+        return [*columns, "", "", "", seeds]
+    adjusted = comparison["p_adjusted"]
+    return [
+        *columns,
+        f"{comparison['ratio']:.3f}",
+        f"{comparison['low']:.3f} to {comparison['high']:.3f}",
+        "" if adjusted is None else f"{adjusted:.2g}",
+        seeds,
+    ]
+
+
+def _verdict(comparison: Mapping[str, Any] | None) -> Text:
+    if comparison is None:
+        return Text("baseline", style="dim")
+    verdict = comparison["verdict"]
+    return Text(LABELS[verdict], style=VERDICT_STYLES.get(verdict, "yellow"))
+
+
+def status_table(progress: Progress, records: Sequence[RunRecord]) -> Table:
+    """Give the state of every cell."""
+    table = _table("Runs")
+    table.add_column("workload")
+    table.add_column("framework")
+    table.add_column("optimizer")
+    table.add_column("finished", justify="right")
+    table.add_column("state")
+    for name, cell in progress.cells.items():
+        workload, framework, label = name.split("/", 2)
+        count = f"{cell.finished} of {cell.expected}"
+        table.add_row(workload, FRAMEWORK_TITLES[framework], label, count, cell.phase.value)
+    troubles = [
+        f"{sum(record.status == status for record in records)} {status}"
+        for status in ("diverged", "failed")
+    ]
+    table.caption = ", ".join(troubles)
+    return table
+
+
+def list_tables(
+    workloads: Mapping[str, Workload], optimizers: Mapping[str, OptimizerInfo]
+) -> Iterator[Table]:
+    """Give the workloads and the optimizers."""
+    table = _table("Workloads")
+    for heading in ("name", "what it is", "data"):
+        table.add_column(heading)
+    for workload in workloads.values():
+        table.add_row(workload.name, workload.title, workload.kind)
+    yield table
+    for framework, title in FRAMEWORK_TITLES.items():
+        table = _table(f"Optimizers in {title}")
+        for heading in ("name", "what it is", "family"):
+            table.add_column(heading)
+        for info in optimizers.values():
+            if info.framework == framework:
+                table.add_row(info.name, info.title, info.family)
+        yield table
+
+
+def show_workload(workload: Workload) -> Table:
+    """Give everything a workload declares."""
+    rows = {
+        "what it is": workload.title,
+        "version": str(workload.version),
+        "data": workload.kind,
+        "loss": workload.loss.replace("_", " "),
+        "also measured": ", ".join(workload.metrics) or "nothing",
+        "examples per step": str(workload.batch),
+        "schedule": workload.schedule,
+        "steps": ", ".join(f"{tier} {steps}" for tier, steps in workload.steps.items()),
+        "licence of the data": workload.licence or "none needed, the problem is synthetic",
+    }
+    if workload.target is not None:
+        target = workload.target
+        rows["target"] = f"{target.metric} at most {target.value:g}; {target.origin}"
+    return _facts(workload.name, rows)
+
+
+def show_optimizer(info: OptimizerInfo) -> Table:
+    """Give everything an optimizer declares, hyperparameters with defaults and ranges."""
+    rows = {"what it is": info.title, "family": info.family}
+    if info.schedule is not None:
+        rows["schedule"] = f"always {info.schedule}"
+    if info.requires is not None:
+        rows["needs"] = info.requires
+    for name, parameter in info.parameters.items():
+        rows[name] = f"{parameter.default!r} by default, {parameter.range()}"
+    return _facts(info.key, rows)
+
+
+def _facts(title: str, rows: Mapping[str, str]) -> Table:
+    table = _table(title)
+    table.show_header = False
+    table.add_column("fact", style="dim", no_wrap=True)
+    table.add_column("value")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def _table(title: str, caption: str | None = None) -> Table:
+    return Table(
+        title=title,
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+    )
