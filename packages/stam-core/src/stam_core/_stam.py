@@ -113,8 +113,8 @@ class STAMHyperparams:
         if self.parity is not None and (self.statistics, self.stat_sample) != ("published", None):
             msg = (
                 f"parity={self.parity!r} reproduces the published statistics in full, got "
-                f"statistics={self.statistics!r} and stat_sample={self.stat_sample!r}: leave those two "
-                "at their defaults, or leave out parity"
+                f"statistics={self.statistics!r} and stat_sample={self.stat_sample!r}: leave those "
+                "two at their defaults, or leave out parity"
             )
             raise ValueError(msg)
 

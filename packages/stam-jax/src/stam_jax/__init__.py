@@ -1,1 +1,20 @@
-"""STAM and STAMLite as optax gradient transformations: AdamW whose beta1 follows the gradient's variance."""
+"""STAM and STAMLite for JAX: AdamW whose beta1 follows the gradient's variance.
+
+``stam`` and ``stam_lite`` are optax optimizers; ``scale_by_stam`` and ``scale_by_stam_lite`` their
+parts without learning rate and weight decay. :mod:`stam_jax.descent` holds the class interface of
+the ancestor's page.
+"""
+
+from stam_jax import descent
+from stam_jax._stam import ScaleByStamState, scale_by_stam, stam
+from stam_jax._stam_lite import ScaleByStamLiteState, scale_by_stam_lite, stam_lite
+
+__all__ = [
+    "ScaleByStamLiteState",
+    "ScaleByStamState",
+    "descent",
+    "scale_by_stam",
+    "scale_by_stam_lite",
+    "stam",
+    "stam_lite",
+]

@@ -1,0 +1,90 @@
+"""Which dtype each buffer is stored in, and which one the arithmetic uses."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+REAL_OF = {
+    jnp.dtype("complex64"): jnp.dtype("float32"),
+    jnp.dtype("complex128"): jnp.dtype("float64"),
+}
+COMPLEX_OF = {real: complex_ for complex_, real in REAL_OF.items()}
+
+
+def dtype_of(leaf: Any) -> np.dtype:
+    """Return the dtype of an array, a shape-and-dtype record, or a Python number."""
+    return jnp.dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def is_complex(dtype: Any) -> bool:
+    """Tell whether ``dtype`` is complex."""
+    return jnp.dtype(dtype) in REAL_OF
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """Return the dtype of the real part."""
+    return REAL_OF.get(jnp.dtype(dtype), jnp.dtype(dtype))
+
+
+def at_least_float32(dtype: Any) -> np.dtype:
+    """Return the real dtype in which statistics of such a leaf are kept: float32, or float64."""
+    return jnp.promote_types(real_dtype(dtype), jnp.float32)
+
+
+def compute_dtype(dtype: Any) -> np.dtype:
+    """Return the dtype of the arithmetic on such a leaf: at least float32, complex where it is."""
+    real = at_least_float32(dtype)
+    return COMPLEX_OF[real] if is_complex(dtype) else real
+
+
+def moment_dtype(requested: Any, leaf_dtype: Any) -> np.dtype:
+    """Return the storage dtype of a first moment.
+
+    A complex leaf keeps a complex moment: of the requested precision where a complex dtype has it,
+    complex64 for 16-bit requests.
+    """
+    if requested is None:
+        return jnp.dtype(leaf_dtype)
+    if is_complex(leaf_dtype) and not is_complex(requested):
+        return COMPLEX_OF[at_least_float32(requested)]
+    return jnp.dtype(requested)
+
+
+def first_moments(params: Any, requested: Any) -> Any:
+    """Return zeros for the first moments of every leaf, stored as requested."""
+    return jax.tree.map(
+        lambda p: jnp.zeros_like(p, dtype=moment_dtype(requested, dtype_of(p))), params
+    )
+
+
+def second_moments(params: Any, requested: Any) -> Any:
+    """Return real zeros for the second moments, stored as requested or at least in float32."""
+    return jax.tree.map(
+        lambda p: jnp.zeros_like(p, dtype=requested or at_least_float32(dtype_of(p))), params
+    )
+
+
+def statistics_dtype(params: Any) -> np.dtype:
+    """Return the dtype of packed statistics: float64 if any leaf has that precision, or float32."""
+    leaves = jax.tree.leaves(params)
+    double = any(at_least_float32(dtype_of(leaf)) == jnp.float64 for leaf in leaves)
+    return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
+def canonical_float(name: str, dtype: Any) -> np.dtype | None:
+    """Return ``dtype`` as a dtype object; None stays None.
+
+    Raises:
+        ValueError: It is not a floating dtype.
+    """
+    if dtype is None:
+        return None
+    resolved = jnp.dtype(dtype)
+    if not jnp.issubdtype(resolved, jnp.floating):
+        msg = (
+            f"{name} must be a floating dtype or None, got {resolved.name}: for example 'bfloat16'"
+        )
+        raise ValueError(msg)
+    return resolved

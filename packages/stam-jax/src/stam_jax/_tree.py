@@ -1,0 +1,165 @@
+"""Leaves, their names, and statistics packed in one vector per kind.
+
+A per-tensor scalar in a tree shaped like the parameters would be given the parameters' sharding by
+every tool that maps over them, and fail on its rank. So the scalars of all leaves lie in vectors,
+in the order of ``jax.tree.leaves``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from stam_jax._dtypes import dtype_of
+
+StatAxes: TypeAlias = Callable[[str, Any], Sequence[int]]
+"""Maps a leaf's path and the leaf to the axes along which its statistics are kept apart."""
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Return the path of every leaf, its parts joined by ``/``.
+
+    Example:
+        >>> leaf_names({"dense": {"w": 1.0, "b": 2.0}})
+        ['dense/b', 'dense/w']
+    """
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+def check_floating(tree: Any, what: str) -> None:
+    """Raise unless every leaf is of a floating or complex dtype.
+
+    Raises:
+        TypeError: A leaf is not; the message names it.
+    """
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        dtype = dtype_of(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            msg = (
+                f"{what} leaf {leaf_names(tree)[i]!r} has dtype {dtype.name}, and only floating or "
+                "complex leaves can be optimised: freeze it with optax.partition or optax.masked, "
+                "or leave it out of the tree"
+            )
+            raise TypeError(msg)
+
+
+def flatten_like(treedef: Any, leaves: Sequence[Any], tree: Any, what: str) -> list[Any]:
+    """Return the leaves of ``tree``, which must have the structure and the shapes of the gradients.
+
+    Args:
+        treedef: Structure of the gradients.
+        leaves: Leaves of the gradients.
+        tree: The other tree.
+        what: Its name in messages.
+
+    Raises:
+        ValueError: Structure or shape differ; the message names the first such leaf.
+    """
+    try:
+        others = treedef.flatten_up_to(tree)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            _structure_message(jax.tree.unflatten(treedef, leaves), tree, what)
+        ) from error
+    for i, (leaf, other) in enumerate(zip(leaves, others, strict=True)):
+        if not hasattr(other, "shape") and not isinstance(other, (int, float, complex)):
+            raise ValueError(_structure_message(jax.tree.unflatten(treedef, leaves), tree, what))
+        if jnp.shape(leaf) != jnp.shape(other):
+            name = leaf_names(jax.tree.unflatten(treedef, leaves))[i]
+            msg = (
+                f"gradient leaf {name!r} has shape {jnp.shape(leaf)} and {what} has "
+                f"{jnp.shape(other)} there: call init again for these parameters, or restore the "
+                "matching state"
+            )
+            raise ValueError(msg)
+    return others
+
+
+def _structure_message(grads: Any, tree: Any, what: str) -> str:
+    mine, theirs = leaf_names(grads), leaf_names(tree)
+    missing = [name for name in mine if name not in set(theirs)]
+    extra = [name for name in theirs if name not in set(mine)]
+    if missing:
+        detail = f"leaf {missing[0]!r} of the gradients is missing in {what}"
+    elif extra:
+        detail = f"leaf {extra[0]!r} of {what} is missing in the gradients"
+    else:
+        detail = (
+            f"the containers around leaf {mine[0]!r} differ" if mine else "the containers differ"
+        )
+    return (
+        f"the gradients do not match {what}: {detail} ({len(mine)} leaves against {len(theirs)}); "
+        "call init again for these parameters, or restore the matching state"
+    )
+
+
+class Layout(NamedTuple):
+    """Where each leaf's statistics lie in a packed vector.
+
+    Attributes:
+        kept: Leaf by leaf, the axes along which statistics are kept apart, sorted and non-negative.
+        shapes: Leaf by leaf, the shape of its statistics: 0-d, or size 1 along the axes averaged
+            over.
+    """
+
+    kept: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def size(self) -> int:
+        """The length of a packed vector."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def unpack(self, vector: jax.Array) -> list[jax.Array]:
+        """Cut a packed vector into one array per leaf.
+
+        Raises:
+            ValueError: The vector has another length than these leaves need.
+        """
+        if vector.shape != (self.size,):
+            msg = (
+                f"packed statistics have shape {vector.shape}, and these {len(self.shapes)} leaves "
+                f"need ({self.size},): call init again, or restore a state made for the same "
+                "leaves and the same stat_axes"
+            )
+            raise ValueError(msg)
+        if not self.shapes:
+            return []
+        parts = lax.split(vector, [math.prod(shape) for shape in self.shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def pack(self, parts: Sequence[jax.Array], dtype: Any) -> jax.Array:
+        """Join one array per leaf into a packed vector."""
+        if not parts:
+            return jnp.zeros((0,), dtype)
+        return lax.concatenate([part.astype(dtype).reshape(-1) for part in parts], 0)
+
+
+def layout(tree: Any, stat_axes: StatAxes | None) -> Layout:
+    """Return the layout of the statistics of ``tree``.
+
+    Raises:
+        ValueError: ``stat_axes`` named an axis that the leaf lacks.
+    """
+    leaves = jax.tree.leaves(tree)
+    if stat_axes is None:
+        return Layout(((),) * len(leaves), ((),) * len(leaves))
+    kept, shapes = [], []
+    for name, leaf in zip(leaf_names(tree), leaves, strict=True):
+        shape = jnp.shape(leaf)
+        axes = tuple(stat_axes(name, leaf))
+        for axis in axes:
+            if not -len(shape) <= axis < len(shape):
+                msg = (
+                    f"stat_axes returned axis {axis} for leaf {name!r}, which has {len(shape)} "
+                    "dimensions: return axes the leaf has, or () for one statistic per tensor"
+                )
+                raise ValueError(msg)
+        axes = tuple(sorted({axis % len(shape) for axis in axes}))
+        kept.append(axes)
+        shapes.append(tuple(n if i in axes else 1 for i, n in enumerate(shape)) if axes else ())
+    return Layout(tuple(kept), tuple(shapes))
