@@ -1,0 +1,157 @@
+# pyright: strict
+"""What can be asked of a folder of checkpoints without any framework."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from optim_checkpoint import _fs
+from optim_checkpoint._errors import CheckpointNotFoundError, CorruptCheckpointError
+from optim_checkpoint._folder import StrPath, check_step, generations, open_root
+from optim_checkpoint._generation import Generation
+from optim_checkpoint._select import candidates
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """A generation of which every bit matched its digest."""
+
+    path: Path
+    step: int
+    files: int
+    tensors: int
+    nbytes: int
+    checkpoint_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSummary:
+    """One stored tensor."""
+
+    part: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a generation holds, from its manifest and headers alone."""
+
+    path: Path
+    step: int
+    checkpoint_id: str
+    framework: dict[str, object]
+    optimizer: str | None
+    sections: tuple[str, ...]
+    tensors: tuple[TensorSummary, ...]
+    nbytes: int
+
+
+def steps(path: StrPath) -> list[int]:
+    """List the committed steps of a folder, ascending.
+
+    A folder that does not exist has none. Only names are read: a listed step was committed, whether
+    it is still sound is for `verify` to say.
+    """
+    try:
+        with _fs.opened(open_root(path)) as root:
+            return sorted({name.step for name in generations(root)})
+    except CheckpointNotFoundError:
+        return []
+
+
+def latest_step(path: StrPath) -> int | None:
+    """Return the newest step whose manifest, sizes and headers are sound, or None.
+
+    The data is not read: `restore` may still fall back to an earlier step.
+    """
+    try:
+        with _fs.opened(open_root(path)) as root:
+            for name in reversed(generations(root)):
+                try:
+                    with Generation(root, name):
+                        return name.step
+                except CorruptCheckpointError:
+                    continue
+    except CheckpointNotFoundError:
+        pass
+    return None
+
+
+def verify(path: StrPath, step: int | None = None) -> VerifyReport:
+    """Read every byte of a generation and compare it with its digests.
+
+    Args:
+        path: The folder of the run.
+        step: The step; None is the newest. There is no falling back here.
+
+    Returns:
+        What was verified.
+
+    Raises:
+        CheckpointNotFoundError: If there is no such step.
+        CorruptCheckpointError: At the first difference, with the file and the tensor.
+    """
+    wanted = None if step is None else check_step(step)
+    with _fs.opened(open_root(path)) as root:
+        name = candidates(root, path, wanted)[0]
+        with Generation(root, name) as generation:
+            nbytes = generation.read(lambda part, key, info: None)
+            return VerifyReport(
+                Path(path) / str(name),
+                name.step,
+                len(generation.files),
+                sum(len(stored.header.tensors) for stored in generation.files),
+                nbytes,
+                generation.manifest.checkpoint_id,
+            )
+
+
+def inspect(path: StrPath, step: int | None = None) -> Inspection:
+    """Describe a generation without reading its data.
+
+    Args:
+        path: The folder of the run.
+        step: The step; None is the newest.
+
+    Returns:
+        Its sections and tensors.
+
+    Raises:
+        CheckpointNotFoundError: If there is no such step.
+        CorruptCheckpointError: If its manifest, a size or a header is damaged.
+    """
+    wanted = None if step is None else check_step(step)
+    with _fs.opened(open_root(path)) as root:
+        name = candidates(root, path, wanted)[0]
+        with Generation(root, name) as generation:
+            return _describe(generation, Path(path) / str(name))
+
+
+def _describe(generation: Generation, path: Path) -> Inspection:
+    manifest = generation.manifest
+    tensors = tuple(
+        TensorSummary(stored.record.part, key, info.dtype, info.shape, info.nbytes)
+        for stored in generation.files
+        for key, info in sorted(stored.header.tensors.items())
+    )
+    optimizer = manifest.sections.get("optimizer")
+    kind: object = None
+    if isinstance(optimizer, dict):
+        kind = cast("dict[str, object]", optimizer).get("kind")
+    train = manifest.sections.get("train")
+    names = [key for key in ("model", "optimizer") if key in manifest.sections]
+    if isinstance(train, dict):
+        names += sorted(cast("dict[str, object]", train))
+    return Inspection(
+        path,
+        manifest.step,
+        manifest.checkpoint_id,
+        dict(manifest.framework),
+        kind if isinstance(kind, str) else None,
+        tuple(names),
+        tensors,
+        sum(stored.record.size for stored in generation.files),
+    )

@@ -1,0 +1,87 @@
+# pyright: strict
+"""What can go wrong, one class per question a caller asks."""
+
+from collections.abc import Sequence
+
+SHOWN = 200
+
+
+def shown(name: object) -> str:
+    """Quote text that came from a file: ASCII only and cut, so that it cannot steer a terminal."""
+    text = ascii(name)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…({len(text)} characters)"
+
+
+class CheckpointError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """There is no generation to read: the folder, the step or every candidate is missing."""
+
+
+class CheckpointExistsError(CheckpointError):
+    """The step is already committed; pass ``replace=True`` to write a newer generation of it."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A file is damaged, hostile or not one of ours.
+
+    Attributes:
+        file: Path of the file inside the checkpoint, as far as it is known.
+        tensor: Name of the tensor, or None where the damage is not in one.
+        detail: What differs.
+    """
+
+    def __init__(self, file: str, detail: str, *, tensor: str | None = None) -> None:
+        self.file = file
+        self.tensor = tensor
+        self.detail = detail
+        where = file if tensor is None else f"{file}, tensor {shown(tensor)}"
+        super().__init__(f"{where}: {detail}")
+
+
+class IncompatibleCheckpointError(CheckpointError):
+    """The checkpoint is sound but does not fit what it is restored into.
+
+    Attributes:
+        differences: Every difference found, one sentence each.
+    """
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        listed = "\n".join(f"  - {difference}" for difference in self.differences)
+        super().__init__(
+            f"the checkpoint does not fit ({len(self.differences)} differences); "
+            f"nothing was changed:\n{listed}"
+        )
+
+
+class UnsupportedStateError(CheckpointError):
+    """A value cannot be stored without pickle, or not without loss.
+
+    Attributes:
+        path: Where the value is.
+    """
+
+    def __init__(self, path: str, detail: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {detail}")
+
+
+class CheckpointWriteError(CheckpointError):
+    """A save failed; committed generations are untouched.
+
+    Attributes:
+        needed: Bytes the save needs, where known.
+        free: Bytes free on the file system, where known.
+    """
+
+    def __init__(self, detail: str, *, needed: int | None = None, free: int | None = None) -> None:
+        self.needed = needed
+        self.free = free
+        super().__init__(detail)
+
+
+class CheckpointWarning(UserWarning):
+    """Something was worked around: a damaged generation skipped, a parameter without a name."""

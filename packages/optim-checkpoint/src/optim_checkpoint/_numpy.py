@@ -1,0 +1,74 @@
+# pyright: strict
+"""NumPy dtypes as safetensors dtypes; bfloat16 and float8 where ml_dtypes is there."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._header import TensorInfo
+
+AnyArray = npt.NDArray[Any]
+_NAMES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "uint32": "U32",
+    "int32": "I32",
+    "float32": "F32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "complex64": "C64",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+}
+_BY_NAME = {stored: name for name, stored in _NAMES.items()}
+_EXTENDED = {name for name in _NAMES if name == "bfloat16" or name.startswith("float8")}
+
+
+def dtype_name(dtype: np.dtype[Any], path: str) -> str:
+    """Return the safetensors name of a NumPy dtype.
+
+    Raises:
+        UnsupportedStateError: For a dtype that the format does not have.
+    """
+    name = _NAMES.get(dtype.name)
+    if name is None or dtype.names is not None:
+        raise UnsupportedStateError(
+            path, f"dtype {dtype} has no equivalent in safetensors; convert it before saving"
+        )
+    return name
+
+
+def bytes_of(array: AnyArray) -> memoryview:
+    """Return the bytes of an array, little-endian in C order, without a copy where it can."""
+    little = array.dtype.newbyteorder("<")
+    plain = np.ascontiguousarray(array, dtype=little).reshape(-1)
+    return memoryview(plain.view(np.uint8))
+
+
+def array_of(info: TensorInfo, file: str, key: str) -> tuple[AnyArray, memoryview]:
+    """Return a new array of a stored dtype and shape, and its memory to read into."""
+    name = _BY_NAME[info.dtype]
+    if name in _EXTENDED and "ml_dtypes" not in sys.modules:
+        raise CorruptCheckpointError(
+            file, f"{name} needs the package ml_dtypes to become a NumPy array", tensor=key
+        )
+    flat = np.empty(info.nbytes, np.uint8)
+    try:
+        array = flat.view(np.dtype(name)).reshape(info.shape)
+    except ValueError as error:
+        raise CorruptCheckpointError(
+            file, f"shape {list(info.shape)} cannot be a NumPy array: {shown(str(error))}"
+        ) from None
+    return array, memoryview(flat)

@@ -1,0 +1,144 @@
+# pyright: strict
+"""Writing one safetensors file: streaming, byte-reproducible, every tensor 64-byte aligned.
+
+Differs from `safetensors.serialize_file` in:
+1. never more than one tensor in memory, with its digest taken from the very bytes written;
+2. equal content gives equal bytes (the library's metadata order is random);
+3. tensors whose size is a multiple of 64 come first and the header is padded, so that they can be
+   mapped without a copy;
+4. the file is new, reserved in full, and synced before it counts.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from optim_checkpoint import _fs
+from optim_checkpoint._digest import digest, new_tensor_digest
+from optim_checkpoint._errors import UnsupportedStateError, shown
+from optim_checkpoint._header import (
+    ALIGNMENT,
+    BITS,
+    MAX_HEADER,
+    MAX_NAME,
+    MAX_TENSORS,
+    METADATA,
+    element_count,
+    is_name,
+)
+from optim_checkpoint._json import dumps
+
+CHUNK = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor to write.
+
+    Attributes:
+        name: Its key in the file.
+        dtype: Its safetensors dtype.
+        shape: Its shape.
+        read: Returns its bytes, little-endian in C order; called once, when they are written.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], memoryview]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data."""
+        return element_count(self.shape) * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The order of the tensors in a file and the bytes before them."""
+
+    entries: tuple[Entry, ...]
+    head: bytes
+    size: int
+
+
+def lay_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> Layout:
+    """Decide where each tensor goes.
+
+    Args:
+        entries: The tensors, in any order.
+        metadata: Strings for the header.
+
+    Returns:
+        The layout; the same for the same names, dtypes, shapes and metadata.
+    """
+    ordered = sorted(
+        entries, key=lambda e: (e.nbytes % ALIGNMENT != 0, -BITS[e.dtype], e.name.encode("utf-8"))
+    )
+    document: dict[str, object] = {METADATA: dict(sorted(metadata.items()))}
+    position = 0
+    for entry in ordered:
+        if entry.name in document:
+            raise UnsupportedStateError(shown(entry.name), "two tensors have this name")
+        if not is_name(entry.name):
+            raise UnsupportedStateError(
+                shown(entry.name), f"a name must have 1 to {MAX_NAME} bytes and no controls"
+            )
+        document[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [position, position + entry.nbytes],
+        }
+        position += entry.nbytes
+    text = dumps(document, sort=False)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    if len(text) > MAX_HEADER or len(ordered) > MAX_TENSORS:
+        raise UnsupportedStateError(
+            "the state",
+            f"{len(ordered)} tensors with a header of {len(text)} bytes in one file; "
+            f"the limits are {MAX_TENSORS} and {MAX_HEADER}",
+        )
+    head = len(text).to_bytes(8, "little") + text
+    return Layout(tuple(ordered), head, len(head) + position)
+
+
+def write_shard(layout: Layout, name: str, folder: int) -> dict[str, object]:
+    """Write, sync and close a new file.
+
+    Args:
+        layout: What to write.
+        name: Its name in `folder`.
+        folder: The open folder.
+
+    Returns:
+        What the manifest records: size, header digest and the digest of each tensor.
+
+    Raises:
+        OSError: Whatever the file system said; the file is then worthless.
+    """
+    digests: dict[str, str] = {}
+    fd = _fs.ops.create(name, folder)
+    closed = False
+    try:
+        _fs.allocate(fd, layout.size)
+        _fs.write_all(fd, memoryview(layout.head))
+        for entry in layout.entries:
+            data = entry.read().cast("B") if entry.nbytes else memoryview(b"")
+            if len(data) != entry.nbytes:
+                raise UnsupportedStateError(
+                    shown(entry.name), f"holds {len(data)} bytes, {entry.nbytes} were announced"
+                )
+            state = new_tensor_digest(entry.name, entry.dtype, entry.shape)
+            for start in range(0, len(data), CHUNK):
+                chunk = data[start : start + CHUNK]
+                state.update(chunk)
+                _fs.write_all(fd, chunk)
+            digests[entry.name] = state.hexdigest()
+        _fs.ops.sync(fd)
+        # Even a failed close releases the descriptor.
+        closed = True
+        _fs.ops.close(fd)
+    finally:
+        if not closed:
+            os.close(fd)
+    return {"size": layout.size, "header": digest(layout.head), "tensors": digests}

@@ -1,0 +1,133 @@
+"""What a parameter is called: by name, never by position."""
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from optim_checkpoint._errors import CheckpointWarning, UnsupportedStateError
+
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel and torch.compile."""
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, parallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
+            model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+        else:
+            return model
+
+
+def clean(name: str) -> str:
+    """Take the components that wrappers add out of a name."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def model_state(model: torch.nn.Module) -> dict[str, object]:
+    """Return the state dict of a model under clean names."""
+    state: dict[str, object] = {}
+    for name, value in unwrap(model).state_dict().items():
+        key = clean(name)
+        if key in state:
+            raise UnsupportedStateError(key, "two entries of the model have this name")
+        state[key] = value
+    return state
+
+
+@dataclass(frozen=True)
+class ParameterNames:
+    """The names of an optimizer's parameters, group by group.
+
+    Attributes:
+        groups: For each group the names of its parameters in their order.
+        positional: Whether a name had to be made up from a position.
+    """
+
+    groups: list[list[str]]
+    positional: bool
+
+
+def parameter_names(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module | None
+) -> ParameterNames:
+    """Name every parameter of an optimizer.
+
+    The model's own names come first, then the ``param_names`` of an optimizer that was built from
+    ``named_parameters()``; without both, parameters are numbered and a `CheckpointWarning` says so.
+
+    Raises:
+        UnsupportedStateError: If two parameters have one name.
+    """
+    known: dict[int, str] = {}
+    if model is not None:
+        for name, parameter in unwrap(model).named_parameters():
+            known.setdefault(id(parameter), clean(name))
+    positional = False
+    seen: set[str] = set()
+    groups: list[list[str]] = []
+    for g, group in enumerate(optimizer.param_groups):
+        given = group.get("param_names")
+        names: list[str] = []
+        for i, parameter in enumerate(group["params"]):
+            name = known.get(id(parameter))
+            if name is None and given is not None:
+                name = clean(given[i])
+            if name is None:
+                name, positional = f"param.{g}.{i}", True
+            if name in seen:
+                raise UnsupportedStateError(name, "two parameters of the optimizer have this name")
+            seen.add(name)
+            names.append(name)
+        groups.append(names)
+    if positional:
+        warnings.warn(
+            "parameters without a name are stored by position; pass model=, or build the optimizer "
+            "from model.named_parameters()",
+            CheckpointWarning,
+            stacklevel=5,
+        )
+    return ParameterNames(groups, positional)
+
+
+def name_differences(what: str, saved: Iterable[str], live: Iterable[str]) -> list[str]:
+    """List what is only saved and what is only live, each with the nearest name."""
+    stored, present = set(saved), set(live)
+    lost, new = sorted(stored - present), sorted(present - stored)
+    differences: list[str] = []
+    for names, others, verb in (
+        (lost, new, "is in the checkpoint but not in the live one"),
+        (new, lost, "is not in the checkpoint"),
+    ):
+        for name in names:
+            near = difflib.get_close_matches(name, others, 1, 0.6) if len(others) < 2000 else []
+            hint = f" (nearest: {near[0]})" if near else ""
+            differences.append(f"{what} {name} {verb}{hint}")
+    return differences
+
+
+def shape_differences(
+    what: str, saved: Mapping[str, tuple[str, tuple[int, ...]]], live: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """List the tensors of both whose dtype or shape differs."""
+    from optim_checkpoint.torch._tensors import DTYPES
+
+    differences: list[str] = []
+    for name in sorted(saved.keys() & live.keys()):
+        dtype, shape = saved[name]
+        tensor = live[name]
+        if shape != tuple(tensor.shape):
+            differences.append(
+                f"{what} {name} has shape {list(shape)} in the checkpoint, {list(tensor.shape)} "
+                "in the live one"
+            )
+        if dtype != DTYPES.get(tensor.dtype):
+            differences.append(
+                f"{what} {name} has dtype {dtype} in the checkpoint, {tensor.dtype} in the live one"
+            )
+    return differences

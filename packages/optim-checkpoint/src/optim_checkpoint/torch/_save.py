@@ -1,0 +1,125 @@
+"""Saving a torch training run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from optim_checkpoint._collect import Collector
+from optim_checkpoint._commit import Document, check_keep, commit
+from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._typed import Typed, encode
+from optim_checkpoint.torch import _rng
+from optim_checkpoint.torch._names import model_state
+from optim_checkpoint.torch._optimizer import encode_optimizer
+from optim_checkpoint.torch._tensors import add_tensor, tensor_leaf
+
+
+class Stateful(Protocol):
+    """Anything with a state dict: a scheduler, a GradScaler, a data loader."""
+
+    def state_dict(self) -> Any:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Take the state back."""
+        ...
+
+
+def build_document(
+    step: int,
+    *,
+    model: torch.nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Stateful | None = None,
+    scaler: Stateful | None = None,
+    extra: Mapping[str, Any] | None = None,
+    rng: bool = True,
+) -> Document:
+    """Describe a training run; the tensors are read when the document is written."""
+    parts = {part: Collector() for part in ("model", "optim", "train")}
+    sections: dict[str, object] = {}
+    if model is not None:
+        sections["model"] = _encode_model(model, parts["model"])
+    if optimizer is not None:
+        sections["optimizer"] = encode_optimizer(optimizer, model, parts["optim"])
+    train: dict[str, object] = {}
+    collector = parts["train"]
+    for name, value in (("scheduler", scheduler), ("scaler", scaler)):
+        if value is not None:
+            leaf = tensor_leaf(collector, "")
+            train[name] = encode(value.state_dict(), name, leaf)
+    if extra is not None:
+        train["extra"] = encode(dict(extra), "extra", tensor_leaf(collector, ""))
+    if rng:
+        train["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, ""))
+    sections["train"] = train
+    return Document(
+        step,
+        {"name": "torch", "versions": {"torch": str(torch.__version__)}},
+        sections,
+        {part: collector.entries for part, collector in parts.items()},
+    )
+
+
+def _encode_model(model: torch.nn.Module, collector: Collector) -> list[object]:
+    entries: list[object] = []
+    for name, value in model_state(model).items():
+        if isinstance(value, torch.Tensor):
+            key = add_tensor(collector, name, value, f"model {name}", subclasses=True)
+            typed: Typed = {"tensor": key}
+        else:
+            typed = encode(value, f"model {name}", tensor_leaf(collector, "extra_state."))
+        entries.append([name, typed])
+    return entries
+
+
+def save(
+    path: StrPath,
+    step: int,
+    *,
+    model: torch.nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Stateful | None = None,
+    scaler: Stateful | None = None,
+    extra: Mapping[str, Any] | None = None,
+    rng: bool = True,
+    keep: int | None = None,
+    replace: bool = False,
+) -> Path:
+    """Save a training run; when this returns, it survives a kill and a power cut.
+
+    Args:
+        path: The folder of the run; created where missing.
+        step: The training step, from 0 to 10**18; one generation per step.
+        model: Its whole state dict is stored, tied tensors once.
+        optimizer: Any optimizer; its state is stored by parameter name in its own dtypes.
+        scheduler: A learning-rate scheduler, or anything else with a state dict.
+        scaler: A `torch.amp.GradScaler`.
+        extra: Numbers, text, lists, tuples, dicts, tensors and arrays under string keys.
+        rng: Whether to store the global generators of torch, NumPy and Python.
+        keep: How many generations to keep, this one included; None keeps all.
+        replace: Whether a step that exists gets a newer generation instead of an error.
+
+    Returns:
+        The path of the committed generation.
+
+    Raises:
+        UnsupportedStateError: For a value that cannot be stored exactly, with its path.
+        CheckpointExistsError: If the step exists and `replace` is false.
+        CheckpointWriteError: If it cannot be written; earlier steps are untouched.
+    """
+    check_step(step)
+    check_keep(keep)
+    document = build_document(
+        step,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=scaler,
+        extra=extra,
+        rng=rng,
+    )
+    return commit(path, document, keep=keep, replace=replace)

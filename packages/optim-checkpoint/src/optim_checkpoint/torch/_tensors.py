@@ -1,0 +1,153 @@
+"""Torch tensors as stored bytes and back, without changing a bit."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from optim_checkpoint._collect import Collector, Staging
+from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._typed import Leaf, Typed, decode
+
+DTYPES: dict[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float32: "F32",
+    torch.complex64: "C64",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+}
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -> None:
+    """Refuse a tensor that cannot come back as it is.
+
+    Args:
+        tensor: The tensor.
+        path: Where it is.
+        subclasses: Accept subclasses that hold their own data: right where the values will be
+            copied into a live tensor of that class.
+
+    Raises:
+        UnsupportedStateError: With the reason.
+    """
+    wrapper = is_traceable_wrapper_subclass(tensor)
+    if wrapper or (type(tensor) not in _PLAIN and not subclasses):
+        raise UnsupportedStateError(
+            path, f"a {type(tensor).__name__} is a tensor subclass; store its plain tensors"
+        )
+    if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
+        raise UnsupportedStateError(path, "is not initialised yet; run the model once first")
+    if tensor.is_meta:
+        raise UnsupportedStateError(path, "is on the meta device and has no data")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise UnsupportedStateError(
+            path, f"layout {tensor.layout}, dtype {tensor.dtype}: only dense tensors are stored"
+        )
+    if tensor.dtype not in DTYPES:
+        raise UnsupportedStateError(
+            path, f"dtype {tensor.dtype} has no equivalent in safetensors; convert it before saving"
+        )
+
+
+def to_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor in C order; on the CPU without a copy where it can."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+
+
+def identity(tensor: torch.Tensor) -> Hashable:
+    """Return a value equal for tensors that are one memory, or None for those that have none."""
+    if tensor.numel() == 0:
+        return None
+    return (
+        str(tensor.device),
+        tensor.data_ptr(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
+
+
+def add_tensor(
+    collector: Collector, key: str, tensor: torch.Tensor, path: str, *, subclasses: bool = False
+) -> str:
+    """Add a tensor to a save and return its key."""
+    check_tensor(tensor, path, subclasses=subclasses)
+    return collector.add(
+        key,
+        DTYPES[tensor.dtype],
+        tuple(tensor.shape),
+        lambda: to_bytes(tensor),
+        identity(tensor),
+    )
+
+
+def tensor_leaf(collector: Collector, prefix: str) -> Leaf:
+    """Return an `encode` hook that stores torch tensors and NumPy arrays under `prefix`."""
+    numpy_leaf = collector.numpy_leaf(prefix)
+
+    def leaf(value: object, path: str) -> Typed | None:
+        if isinstance(value, torch.Tensor):
+            return {"tensor": add_tensor(collector, f"{prefix}{path}", value, path)}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
+        return numpy_leaf(value, path)
+
+    return leaf
+
+
+@dataclass
+class TorchStaging:
+    """Hands out CPU tensors that the read of a part will fill; one per key, so aliases stay one."""
+
+    staging: Staging
+    _tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def tensor(self, key: object) -> torch.Tensor:
+        """Return the tensor stored under `key`; its data is there after the read."""
+        info = self.staging.info(key)
+        name = str(key)
+        if name not in self._tensors:
+            try:
+                tensor = torch.empty(info.shape, dtype=_BY_NAME[info.dtype])
+            except RuntimeError as error:
+                raise CorruptCheckpointError(
+                    self.staging.file, f"cannot be allocated: {shown(str(error))}", tensor=name
+                ) from None
+            self._tensors[name] = tensor
+            self.staging.memory[name] = to_bytes(tensor)
+        return self._tensors[name]
+
+    def leaf(self, tag: str, content: object) -> object:
+        """Decode what `tensor_leaf` wrote."""
+        if tag == "tensor":
+            return self.tensor(content)
+        if tag == "dtype":
+            dtype = getattr(torch, content, None) if isinstance(content, str) else None
+            if isinstance(dtype, torch.dtype):
+                return dtype
+        return self.staging.numpy_leaf(tag, content)
+
+    def decode(self, typed: object) -> object:
+        """Decode a typed value with tensors in it."""
+        return decode(typed, self.staging.file, self.leaf)
