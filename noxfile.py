@@ -77,11 +77,15 @@ def done(session: nox.Session) -> None:
 
 
 def install_editable(session: nox.Session, package: str, *options: str) -> None:
-    """Install a package of the working tree with its extras, its siblings and its test tools."""
+    """Install a package of the working tree with its extras and siblings, then its test tools.
+
+    The tools come second, so that options such as a lowest resolution concern the package alone.
+    """
     editable = [f"packages/{name}" for name in SIBLINGS[package]]
-    editable += [f"packages/{package}{EXTRAS.get(package, '')}", "shared-tests"]
-    flags = [flag for target in editable for flag in ("-e", target)]
-    session.install(*options, *flags, *group("test-tools"), *group(f"test-{package}"))
+    editable.append(f"packages/{package}{EXTRAS.get(package, '')}")
+    session.install(*options, *(flag for target in editable for flag in ("-e", target)))
+    tools = [*group("test-tools"), *group(f"test-{package}")]
+    session.install("-e", "shared-tests", *tools)
 
 
 def pytest(session: nox.Session, *args: str, markers: str) -> None:
