@@ -1,11 +1,20 @@
 """Ways to run training: here, or in pinned worker processes."""
 
-from optim_bench.executors._base import Executor, Trainer, failed_record, load_trainer
+from optim_bench.executors._base import (
+    DEFAULT_TRAINER,
+    Executor,
+    Trainer,
+    failed_record,
+    load_trainer,
+)
 from optim_bench.executors._inline import InlineExecutor
+from optim_bench.executors._make import EXECUTORS, make_executor
 from optim_bench.executors._pinning import available_cores, worker_environment
 from optim_bench.executors._process import ProcessExecutor
 
 __all__ = [
+    "DEFAULT_TRAINER",
+    "EXECUTORS",
     "Executor",
     "InlineExecutor",
     "ProcessExecutor",
@@ -13,5 +22,6 @@ __all__ = [
     "available_cores",
     "failed_record",
     "load_trainer",
+    "make_executor",
     "worker_environment",
 ]

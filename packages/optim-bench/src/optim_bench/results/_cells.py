@@ -42,6 +42,7 @@ def measure_cell(plan: Plan, cell: Cell, records: Records) -> dict[str, Any]:
             "selected": tuning.selected,
             "under_tuned": tuning.under_tuned,
             "complete": not tuning.missing,
+            "failed": sum(record.status == "failed" for record in tried),
             "steps": len(tried) * cell.steps,
             "good_decades": _good_decades(tuning.trials),
         },

@@ -117,8 +117,9 @@ def _verdict(
     sides = (cell, baseline)
     for side in sides:
         fresh = side["fresh"]
-        untrained = side["tuning"]["complete"] and side["tuning"]["selected"] is None
-        if untrained:
+        if side["tuning"]["failed"]:
+            return "incomplete", f"{side['title']}: {side['tuning']['failed']} tuning runs failed"
+        if side["tuning"]["complete"] and side["tuning"]["selected"] is None:
             return "under-tuned", f"{side['title']} diverged at every learning rate tried"
         if fresh["failed"]:
             return "incomplete", f"{side['title']}: {fresh['failed']} runs failed"

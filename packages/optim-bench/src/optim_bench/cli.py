@@ -1,0 +1,264 @@
+"""The command line: options in, one function call, tables out.
+
+Nothing here imports a framework. What a user can mend ends as one line on the standard error and a
+non-zero exit status: 1 for what is wrong with names, files and installations, 2 for the usage of
+the command line, 130 for Ctrl-C.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from optim_bench import ui
+from optim_bench.campaign import progress_of, run_campaign
+from optim_bench.catalog import Request, all_optimizers, build_plan
+from optim_bench.errors import BenchError, unknown_name
+from optim_bench.executors import DEFAULT_TRAINER, make_executor
+from optim_bench.protocol import Plan
+from optim_bench.records import FRAMEWORKS
+from optim_bench.report import update_readme, write_report
+from optim_bench.results import build_results, validate_results
+from optim_bench.store import Store, read_json
+from optim_bench.train import MissingExtraError, require_framework
+from optim_bench.workloads import WORKLOADS
+
+DEFAULT_OUTPUT = Path("optim-bench-results")
+
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Runs at a time [default: one per core, at most 4].")
+]
+Timeout = Annotated[float | None, typer.Option(min=1, help="Give a run up after so many seconds.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="inline or process.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where full-size data sets lie; the default ones are built in.")
+]
+Folder = Annotated[Path, typer.Argument(help="Folder of a comparison.", show_default=True)]
+
+
+def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
+    """Return the command line.
+
+    Args:
+        trainer: `"module:function"` that turns a spec into a record.
+    """
+    app = typer.Typer(
+        help="Compare optimizers: real data, equal tuning budgets, paired intervals.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.command()
+    def run(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        tier: Annotated[str, typer.Option(help="smoke, quick, standard or full.")] = "quick",
+        workload: Annotated[
+            list[str] | None, typer.Option(help="Repeatable [default: the two of the main job].")
+        ] = None,
+        optimizer: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="NAME, NAME,hyperparameter=value,... or module:factory; repeatable "
+                "[default: our optimizers]. AdamW always takes part."
+            ),
+        ] = None,
+        framework: Annotated[str, typer.Option(help="jax, torch or all.")] = "all",
+        seeds: Annotated[
+            int | None, typer.Option(help="Fresh seeds per optimizer [default: the tier's].")
+        ] = None,
+        output: Annotated[Path, typer.Option(help="Folder of the results.")] = DEFAULT_OUTPUT,
+        executor: ExecutorName = "process",
+        jobs: Jobs = None,
+        timeout: Timeout = None,
+        data_dir: DataDir = None,
+    ) -> None:
+        """Train, compare, report. Resumes by itself: finished runs are never repeated."""
+        request = Request(
+            tier=tier,
+            workloads=tuple(workload or ()),
+            optimizers=tuple(optimizer or ()),
+            frameworks=_frameworks(framework),
+            seeds=seeds,
+        )
+        for name in request.frameworks:
+            require_framework(name)
+        plan = build_plan(request)
+        store = Store(output)
+        store.open()
+        store.records()
+        store.write_plan(plan)
+        _carry_out(plan, store, trainer, executor, jobs, timeout, data_dir)
+
+    @app.command()
+    def retry(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        directory: Folder = DEFAULT_OUTPUT,
+        executor: ExecutorName = "process",
+        jobs: Jobs = None,
+        timeout: Timeout = None,
+        data_dir: DataDir = None,
+    ) -> None:
+        """Repeat the failed runs of a comparison, and finish it."""
+        store = Store(directory)
+        plan = store.plan()
+        store.open()
+        failed = [key for key, record in store.records().items() if record.status == "failed"]
+        _console().print(f"{len(failed)} failed runs to repeat")
+        store.remove(failed)
+        _carry_out(plan, store, trainer, executor, jobs, timeout, data_dir)
+
+    @app.command()
+    def report(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        directory: Folder = DEFAULT_OUTPUT,
+        readme: Annotated[
+            Path | None,
+            typer.Option("--update-readme", help="Write the tables between this file's markers."),
+        ] = None,
+    ) -> None:
+        """Rebuild results.json, report.html, summary.md and the figures from the stored runs."""
+        store = Store(directory)
+        results = build_results(store.plan(), store.records())
+        path = write_report(store.root, results)
+        if readme is not None:
+            update_readme(readme, results)
+        _console().print(f"Report: {path.resolve()}", soft_wrap=True, highlight=False)
+
+    @app.command()
+    def status(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        directory: Folder = DEFAULT_OUTPUT,
+    ) -> None:
+        """Show how far a comparison is."""
+        store = Store(directory)
+        plan, records = store.plan(), store.records()
+        _console().print(ui.status_table(progress_of(plan, records), list(records.values())))
+
+    @app.command("list")
+    def list_(  # pyright: ignore[reportUnusedFunction] - typer calls it
+    ) -> None:
+        """List the workloads and the optimizers."""
+        for table in ui.list_tables(WORKLOADS, all_optimizers()):
+            _console().print(table)
+
+    @app.command()
+    def show(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        name: Annotated[str, typer.Argument(help="A workload, or an optimizer.")],
+    ) -> None:
+        """Show what a workload or an optimizer declares."""
+        optimizers = all_optimizers()
+        tables = [ui.show_workload(w) for w in WORKLOADS.values() if w.name == name]
+        tables += [ui.show_optimizer(i) for i in optimizers.values() if name in (i.name, i.key)]
+        if not tables:
+            names = {*WORKLOADS, *(info.name for info in optimizers.values())}
+            raise unknown_name("name", name, names)
+        for table in tables:
+            _console().print(table)
+
+    @app.command()
+    def validate(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        file: Annotated[Path, typer.Argument(help="A results.json.")],
+    ) -> None:
+        """Check a results.json against its schema."""
+        try:
+            data = read_json(file)
+        except (OSError, ValueError) as error:
+            raise BenchError(f"{file} cannot be read as strict JSON ({error})") from error
+        if problems := validate_results(data):
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise BenchError(f"{file} is not valid: {problems[0]}{more}; rebuild it: report DIR")
+        _console().print(f"{file} is valid, schema version {data['schema_version']}")
+
+    return app
+
+
+def _carry_out(
+    plan: Plan,
+    store: Store,
+    trainer: str,
+    executor: str,
+    jobs: int | None,
+    timeout: float | None,
+    data_dir: Path | None,
+) -> None:
+    console = _console()
+    workers = make_executor(
+        executor, trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=[str(Path.cwd())]
+    )
+    try:
+        with ui.live_progress(console) as listener:
+            run_campaign(plan, store, workers, listener)
+    finally:
+        workers.close()
+    results = build_results(plan, store.records())
+    path = write_report(store.root, results)
+    show_results(console, results)
+    console.print(f"Report: {path.resolve()}", soft_wrap=True, highlight=False)
+    failed = [failure for failure in results["failures"] if failure["status"] == "failed"]
+    if failed:
+        first = failed[0]
+        raise BenchError(
+            f"{len(failed)} of {results['runs']} runs failed, first {first['workload']}/"
+            f"{first['framework']}/{first['optimizer']} with {first['error']}; mend the cause, "
+            f"then: optim-bench retry {store.root}"
+        )
+
+
+def show_results(console: Console, results: dict[str, Any]) -> None:
+    """Print the verdict first, then the numbers it rests on."""
+    console.print()
+    for table in ui.verdict_tables(results):
+        console.print(table)
+    for sentence in results["headline"]:
+        console.print(f"- {sentence}", markup=False, highlight=False)
+    for caution in results["cautions"]:
+        console.print(f"Note: {caution}", style="yellow", markup=False, highlight=False)
+
+
+def _frameworks(text: str) -> Sequence[str]:
+    if text == "all":
+        return FRAMEWORKS
+    if text not in FRAMEWORKS:
+        raise unknown_name("framework", text, (*FRAMEWORKS, "all"))
+    return (text,)
+
+
+def _console() -> Console:
+    # Without a terminal rich assumes 80 columns, too few for the verdicts.
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        app: from `build_app`.
+        arguments: instead of the process's own.
+    """
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        _complain("interrupted; every finished run is kept: repeat the command to go on")
+        return 130
+    except (BenchError, MissingExtraError) as error:
+        _complain(str(error))
+        return 1
+    except Exception as error:
+        # typer brought click's errors into its own package: known by what they can do.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        _complain(f"{message()} (see optim-bench --help)")
+        return 2
+    return status if isinstance(status, int) else 0
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(
+        f"error: {' '.join(message.split())}", markup=False, highlight=False
+    )
+
+
+def main() -> None:
+    """Entry point of `optim-bench`."""
+    sys.exit(run_app(build_app()))

@@ -1,0 +1,99 @@
+"""`summary.md`, and the same tables between a README's markers."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from optim_bench.errors import BenchError
+from optim_bench.results import FRAMEWORK_TITLES, LABELS
+from optim_bench.store import write_bytes
+
+BEGIN, END = "<!-- optim-bench: begin -->", "<!-- optim-bench: end -->"
+
+
+def summary_markdown(results: Mapping[str, Any]) -> str:
+    """Return the verdicts and the tables as Markdown."""
+    return "\n".join(_lines(results)) + "\n"
+
+
+def update_readme(path: Path, results: Mapping[str, Any]) -> None:
+    """Put the summary between the markers of a Markdown file.
+
+    Raises:
+        BenchError: the file cannot be read, or does not hold each marker once and in order.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"cannot read {path} ({error.strerror}); name an existing file") from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"{path} needs the lines {BEGIN} and {END}, in this order")
+    write_bytes(path, f"{before}{BEGIN}\n{summary_markdown(results)}{END}{after}".encode())
+
+
+def _lines(results: Mapping[str, Any]) -> Iterator[str]:
+    budget = results["protocol"]["budget"]
+    for sentence in results["headline"]:
+        yield f"- {sentence}"
+    yield ""
+    for caution in results["cautions"]:
+        yield f"> {caution}"
+        yield ">"
+    yield (
+        f"> Budget for every optimizer on every workload: {budget['grid_points']} learning rates "
+        f"x {budget['tuning_seeds']} tuning seeds (and up to {budget['extensions']} more rates "
+        f"where the best is at the edge), then {budget['fresh_seeds']} fresh seeds. "
+        "Ratio: test loss to equally tuned AdamW, below 1 is better, with its 95 % t-interval."
+    )
+    comparisons = {c["name"]: c for c in results["comparisons"]}
+    for framework, title in FRAMEWORK_TITLES.items():
+        cells = [cell for cell in results["cells"] if cell["framework"] == framework]
+        if cells:
+            yield from ["", f"**{title}**", "", *_table(cells, comparisons)]
+
+
+def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "| workload | optimizer | learning rate | test loss | ratio | 95 % interval | p (Holm) "
+        "| seeds | state / parameters | verdict |"
+    )
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
+    for cell in cells:
+        comparison = comparisons.get(cell["name"])
+        fresh, rate = cell["fresh"], cell["tuning"]["selected"]
+        columns = [
+            cell["workload"],
+            cell["title"],
+            number(rate, "g"),
+            number(fresh["mean"].get("test_loss"), ".4g"),
+            *ratio_columns(comparison),
+            f"{fresh['ok']}",
+            number(state_ratio(cell), ".3g"),
+            LABELS[comparison["verdict"]] if comparison else "baseline",
+        ]
+        yield f"| {' | '.join(columns)} |"
+
+
+def ratio_columns(comparison: Mapping[str, Any] | None) -> list[str]:
+    """Return ratio, interval and adjusted p-value as text, empty where there is none."""
+    if comparison is None or comparison["low"] is None:
+        return ["", "", ""]
+    return [
+        f"{comparison['ratio']:.3f}",
+        f"{comparison['low']:.3f} to {comparison['high']:.3f}",
+        number(comparison["p_adjusted"], ".2g"),
+    ]
+
+
+def state_ratio(cell: Mapping[str, Any]) -> float | None:
+    """Return bytes of optimizer state per byte of parameters."""
+    if not cell["parameter_bytes"]:
+        return None
+    return cell["state_bytes"] / cell["parameter_bytes"]
+
+
+def number(value: float | None, style: str) -> str:
+    """Return a number as text, empty for None."""
+    return "" if value is None else format(value, style)
