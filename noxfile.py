@@ -176,6 +176,63 @@ def minimums(session: nox.Session, package: str) -> None:
     done(session)
 
 
+# The newest versions are what `tests` resolves to; the floor on the oldest Python is in `minimums`.
+@nox.session
+@nox.parametrize(
+    "python, jax, optax",
+    [
+        nox.param("3.12", "0.8.3", "0.2.6", id="middle", tags=["stam-jax"]),
+        nox.param("3.13", "0.6.2", "0.2.4", id="floor", tags=["stam-jax"]),
+    ],
+)
+def jax(session: nox.Session, jax: str, optax: str) -> None:
+    """stam-jax on an older JAX and the optax of its time."""
+    install_editable(session, "stam-jax", f"jax=={jax}", f"optax=={optax}")
+    pytest(session, "packages/stam-jax/tests", markers=" and not slow")
+    done(session)
+
+
+@nox.session
+@nox.parametrize(
+    "python, torch",
+    [
+        nox.param("3.12", "2.10.0", id="floor-3.12", tags=["stac-torch"]),
+        nox.param("3.13", "2.10.0", id="floor-3.13", tags=["stac-torch"]),
+        nox.param("3.12", "2.13.0", id="middle", tags=["stac-torch"]),
+    ],
+)
+def torch(session: nox.Session, torch: str) -> None:
+    """stac-torch on an older PyTorch."""
+    install_editable(session, "stac-torch", f"torch=={torch}")
+    pytest(session, "packages/stac-torch/tests", markers=" and not slow")
+    done(session)
+
+
+@nox.session(python=NEWEST)
+@nox.parametrize("backend", ["cpu", "cu128", "cu130"])
+def torch_backend(session: nox.Session, backend: str) -> None:
+    """stac-torch on another build of PyTorch, from PyTorch's own index where it can be reached."""
+    command = ["uv", "pip", "install", "--dry-run", f"--torch-backend={backend}", "torch"]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    if "error sending request" in found.stderr:
+        session.skip(f"the index of the {backend} builds cannot be reached from this machine")
+    if found.returncode:
+        session.error(found.stderr)
+    install_editable(session, "stac-torch", f"--torch-backend={backend}")
+    markers = " and not slow" if backend == "cpu" else " or gpu"
+    pytest(session, "packages/stac-torch/tests", markers=markers)
+    done(session)
+
+
+@nox.session(python=NEWEST)
+@nox.parametrize("build", ["cuda12", "cuda13"])
+def jax_build(session: nox.Session, build: str) -> None:
+    """stam-jax resolves beside the CUDA builds of JAX; nothing is installed."""
+    packages = ("packages/stam-core", "packages/stam-jax")
+    session.install("--dry-run", *packages, f"jax[{build}]")
+    done(session)
+
+
 @nox.session(python=NEWEST)
 def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
@@ -292,6 +349,40 @@ def verify_release(session: nox.Session) -> None:
             session.run("python", "-I", f"{SCRIPTS}/check_alone.py", dependent)
         else:
             session.log(f"{dependent}: no version is published yet, so none is tried")
+
+
+@nox.session(python=NEWEST, default=False)
+@each_package
+def nightly(session: nox.Session, package: str) -> None:
+    """The long campaigns of one package."""
+    install_editable(session, package)
+    command = ("pytest", "-m", "nightly and not gpu", f"packages/{package}/tests")
+    session.run(*command, *session.posargs, env={"HYPOTHESIS_PROFILE": "nightly"})
+    done(session)
+
+
+@nox.session(python=NEWEST, default=False)
+@each_package
+def gpu(session: nox.Session, package: str) -> None:
+    """What needs a CUDA device, on a machine that has one."""
+    install_editable(session, package)
+    if package == "stam-jax":
+        session.install("jax[cuda13]")
+    session.run("pytest", "-m", "gpu", f"packages/{package}/tests", *session.posargs)
+    done(session)
+
+
+@nox.session(python=False, default=False)
+def sbom(session: nox.Session) -> None:
+    """A CycloneDX bill of materials of every package beside its hashes: `nox -s sbom -- FOLDER`."""
+    folder = Path(session.posargs[0] if session.posargs else ".nox/sbom").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in PACKAGES:
+        target = folder / f"{package}.cdx.json"
+        command = ("uvx", UV, "export", "--quiet", "--preview-features", "sbom-export")
+        options = ("--format", "cyclonedx1.5", "--package", package, "--all-extras", "--no-dev")
+        session.run(*command, *options, "--output-file", str(target), external=True, silent=True)
+        session.log(f"wrote {target.name}")
 
 
 @nox.session(python=False)
