@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
 from optim_conformance.adapter import OPTIMIZERS, Array, OptimizerAdapter, Run, Tree
 from optim_conformance.cases import CASES, LOW_PRECISION, Case
+from optim_conformance.errors import ERRORS
+
+Check = TypeVar("Check", bound=Callable[..., Any])
 
 DTYPE_CAPABILITY = {"float64": "f64", "bfloat16": "bf16", "float16": "f16", "complex64": "complex"}
 
@@ -64,8 +67,25 @@ class Checks:
             self._parametrize(metafunc, "low_dtype", LOW_PRECISION, ("bfloat16", "float16"))
         elif "case" in names:
             self._parametrize(metafunc, "dtype", CASES, ("float32", "float64"))
+        elif "error" in names:
+            bad = [
+                pytest.param(e, id=str(e), marks=self._skip(e.requires))
+                for e in ERRORS
+                if e.optimizer in self.offered()
+            ]
+            metafunc.parametrize("error", bad or [self._nothing("optimizer with refusals")])
         elif "opt" in names:
-            metafunc.parametrize("opt", self.offered())
+            wanted = getattr(metafunc.function, "_optimizers", OPTIMIZERS)
+            rows = [pytest.param(opt, id=opt) for opt in self.offered() if opt in wanted]
+            metafunc.parametrize("opt", rows or [self._nothing(", ".join(wanted))])
+
+    def _skip(self, requires: Iterable[str]) -> list[pytest.MarkDecorator]:
+        reason = self.lacking(requires)
+        return [pytest.mark.skip(reason=reason)] if reason else []
+
+    def _nothing(self, what: str) -> Any:
+        reason = f"{self.adapter.name} offers no {what}"
+        return pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
 
     def _parametrize(
         self, metafunc: pytest.Metafunc, name: str, cases: Sequence[Case], dtypes: Sequence[str]
@@ -76,10 +96,19 @@ class Checks:
                 if case.optimizer not in self.offered() or dtype in case.not_in:
                     continue
                 wants = {DTYPE_CAPABILITY[dtype]} if dtype in DTYPE_CAPABILITY else set[str]()
-                reason = self.lacking(case.requires | wants)
-                marks = [pytest.mark.skip(reason=reason)] if reason else []
+                marks = self._skip(case.requires | wants)
                 rows.append(pytest.param(case, dtype, id=f"{case}-{dtype}", marks=marks))
         metafunc.parametrize(("case", name), rows)
+
+
+def for_optimizers(*names: str) -> Callable[[Check], Check]:
+    """Decorate a check that means something for these optimizers only."""
+
+    def mark(check: Check) -> Check:
+        check._optimizers = names  # pyright: ignore[reportFunctionMemberAccess]
+        return check
+
+    return mark
 
 
 def scribble(tree: Tree) -> None:

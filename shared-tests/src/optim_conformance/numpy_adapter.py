@@ -19,12 +19,16 @@ _WIDE_SLOTS = {"stam": {"nu", "s2", "tau", "beta1", "b1_prod"}}
 _WIDE_SLOTS["stam_lite"] = {"e1", "e2", "beta1", "b1_prod"}
 
 
+_HELD = ("s2", "tau", "e1", "e2")
+
+
 class NumpyRun:
     """A run whose state is stored between steps in the dtypes of the contract."""
 
     def __init__(self, opt: str, hparams: Mapping[str, Any], params: Tree, dtype: str) -> None:
         self.optimizer, self.hparams, self.dtype = opt, dict(hparams), dtype
         self._params = {leaf: np.array(p) for leaf, p in params.items()}
+        self._state: dict[str, Array] = {}
         self._state = self.stored(self.oracle(self._params).state())
 
     def oracle(self, params: Tree) -> Oracle:
@@ -43,8 +47,11 @@ class NumpyRun:
         return own
 
     def stored(self, state: Tree) -> dict[str, Array]:
-        """Round a state to its storage."""
-        return {k: v.astype(self.storage(k.split("/")[0])) for k, v in state.items()}
+        """Round a state to its storage; a statistic that overflows there keeps its last value."""
+        with np.errstate(over="ignore"):
+            rounded = {k: v.astype(self.storage(k.split("/")[0])) for k, v in state.items()}
+        held = [k for k, v in rounded.items() if k.split("/")[0] in _HELD and not np.isfinite(v)]
+        return {**rounded, **{k: self._state[k] for k in held}}
 
     def step(self, grads: Tree, *, lr: float | None = None) -> None:
         """Take one step in float64 from the stored state, and store the result."""

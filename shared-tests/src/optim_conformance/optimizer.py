@@ -1,11 +1,27 @@
 """The suite of one optimizer implementation."""
 
+from optim_conformance._contract import ContractChecks
+from optim_conformance._hyperparameters import HyperparameterChecks
+from optim_conformance._learning import LearningChecks
+from optim_conformance._nonfinite import NonfiniteChecks
 from optim_conformance._ownership import OwnershipChecks
+from optim_conformance._persistence import PersistenceChecks
+from optim_conformance._properties import PropertyChecks
 from optim_conformance._structure import StructureChecks
 from optim_conformance._trajectory import TrajectoryChecks
 
 
-class OptimizerConformance(TrajectoryChecks, StructureChecks, OwnershipChecks):
+class OptimizerConformance(
+    TrajectoryChecks,
+    StructureChecks,
+    OwnershipChecks,
+    HyperparameterChecks,
+    PersistenceChecks,
+    NonfiniteChecks,
+    PropertyChecks,
+    LearningChecks,
+    ContractChecks,
+):
     """Every check; a package subclasses it once per adapter and sets `adapter`.
 
     Example:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from optim_conformance.adapter import Tree
 from optim_conformance.oracle._adamw import AdamW
 from optim_conformance.oracle._base import Rule, Slots
+from optim_conformance.oracle._ranges import check_ranges
 from optim_conformance.oracle._sign import Lion, Sign
 from optim_conformance.oracle._stam import Stam
 from optim_conformance.oracle._stam_lite import StamLite
@@ -25,9 +26,11 @@ def rules_for(opt: str, hparams: Mapping[str, Any], leaves: Tree) -> dict[str, R
     """Return each leaf's rule.
 
     Raises:
-        ValueError: An optimizer without an oracle, or a stac leaf without a role.
+        ValueError: An optimizer without an oracle, a stac leaf without a role, or a value out of
+            range.
         TypeError: A hyperparameter that the rule does not have.
     """
+    check_ranges(opt, hparams)
     own = {k: v for k, v in hparams.items() if k not in _TREE_WIDE}
     if opt == "stac":
         return _stac_rules(own, leaves)
@@ -59,7 +62,7 @@ def _stac_rules(own: dict[str, Any], leaves: Tree) -> dict[str, Rule]:
     sections: dict[str, Rule] = {"sign": sign, "adamw": adamw}
     missing = [leaf for leaf in leaves if roles.get(leaf) not in sections]
     if missing:
-        raise ValueError(f"roles gives no 'sign' or 'adamw' for {missing}")
+        raise ValueError(f"roles must name 'sign' or 'adamw' for {missing}, it is {roles}")
     return {leaf: sections[roles[leaf]] for leaf in leaves}
 
 
