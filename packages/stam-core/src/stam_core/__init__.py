@@ -7,6 +7,20 @@ deep-learning framework.
 
 from stam_core._means import local_mean, sample_stride, strided_sample
 from stam_core._names import SLOT_BY_NAME, SLOTS, SlotName
+from stam_core._stac import (
+    HYBRID_SIGN_LR_SCALE,
+    ROLES,
+    AdamWState,
+    SignState,
+    STACHyperparams,
+    STACReference,
+    STACRole,
+    adamw_update,
+    init_adamw,
+    init_sign,
+    sign_update,
+    sign_with_nan,
+)
 from stam_core._stam import (
     PARITY,
     STAMHyperparams,
@@ -36,21 +50,31 @@ from stam_core._stam_lite import (
 )
 
 __all__ = [
+    "HYBRID_SIGN_LR_SCALE",
     "PARITY",
+    "ROLES",
     "SLOTS",
     "SLOT_BY_NAME",
+    "AdamWState",
+    "STACHyperparams",
+    "STACReference",
+    "STACRole",
     "STAMHyperparams",
     "STAMLiteHyperparams",
     "STAMLiteState",
     "STAMLiteStatistics",
     "STAMState",
     "STAMStatistics",
+    "SignState",
     "SlotName",
+    "adamw_update",
     "clip_beta1",
     "decayed_step",
     "direction",
     "gradient_means",
+    "init_adamw",
     "init_lite_state",
+    "init_sign",
     "init_state",
     "lite_direction",
     "lite_step",
@@ -58,6 +82,8 @@ __all__ = [
     "normalised_variance",
     "residual_means",
     "sample_stride",
+    "sign_update",
+    "sign_with_nan",
     "step",
     "strided_sample",
     "update_lite_statistics",

@@ -1,0 +1,138 @@
+"""The AdamW section: torch's own AdamW, called on this section's tensors.
+
+Nothing is reimplemented: ``last_n_layers`` of all layers is ``torch.optim.AdamW`` bit for bit, with
+its loop, foreach, fused and capturable forms. This module adds what torch's function lacks: moments
+in another dtype than the parameter's, a skip flag on the device outside the fused form, and
+stochastic rounding.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from stac_torch._dtypes import arithmetic_dtype
+from stac_torch._rounding import Noise
+from stac_torch._sign import store_moment_, store_parameter_
+
+
+@dataclass
+class AdamWTensors:
+    """The tensors of the section, one entry per parameter; local, possibly complex.
+
+    Attributes:
+        params: Parameters.
+        grads: Gradients.
+        exp_avgs: First moments.
+        exp_avg_sqs: Second moments.
+        max_exp_avg_sqs: Their running maxima; empty without amsgrad.
+        steps: Steps taken, 0-d float32.
+        noises: Where to draw the noise of stochastic rounding, None to round to nearest.
+    """
+
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    exp_avgs: list[Tensor] = field(default_factory=list)
+    exp_avg_sqs: list[Tensor] = field(default_factory=list)
+    max_exp_avg_sqs: list[Tensor] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+    noises: list[Noise | None] = field(default_factory=list)
+
+    def take(self, indices: list[int]) -> "AdamWTensors":
+        """Return the entries at ``indices``."""
+        lists = (
+            self.params,
+            self.grads,
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            self.max_exp_avg_sqs,
+            self.steps,
+            self.noises,
+        )
+        return AdamWTensors(*([each[i] for i in indices] if each else [] for each in lists))
+
+    def moments(self) -> list[Tensor]:
+        """Return every moment tensor."""
+        return [*self.exp_avgs, *self.exp_avg_sqs, *self.max_exp_avg_sqs]
+
+
+def adamw_step_(
+    tensors: AdamWTensors,
+    *,
+    skip: Tensor | None,
+    grad_scale: Tensor | None,
+    **options: Any,
+) -> None:
+    """Take one step of the section in place.
+
+    Args:
+        tensors: The tensors.
+        skip: None, or a 0-d boolean tensor: where true the step leaves everything as it is.
+        grad_scale: None, or the 0-d factor that a gradient scaler left in the gradients.
+        options: What :func:`torch.optim.adamw.adamw` takes beside tensors.
+    """
+    widened: list[int] = []
+    own: list[int] = []
+    for index, (param, exp_avg) in enumerate(zip(tensors.params, tensors.exp_avgs, strict=True)):
+        foreign = exp_avg.dtype is not param.dtype or tensors.noises[index] is not None
+        (widened if foreign else own).append(index)
+    for index in widened:
+        _widened_step_(tensors.take([index]), skip=skip, grad_scale=grad_scale, **options)
+    if own:
+        _torch_step_(tensors.take(own), skip=skip, grad_scale=grad_scale, **options)
+
+
+def _torch_step_(
+    tensors: AdamWTensors, *, skip: Tensor | None, grad_scale: Tensor | None, **options: Any
+) -> None:
+    fused = bool(options.get("fused"))
+    if fused:
+        found_inf = None if skip is None else skip.to(torch.float32)
+        _call(tensors, found_inf=found_inf, grad_scale=grad_scale, **options)
+        return
+    if grad_scale is not None:
+        tensors = AdamWTensors(**{**vars(tensors), "grads": [g / grad_scale for g in tensors.grads]})
+    if skip is None:
+        _call(tensors, found_inf=None, grad_scale=None, **options)
+        return
+    changed = [*tensors.params, *tensors.moments(), *tensors.steps]
+    before = [t.clone() for t in changed]
+    _call(tensors, found_inf=None, grad_scale=None, **options)
+    for now, old in zip(changed, before, strict=True):
+        now.copy_(torch.where(skip.to(now.device), old, now))
+
+
+def _widened_step_(
+    tensors: AdamWTensors, *, skip: Tensor | None, grad_scale: Tensor | None, **options: Any
+) -> None:
+    """Step on wide copies of one parameter and its moments, and round each back once."""
+    dtype = arithmetic_dtype(tensors.params[0].dtype)
+    wide = AdamWTensors(
+        [tensors.params[0].to(dtype, copy=True)],
+        [tensors.grads[0].to(dtype)],
+        [tensors.exp_avgs[0].to(dtype, copy=True)],
+        [tensors.exp_avg_sqs[0].to(dtype, copy=True)],
+        [m.to(dtype, copy=True) for m in tensors.max_exp_avg_sqs],
+        tensors.steps,
+        [None],
+    )
+    _torch_step_(wide, skip=skip, grad_scale=grad_scale, **options)
+    for stored, value in zip(tensors.moments(), wide.moments(), strict=True):
+        store_moment_(stored, None, value)
+    # A value that bfloat16 holds exactly is rounded to itself, so a skipped step stays skipped.
+    store_parameter_(tensors.params[0], wide.params[0], tensors.noises[0])
+
+
+def _call(tensors: AdamWTensors, **options: Any) -> None:
+    adamw(
+        tensors.params,
+        tensors.grads,
+        tensors.exp_avgs,
+        tensors.exp_avg_sqs,
+        tensors.max_exp_avg_sqs,
+        tensors.steps,
+        has_complex=any(p.is_complex() for p in tensors.params),
+        **options,
+    )

@@ -1,0 +1,63 @@
+"""Names of state dtypes: what a user may write, and what a parameter group holds.
+
+Groups hold names and not ``torch.dtype``: they go through JSON, ``weights_only`` loading and
+flattened distributed checkpoints unchanged.
+"""
+
+import torch
+
+INT8 = "int8"
+
+_ALIASES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+    "fp64": "float64",
+    "double": "float64",
+}
+_FLOATING = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+def dtype_name(option: str, value: torch.dtype | str | None, *, int8: bool) -> str | None:
+    """Return the canonical name of a state dtype, or None for the parameter's own.
+
+    Args:
+        option: The option's name, for messages.
+        value: What the user gave.
+        int8: Whether the option takes "int8".
+
+    Raises:
+        ValueError: ``value`` is not a dtype that this option takes.
+
+    Example:
+        >>> dtype_name("sign_state_dtype", "bf16", int8=True)
+        'bfloat16'
+        >>> dtype_name("sign_state_dtype", torch.int8, int8=True)
+        'int8'
+    """
+    if value is None:
+        return None
+    name = str(value).removeprefix("torch.").strip().lower()
+    name = _ALIASES.get(name, name)
+    if name in _FLOATING or (int8 and name == INT8):
+        return name
+    choices = [*_FLOATING, *([INT8] if int8 else [])]
+    msg = f"{option} must be None, a dtype among {choices} or its name, got {value!r}"
+    raise ValueError(msg)
+
+
+def state_dtype(name: str | None, parameter: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a floating state of ``parameter``."""
+    return parameter.dtype if name is None else _FLOATING[name]
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that arithmetic on ``dtype`` is done in: float64 for itself, else float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32

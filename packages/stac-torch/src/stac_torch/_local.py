@@ -1,0 +1,74 @@
+"""Local shards: every rule here is elementwise, so each rank works on what it holds.
+
+A DTensor dispatches each operation through its sharding rules, which costs more than the operation;
+an elementwise optimizer needs none of it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stac_torch import _int8
+
+if dist.is_available():
+    from torch.distributed.tensor import DTensor, Shard
+else:
+    DTensor = None
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a DTensor."""
+    return DTensor is not None and isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds; the tensor itself if it is no DTensor."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local_grad(parameter: Tensor, grad: Tensor) -> Tensor:
+    """Return the part of a gradient that belongs to this rank's part of the parameter."""
+    if is_dtensor(parameter) and is_dtensor(grad) and grad.placements != parameter.placements:  # type: ignore[attr-defined]
+        grad = grad.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
+    return local(grad)
+
+
+def meshes(parameters: Iterable[Tensor]) -> list[Any]:
+    """Return the device meshes of the DTensors among ``parameters``, each once."""
+    found: dict[Any, None] = {}
+    for parameter in parameters:
+        if is_dtensor(parameter):
+            found[parameter.device_mesh] = None  # type: ignore[attr-defined]
+    return list(found)
+
+
+def scale_like(parameter: Tensor) -> Tensor:
+    """Return the zero scales of an int8 moment, sharded along dimension 0 as the parameter is.
+
+    Raises:
+        ValueError: The parameter is sharded along another dimension, which would cut blocks.
+    """
+    shape = _int8.scale_shape(parameter.shape)
+    if not is_dtensor(parameter):
+        return torch.zeros(shape, dtype=torch.float32, device=parameter.device)
+    placements = parameter.placements  # type: ignore[attr-defined]
+    if any(isinstance(p, Shard) and p.dim != 0 for p in placements):
+        msg = (
+            f"sign_state_dtype='int8' needs parameters sharded along dimension 0, got {placements}: "
+            "use 'bfloat16' for this one"
+        )
+        raise ValueError(msg)
+    shard = torch.zeros(
+        (local(parameter).shape[0], shape[1]), dtype=torch.float32, device=local(parameter).device
+    )
+    return DTensor.from_local(  # type: ignore[union-attr]
+        shard,
+        parameter.device_mesh,  # type: ignore[attr-defined]
+        placements,
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=(shape[1], 1),
+    )

@@ -1,0 +1,57 @@
+"""The state of one parameter: what a step creates, and what it costs.
+
+Keys, as in ``torch.optim``: the sign section has ``exp_avg`` (with ``exp_avg_scale`` if it is int8,
+nothing without momentum), the AdamW section ``step``, ``exp_avg``, ``exp_avg_sq`` and, with
+amsgrad, ``max_exp_avg_sq``. Stochastic rounding adds ``step`` to the sign section.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stac_torch._dtypes import INT8, state_dtype
+from stac_torch._int8 import is_quantized
+from stac_torch._local import local, scale_like
+
+
+def rounds_stochastically(group: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Tell whether a parameter of a group is rounded stochastically."""
+    return group["stochastic_rounding"] and parameter.dtype is torch.bfloat16
+
+
+def new_state(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+    """Return the state of a parameter before its first step; empty if it needs none."""
+    state: dict[str, Tensor] = {}
+    if group["role"] == "adamw" or rounds_stochastically(group, parameter):
+        # A counter on the host costs no launch; a graph needs it on the device.
+        on_device = group["capturable"] or group["fused"]
+        device = local(parameter).device if on_device else "cpu"
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    if group["role"] == "sign":
+        if group["sign_momentum"] != 0:
+            state.update(_new_momentum(group["sign_state_dtype"], parameter))
+        return state
+    keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+    for key in keys:
+        state[key] = _zeros(parameter, state_dtype(group["adamw_state_dtype"], parameter))
+    return state
+
+
+def _new_momentum(name: str | None, parameter: Tensor) -> dict[str, Tensor]:
+    if name != INT8:
+        return {"exp_avg": _zeros(parameter, state_dtype(name, parameter))}
+    if not is_quantized(parameter):
+        return {"exp_avg": _zeros(parameter, torch.float32)}
+    return {"exp_avg": _zeros(parameter, torch.int8), "exp_avg_scale": scale_like(parameter)}
+
+
+def _zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def state_bytes(group: Mapping[str, Any], parameter: Tensor, state: Mapping[str, Any]) -> int:
+    """Return the bytes of a parameter's state: of the one it has, else of the one it will get."""
+    tensors = state or new_state(group, parameter.detach().to("meta"))
+    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,0 +1,149 @@
+"""Loading: everything is checked first, then every tensor keeps the dtype it was saved in.
+
+``torch.optim.Optimizer.load_state_dict`` casts each floating state to the parameter's dtype, which
+makes float32 of a bfloat16 or int8 momentum.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stac_torch._int8 import scale_shape
+from stac_torch._legacy import from_published, is_published
+from stac_torch._options import FORMAT
+
+_KEYS = {
+    "sign": frozenset({"exp_avg", "exp_avg_scale", "step"}),
+    "adamw": frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"}),
+}
+
+Names = Sequence["tuple[str, ...] | None"]
+
+
+def normalized(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a state dict in the present format, checked against the optimizer's groups.
+
+    Args:
+        state_dict: What the user loads; not changed.
+        groups: The optimizer's groups.
+
+    Raises:
+        ValueError: It does not fit: no groups, another number or size of groups, other roles, other
+            shapes, keys of the other section, or a newer format.
+    """
+    for key, kind in (("param_groups", Sequence), ("state", Mapping)):
+        if not isinstance(state_dict.get(key), kind):
+            msg = f"the state dict has no {key!r}: it is not that of an optimizer"
+            raise ValueError(msg)
+    if is_published(state_dict):
+        state_dict = from_published(state_dict)
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(groups):
+        msg = (
+            "loaded state dict has a different number of parameter groups: "
+            f"{len(saved_groups)} saved, {len(groups)} here. Build the optimizer with the partition "
+            "that was saved"
+        )
+        raise ValueError(msg)
+    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        _check_group(index, saved, group)
+    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        for position, (key, parameter) in enumerate(
+            zip(saved["params"], group["params"], strict=True)
+        ):
+            state = state_dict["state"].get(key)
+            if state is not None:
+                where = f"group {index}, parameter {position}"
+                _check_state(where, state, parameter, group["role"])
+    return dict(state_dict)
+
+
+def _check_group(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+    if len(saved["params"]) != len(group["params"]):
+        msg = (
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            f"optimizer's group: group {index} has {len(saved['params'])} parameters saved, "
+            f"{len(group['params'])} here"
+        )
+        raise ValueError(msg)
+    role = saved.get("role", group["role"])
+    if role != group["role"]:
+        msg = (
+            f"group {index} was saved with role {role!r} and has {group['role']!r} here: build the "
+            "optimizer with the partition that was saved"
+        )
+        raise ValueError(msg)
+    version = saved.get("stac_format", FORMAT)
+    if version > FORMAT:
+        msg = (
+            f"group {index} was saved in format {version}, this release reads up to {FORMAT}: "
+            "install a newer stac-torch"
+        )
+        raise ValueError(msg)
+
+
+def _check_state(where: str, state: Mapping[str, Any], parameter: Tensor, role: str) -> None:
+    unknown = sorted(set(state) - _KEYS[role])
+    if unknown:
+        msg = f"{where} has the state {unknown}, which the {role} section does not know"
+        raise ValueError(msg)
+    exp_avg = state.get("exp_avg")
+    quantized = isinstance(exp_avg, Tensor) and exp_avg.dtype is torch.int8
+    if quantized != ("exp_avg_scale" in state):
+        msg = f"{where}: an int8 exp_avg and exp_avg_scale come together, got {sorted(state)}"
+        raise ValueError(msg)
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or key == "step":
+            continue
+        scaled = key == "exp_avg_scale"
+        shape = scale_shape(parameter.shape) if scaled else tuple(parameter.shape)
+        if tuple(value.shape) != shape:
+            msg = (
+                f"{where}: saved {key} has shape {tuple(value.shape)}, the parameter needs {shape}: "
+                "the model has changed"
+            )
+            raise ValueError(msg)
+
+
+def saved_names(state_dict: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
+    """Return the names in a state dict, group by group: ours, or torch's within the groups."""
+    listed = state_dict.get("param_names")
+    if listed is None:
+        listed = [group.get("param_names") for group in state_dict["param_groups"]]
+    return [tuple(names) if names else None for names in listed]
+
+
+def check_names(saved: Names | None, own: Names) -> None:
+    """Raise unless two lists of names agree wherever both have names.
+
+    Raises:
+        ValueError: They do not.
+    """
+    for index, (theirs, ours) in enumerate(zip(saved or (), own, strict=False)):
+        if theirs is None or ours is None or tuple(theirs) == tuple(ours):
+            continue
+        pairs = zip(theirs, ours, strict=False)
+        first = next(((a, b) for a, b in pairs if a != b), (theirs, ours))
+        msg = (
+            f"group {index} was saved for other parameters: {first[0]!r} there is {first[1]!r} here. "
+            "Build the optimizer for the model that was saved"
+        )
+        raise ValueError(msg)
+
+
+def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:
+    """Return a loaded state on its device, in its own dtype.
+
+    Args:
+        key: Its key.
+        value: The state; ``step`` may be a number.
+        parameter: Its parameter.
+        group: The loaded group: a counter lives on the device in capturable and fused groups.
+    """
+    if key == "step":
+        on_device = group["capturable"] or group["fused"]
+        device = parameter.device if on_device else "cpu"
+        return torch.as_tensor(value, dtype=torch.float32).to(device)
+    return value.to(parameter.device) if isinstance(value, Tensor) else value
