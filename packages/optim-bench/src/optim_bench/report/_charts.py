@@ -1,0 +1,494 @@
+"""The charts as Vega-Lite specifications, each with its table.
+
+A chart is drawn for one framework, and where its scales differ for one workload. Colour, dash and
+mark come from the theme; `focus` is a parameter of each specification that dims every optimizer but
+one, set by the page's legend.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optim_bench.report._markdown import number, state_ratio
+from optim_bench.report._theme import INK, MUTED, colour_of, config, marks_of
+from optim_bench.results import LABELS
+
+VEGA_LITE = "6.4"
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+_DIM = 0.12
+ROW_HEIGHT = 34
+
+Spec = dict[str, Any]
+Cell = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart without its theme.
+
+    Args:
+        name: unique in a report, usable as a file name.
+        kind: name of the section it belongs to.
+        framework: the framework it is about.
+        title: what it shows, in words.
+        data: rows of the chart's data.
+        layers: Vega-Lite layers, in which `"@optimizer"` stands for the colour scale.
+        labels: optimizers in the chart, in the order of the legend.
+        titles: label -> title.
+        columns: headings of the table.
+        rows: the table, as text.
+        height: of the plot, in pixels.
+        extra: further top-level properties.
+    """
+
+    name: str
+    kind: str
+    framework: str
+    title: str
+    data: Sequence[Mapping[str, Any]]
+    layers: Sequence[Spec]
+    labels: Sequence[str]
+    titles: Mapping[str, str]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    height: int = 260
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def spec(self, theme: str, baseline: str, *, legend: bool, width: int | str) -> Spec:
+        """Return the Vega-Lite specification.
+
+        Args:
+            theme: `"light"` or `"dark"`.
+            baseline: label of the baseline.
+            legend: whether the chart carries its own legend (figures) or the page does.
+            width: in pixels, or `"container"`.
+        """
+        colours = colour_of(self.labels, baseline, theme)
+        marks = marks_of(self.labels, baseline)
+        shown: Spec | None = None
+        if legend:
+            names = {label: self.titles[label] for label in self.labels}
+            shown = {"title": None, "orient": "bottom", "labelExpr": _names(names)}
+        scales: dict[str, Spec] = {
+            "color": {"scale": _scale(self.labels, [colours[x] for x in self.labels])},
+            "shape": {"scale": _scale(self.labels, [marks[x]["shape"] for x in self.labels])},
+            "strokeDash": {"scale": _scale(self.labels, [marks[x]["dash"] for x in self.labels])},
+        }
+        replacements: dict[str, Any] = {
+            f"@{channel}": {"field": "label", "type": "nominal", "legend": shown, **scale}
+            for channel, scale in scales.items()
+        }
+        replacements |= {"@ink": INK[theme], "@muted": MUTED[theme]}
+        replacements["@opacity"] = {
+            "condition": {"test": "focus == '' || datum.label == focus", "value": 1},
+            "value": _DIM,
+        }
+        layers = [_replace(layer, replacements) for layer in self.layers]
+        return {
+            "$schema": _SCHEMA,
+            "config": config(theme),
+            "params": [{"name": "focus", "value": ""}],
+            "data": {"values": list(self.data)},
+            "width": width,
+            "height": self.height,
+            "layer": layers,
+            **self.extra,
+        }
+
+
+def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
+    """Ratios to the baseline with their intervals."""
+    shown = [
+        c for c in _of(results["comparisons"], framework) if c["ratio"] and c["low"] is not None
+    ]
+    if not shown:
+        return
+    data = [
+        {
+            "label": c["label"],
+            "row": f"{c['workload']}   {c['title']}",
+            **{name: c[name] for name in ("ratio", "low", "high")},
+            "verdict": LABELS[c["verdict"]],
+            "decided": c["verdict"] in {"better", "worse"},
+        }
+        for c in shown
+    ]
+    y: Spec = {"field": "row", "type": "nominal", "sort": None, "title": None}
+    y["axis"] = {"labelLimit": 420, "grid": False, "domain": False, "ticks": False}
+    scale = {"type": "log", "nice": False, "padding": 12, "domain": _ratio_domain(data)}
+    x_title = "test loss relative to tuned AdamW (log scale); left of 1 is better"
+    x: Spec = {"type": "quantitative", "scale": scale, "title": x_title}
+    x["axis"] = {"format": ".3~g", "tickCount": 8}
+    tooltip = [
+        {"field": "row", "title": "comparison"},
+        {"field": "ratio", "format": ".3f"},
+        {"field": "low", "format": ".3f", "title": "95 % from"},
+        {"field": "high", "format": ".3f", "title": "to"},
+        {"field": "verdict"},
+    ]
+    layers: list[Spec] = [
+        {
+            "data": {"values": [{"one": 1}]},
+            "mark": {"type": "rule", "color": "@muted", "strokeDash": [3, 3]},
+            "encoding": {"x": {"field": "one", "type": "quantitative", "scale": scale}},
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 2.5, "strokeCap": "round"},
+            "encoding": {
+                "y": y,
+                "x": {"field": "low", **x},
+                "x2": {"field": "high"},
+                "color": "@color",
+                "opacity": "@opacity",
+                "tooltip": tooltip,
+            },
+        },
+        {
+            "mark": {"type": "point", "size": 110, "filled": True, "opacity": 1},
+            "encoding": {
+                "y": y,
+                "x": {"field": "ratio", **x},
+                "color": "@color",
+                "shape": "@shape",
+                "opacity": "@opacity",
+                "tooltip": tooltip,
+            },
+        },
+    ]
+    rows = [
+        [
+            c["workload"],
+            c["title"],
+            f"{c['ratio']:.3f}",
+            f"{c['low']:.3f} to {c['high']:.3f}",
+            number(c["p_value"], ".3g"),
+            number(c["p_adjusted"], ".3g"),
+            str(c["pairs"]),
+            LABELS[c["verdict"]],
+        ]
+        for c in shown
+    ]
+    yield Chart(
+        name=f"forest-{framework}",
+        kind="forest",
+        framework=framework,
+        title="Test loss relative to equally tuned AdamW",
+        data=data,
+        layers=layers,
+        labels=_labels(shown),
+        titles=_titles(shown),
+        columns=(
+            "workload",
+            "optimizer",
+            "ratio",
+            "95 % interval",
+            "p",
+            "p (Holm)",
+            "n",
+            "verdict",
+        ),
+        rows=rows,
+        height=ROW_HEIGHT * len(data),
+    )
+
+
+def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
+    """Validation loss over the learning rates of the search."""
+    for workload, cells in _by_workload(results["cells"], framework):
+        data: list[dict[str, Any]] = []
+        rows: list[list[str]] = []
+        for cell in cells:
+            for trial in cell["tuning"]["trials"]:
+                losses = [loss for loss in trial["val_loss"] if loss is not None]
+                whole = bool(losses) and len(losses) == len(trial["val_loss"])
+                selected = trial["learning_rate"] == cell["tuning"]["selected"]
+                row = {"label": cell["label"], "optimizer": cell["title"]}
+                row |= {"rate": trial["learning_rate"], "selected": selected, "trained": whole}
+                if whole:
+                    middle = _geometric_mean(losses)
+                    row |= {"loss": middle, "low": min(losses), "high": max(losses)}
+                data.append(row)
+                rows.append(
+                    [
+                        cell["title"],
+                        f"{trial['learning_rate']:g}",
+                        f"{row['loss']:.4g}" if whole else "diverged or failed",
+                        f"{row['low']:.4g} to {row['high']:.4g}" if whole else "",
+                        "selected" if selected else "",
+                    ]
+                )
+        if not any(row["trained"] for row in data):
+            continue
+        x: Spec = {"field": "rate", "type": "quantitative", "title": "learning rate"}
+        x |= {"scale": {"type": "log", "nice": False, "padding": 10}}
+        x |= {"axis": {"format": "~e", "grid": False, "tickCount": 6}}
+        y = _loss_axis("validation loss")
+        tooltip = [
+            {"field": "optimizer"},
+            {"field": "rate", "format": ".3~g", "title": "learning rate"},
+            {"field": "loss", "format": ".4g"},
+        ]
+        trained = [{"filter": "datum.trained"}]
+        yield Chart(
+            name=f"sensitivity-{framework}-{workload}",
+            kind="sensitivity",
+            framework=framework,
+            title=workload,
+            data=data,
+            layers=[
+                {
+                    "transform": trained,
+                    "mark": {"type": "area", "opacity": 0.14},
+                    "encoding": {"x": x, **_band(y), "color": "@color"},
+                },
+                {
+                    "transform": trained,
+                    "mark": {"type": "line", "strokeWidth": 2},
+                    "encoding": _line(x, y) | {"tooltip": tooltip},
+                },
+                {
+                    "transform": [*trained, {"filter": "datum.selected"}],
+                    "mark": {"type": "point", "size": 90, "filled": True, "opacity": 1},
+                    "encoding": _points(x, y) | {"tooltip": tooltip},
+                },
+                {
+                    "transform": [{"filter": "!datum.trained"}],
+                    "mark": {"type": "text", "text": "×", "fontSize": 16, "baseline": "top"},
+                    "encoding": {"x": x, "y": {"value": 0}, "color": "@color"},
+                },
+            ],
+            labels=_labels(cells),
+            titles=_titles(cells),
+            columns=("optimizer", "learning rate", "mean validation loss", "range", ""),
+            rows=rows,
+        )
+
+
+def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
+    """Validation loss during training, over the fresh seeds."""
+    for workload, cells in _by_workload(results["cells"], framework):
+        data = [
+            {
+                "label": cell["label"],
+                "optimizer": cell["title"],
+                "step": step,
+                **{name: curve[name][index] for name in ("median", "low", "high")},
+            }
+            for cell in cells
+            for curve in [cell["curve"]]
+            for index, step in enumerate(curve["step"])
+        ]
+        if not data:
+            continue
+        x: Spec = {"field": "step", "type": "quantitative", "title": "step"}
+        x["axis"] = {"grid": False, "tickCount": 5}
+        y = _loss_axis("validation loss")
+        tooltip = [
+            {"field": "optimizer"},
+            {"field": "step"},
+            {"field": "median", "format": ".4g"},
+            {"field": "low", "format": ".4g", "title": "lower quartile"},
+            {"field": "high", "format": ".4g", "title": "upper quartile"},
+        ]
+        yield Chart(
+            name=f"curves-{framework}-{workload}",
+            kind="curves",
+            framework=framework,
+            title=workload,
+            data=data,
+            layers=[
+                {
+                    "mark": {"type": "area", "opacity": 0.14},
+                    "encoding": {"x": x, **_band(y), "color": "@color"},
+                },
+                {
+                    "mark": {"type": "line", "strokeWidth": 2},
+                    "encoding": _line(x, {**y, "field": "median"}) | {"tooltip": tooltip},
+                },
+            ],
+            labels=_labels(cells),
+            titles=_titles(cells),
+            columns=("optimizer", "step", "median", "lower quartile", "upper quartile"),
+            rows=[
+                [row["optimizer"], f"{row['step']:g}"]
+                + [number(row[name], ".4g") for name in ("median", "low", "high")]
+                for row in data
+            ],
+        )
+
+
+def pareto(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
+    """Loss against memory: what an optimizer's state costs and what it brings."""
+    comparisons = {c["name"]: c for c in results["comparisons"]}
+    for workload, cells in _by_workload(results["cells"], framework):
+        data: list[dict[str, Any]] = []
+        for cell in cells:
+            state, found = state_ratio(cell), comparisons.get(cell["name"])
+            ratio = 1.0 if found is None else found["ratio"]
+            if state is None or ratio is None:
+                continue
+            row = {"label": cell["label"], "optimizer": cell["title"], "state": state}
+            row |= {"ratio": ratio, "bytes": cell["state_bytes"]}
+            row |= {name: found[name] if found else 1.0 for name in ("low", "high")}
+            data.append(row)
+        if not data:
+            continue
+        x_title = "bytes of optimizer state per byte of parameters"
+        x: Spec = {"field": "state", "type": "quantitative", "title": x_title}
+        x |= {"scale": {"zero": True, "nice": True, "padding": 12}, "axis": {"tickCount": 6}}
+        scale = {"type": "log", "nice": False, "padding": 14, "domain": _ratio_domain(data)}
+        y: Spec = {"field": "ratio", "type": "quantitative", "scale": scale}
+        y |= {"title": "test loss relative to tuned AdamW"}
+        y |= {"axis": {"format": ".3~g", "tickCount": 5}}
+        tooltip = [
+            {"field": "optimizer"},
+            {"field": "bytes", "format": ",", "title": "bytes of state"},
+            {"field": "state", "format": ".3f", "title": "per byte of parameters"},
+            {"field": "ratio", "format": ".3f"},
+        ]
+        yield Chart(
+            name=f"pareto-{framework}-{workload}",
+            kind="pareto",
+            framework=framework,
+            title=workload,
+            data=data,
+            layers=[
+                {
+                    "mark": {"type": "rule", "strokeWidth": 2},
+                    "encoding": {
+                        "x": x,
+                        "y": {**y, "field": "low"},
+                        "y2": {"field": "high"},
+                        "color": "@color",
+                        "opacity": "@opacity",
+                    },
+                },
+                {
+                    "mark": {"type": "point", "size": 130, "filled": True, "opacity": 1},
+                    "encoding": _points(x, y) | {"tooltip": tooltip},
+                },
+            ],
+            labels=_labels(cells),
+            titles=_titles(cells),
+            columns=("optimizer", "bytes of state", "per byte of parameters", "ratio", "interval"),
+            rows=[
+                [
+                    row["optimizer"],
+                    f"{row['bytes']:,}",
+                    f"{row['state']:.3f}",
+                    f"{row['ratio']:.3f}",
+                    f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] is not None else "",
+                ]
+                for row in data
+            ],
+        )
+
+
+def profile(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
+    """Dolan-Moré profile of the steps to the target."""
+    titles = _titles(_of(results["cells"], framework))
+    for found in _of(results["profiles"], framework):
+        data = [
+            {"label": label, "optimizer": titles[label], "ratio": ratio, "share": share}
+            for label, shares in found["shares"].items()
+            for ratio, share in zip(found["ratios"], shares, strict=True)
+        ]
+        x: Spec = {"field": "ratio", "type": "quantitative", "scale": {"zero": False}}
+        x["title"] = "steps to the target relative to the fastest optimizer here"
+        y: Spec = {"field": "share", "type": "quantitative", "scale": {"domain": [0, 1]}}
+        y |= {"title": "share of (workload, seed)", "axis": {"format": "%", "tickCount": 5}}
+        yield Chart(
+            name=f"profile-{framework}",
+            kind="profile",
+            framework=framework,
+            title=f"Targets on {', '.join(found['workloads'])}",
+            data=data,
+            layers=[
+                {
+                    "mark": {"type": "line", "strokeWidth": 2, "interpolate": "step-after"},
+                    "encoding": _line(x, y)
+                    | {"tooltip": [{"field": name} for name in ("optimizer", "ratio", "share")]},
+                }
+            ],
+            labels=list(found["shares"]),
+            titles=titles,
+            columns=("optimizer", *(f"within {ratio:g}x" for ratio in found["ratios"])),
+            rows=[
+                [titles[label], *(f"{100 * share:.0f} %" for share in shares)]
+                for label, shares in found["shares"].items()
+            ],
+        )
+
+
+def _of(items: Sequence[Cell], framework: str) -> list[Cell]:
+    return [item for item in items if item["framework"] == framework]
+
+
+def _by_workload(cells: Sequence[Cell], framework: str) -> Iterator[tuple[str, list[Cell]]]:
+    mine = _of(cells, framework)
+    for workload in dict.fromkeys(cell["workload"] for cell in mine):
+        yield workload, [cell for cell in mine if cell["workload"] == workload]
+
+
+def _labels(items: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(item["label"] for item in items))
+
+
+def _titles(items: Sequence[Cell]) -> dict[str, str]:
+    return {item["label"]: item["title"] for item in items}
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    product = 1.0
+    for value in values:
+        product *= value ** (1 / len(values))
+    return product
+
+
+def _ratio_domain(data: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return a range that holds every interval and 1, at most a factor of 10 each way."""
+    ends = [value for row in data for value in (row["low"], row["high"], row["ratio"]) if value]
+    return [max(0.1, min([*ends, 0.95])), min(10.0, max([*ends, 1.05]))]
+
+
+def _loss_axis(title: str) -> Spec:
+    return {
+        "field": "loss",
+        "type": "quantitative",
+        "title": f"{title} (log scale)",
+        "scale": {"type": "log", "nice": False, "padding": 8},
+        "axis": {"format": ".2~g", "tickCount": 5},
+    }
+
+
+def _band(y: Spec) -> Spec:
+    return {"y": {**y, "field": "low"}, "y2": {"field": "high"}, "fillOpacity": "@opacity"}
+
+
+def _line(x: Spec, y: Spec) -> Spec:
+    channels = {"color": "@color", "strokeDash": "@strokeDash", "opacity": "@opacity"}
+    return {"x": x, "y": y, **channels}
+
+
+def _points(x: Spec, y: Spec) -> Spec:
+    return {"x": x, "y": y, "color": "@color", "shape": "@shape", "opacity": "@opacity"}
+
+
+def _scale(domain: Sequence[str], values: Sequence[Any]) -> Spec:
+    return {"domain": list(domain), "range": list(values)}
+
+
+def _names(titles: Mapping[str, str]) -> str:
+    """Return the Vega expression that turns a label into its title."""
+    pairs = ", ".join(f"{label!r}: {title!r}" for label, title in titles.items())
+    return f"({{{pairs}}})[datum.label]"
+
+
+def _replace(value: Any, replacements: Mapping[str, Any]) -> Any:
+    if isinstance(value, str):
+        return replacements.get(value, value)
+    if isinstance(value, dict):
+        return {name: _replace(item, replacements) for name, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list):
+        return [_replace(item, replacements) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return value

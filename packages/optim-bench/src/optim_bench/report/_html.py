@@ -1,0 +1,245 @@
+"""`report.html`: one page that needs nothing but itself."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from optim_bench.report import _charts as charts
+from optim_bench.report._markdown import number, ratio_columns, state_ratio
+from optim_bench.report._theme import THEMES, colour_of, marks_of
+from optim_bench.results import FRAMEWORK_TITLES, LABELS
+
+Results = Mapping[str, Any]
+
+SIGNS = {"better": "▼", "worse": "▲", "no difference": "≈"}
+# kind -> charts, heading, explanation, whether a chart takes the whole width
+GROUPS = (
+    (
+        charts.forest,
+        "Relative to equally tuned AdamW",
+        "Each line is a 95 % interval for one comparison, before the correction for several tests.",
+        True,
+    ),
+    (
+        charts.pareto,
+        "Loss against memory",
+        "Down is a lower loss, left is less optimizer state. Bars are 95 % intervals.",
+        False,
+    ),
+    (
+        charts.sensitivity,
+        "How much the learning rate matters",
+        (
+            "Validation loss of the tuning seeds: geometric mean and range; the mark is the selected "
+            "rate, a cross at the top a rate that diverged or failed on a seed."
+        ),
+        False,
+    ),
+    (
+        charts.curves,
+        "Learning curves",
+        (
+            "Validation loss of the fresh seeds: median and quartiles. Schedules end at 0, so only "
+            "the end of a curve compares optimizers."
+        ),
+        False,
+    ),
+    (
+        charts.profile,
+        "Steps to the target",
+        (
+            "Share of (workload, seed) solved within a factor of the fastest. A profile depends on who "
+            "takes part."
+        ),
+        True,
+    ),
+)
+
+
+def report_html(results: Results) -> str:
+    """Return the page; the same results give the same text."""
+    page, drawn = _page(results)
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(_asset("report.html.j2"))
+    return template.render(
+        page=page,
+        results=results,
+        css=Markup(_asset("report.css")),  # noqa: S704 - our own file
+        script=Markup(_asset("report.js")),  # noqa: S704 - our own file
+        vega=Markup(_vega()),  # noqa: S704 - a pinned bundle
+        results_json=_script_json(results),
+        chart_json=_script_json(drawn),
+    )
+
+
+def all_charts(results: Results, framework: str) -> Iterator[charts.Chart]:
+    """Give every chart of a framework."""
+    for draw, *_ in GROUPS:
+        yield from draw(results, framework)
+
+
+def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    baseline = results["protocol"]["baseline"]
+    drawn: list[dict[str, Any]] = []
+    sections: list[dict[str, Any]] = []
+    for framework, title in FRAMEWORK_TITLES.items():
+        cells = [cell for cell in results["cells"] if cell["framework"] == framework]
+        if not cells:
+            continue
+        groups: list[dict[str, Any]] = []
+        for draw, heading, explain, wide in GROUPS:
+            found = list(draw(results, framework))
+            if found:
+                groups.append({"title": heading, "explain": explain, "wide": wide, "charts": found})
+            for chart in found:
+                specs = {
+                    theme: chart.spec(theme, baseline, legend=False, width="container")
+                    for theme in THEMES
+                }
+                entry = {"id": chart.name, "framework": framework, "specs": specs}
+                drawn.append({**entry, "title": f"{heading}, {title}: {chart.title}"})
+        sections.append(
+            {
+                "framework": framework,
+                "title": title,
+                "rows": list(_rows(results, cells)),
+                "sentences": [
+                    c["sentence"] for c in results["comparisons"] if c["framework"] == framework
+                ],
+                "aggregates": list(_aggregates(results, framework)),
+                "legend": list(_legend(cells, baseline)),
+                "groups": groups,
+            }
+        )
+    workloads = [facts["name"] for facts in results["workloads"]]
+    page = {
+        "title": _title(results),
+        "method": _method(results),
+        "sections": sections,
+        "provenance": list(_provenance(results)),
+        "command": (
+            "optim-bench run --tier standard "
+            + " ".join(f"--workload {name}" for name in workloads)
+            + " \\\n    --optimizer adamw,b1=0.95 --optimizer my_package:my_factory"
+            " --framework torch"
+        ),
+    }
+    return page, drawn
+
+
+def _title(results: Results) -> str:
+    verdicts = [c["verdict"] for c in results["comparisons"] if c["verdict"] != "exploratory"]
+    if not verdicts:
+        return "No registered comparison with tuned AdamW"
+    counts = {name: verdicts.count(name) for name in ("better", "worse", "no difference")}
+    rest = len(verdicts) - sum(counts.values())
+    parts = [
+        f"{counts['better']} better",
+        f"{counts['worse']} worse",
+        f"{counts['no difference']} without a detectable difference",
+    ]
+    if rest:
+        parts.append(f"{rest} undecided")
+    noun = "comparison" if len(verdicts) == 1 else "comparisons"
+    return f"Against equally tuned AdamW, {len(verdicts)} {noun}: {', '.join(parts)}"
+
+
+def _method(results: Results) -> str:
+    budget = results["protocol"]["budget"]
+    return (
+        f"Every optimizer had the same search on every workload: {budget['grid_points']} learning "
+        f"rates on {budget['tuning_seeds']} tuning "
+        f"{'seed' if budget['tuning_seeds'] == 1 else 'seeds'}, up to {budget['extensions']} more "
+        "rates where the best was at the edge, chosen by validation loss. What is shown is the "
+        f"test loss of {budget['fresh_seeds']} fresh seeds, with the same initial parameters and "
+        "batches for every optimizer. A verdict needs an exact sign-flip p-value below "
+        f"{results['protocol']['alpha']:g} after Holm's correction over the tests registered for "
+        "the framework; intervals are Student's t on log-ratios."
+    )
+
+
+def _rows(results: Results, cells: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    comparisons = {c["name"]: c for c in results["comparisons"]}
+    previous = None
+    for cell in cells:
+        comparison = comparisons.get(cell["name"])
+        verdict = comparison["verdict"] if comparison else "baseline"
+        workload = cell["workload"]
+        kind = verdict if verdict in {"better", "worse", "baseline"} else "withheld"
+        yield {
+            "workload": workload if workload != previous else "",
+            "title": cell["title"],
+            "numbers": [
+                number(cell["tuning"]["selected"], "g"),
+                number(cell["fresh"]["mean"].get("test_loss"), ".4g"),
+                *ratio_columns(comparison),
+                str(cell["fresh"]["ok"]),
+                number(state_ratio(cell), ".3g"),
+            ],
+            "kind": kind,
+            "sign": SIGNS.get(verdict, ""),
+            "verdict": LABELS.get(verdict, verdict),
+        }
+        previous = workload
+
+
+def _aggregates(results: Results, framework: str) -> Iterator[list[str]]:
+    for row in results["aggregates"]:
+        if row["framework"] == framework:
+            ratio, chance = row["interquartile_ratio"], row["probability_of_improvement"]
+            yield [
+                row["title"],
+                number(ratio["value"], ".3f"),
+                f"{number(ratio['low'], '.3f')} to {number(ratio['high'], '.3f')}",
+                f"{100 * chance['value']:.0f} %",
+                f"{100 * chance['low']:.0f} to {100 * chance['high']:.0f} %",
+            ]
+
+
+def _legend(cells: list[Mapping[str, Any]], baseline: str) -> Iterator[dict[str, Any]]:
+    titles = {cell["label"]: cell["title"] for cell in cells}
+    labels = list(titles)
+    colours = {theme: colour_of(labels, baseline, theme) for theme in THEMES}
+    marks = marks_of(labels, baseline)
+    for label in labels:
+        dash = " ".join(map(str, marks[label]["dash"]))
+        colour = {theme: colours[theme][label] for theme in THEMES}
+        yield {"label": label, "title": titles[label], "dash": dash, **colour}
+
+
+def _provenance(results: Results) -> Iterator[tuple[str, str]]:
+    protocol = results["protocol"]
+    yield "Plan (SHA-256, fixed before the first run)", protocol["plan_sha256"]
+    yield "Registered tests", ", ".join(protocol["family"]) or "none"
+    yield "Runs", f"{results['runs']}, each with its own file in runs/"
+    for facts in results["workloads"]:
+        licence = f"; data: {facts['licence']}" if facts["licence"] else ""
+        text = f"version {facts['version']}, {facts['kind']}: {facts['title']}{licence}"
+        yield facts["name"], text
+    horizons = {f"{cell['workload']} {cell['steps']}" for cell in results["cells"]}
+    yield "Steps", ", ".join(sorted(horizons))
+    for name, values in results["environment"].items():
+        yield name, ", ".join(values)
+
+
+def _script_json(data: Any) -> Markup:
+    """Return JSON that cannot end the script element around it."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - no "<" is left
+
+
+@functools.cache
+def _vega() -> str:
+    bundle = vl_convert.javascript_bundle(vl_version=charts.VEGA_LITE)
+    return bundle.replace("</script", "<\\/script")
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (resources.files("optim_bench.report") / "assets" / name).read_text(encoding="utf-8")
