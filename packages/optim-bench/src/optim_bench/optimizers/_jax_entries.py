@@ -63,4 +63,10 @@ ENTRIES = (
     _entry("stam", "STAM, published statistics", "ours", _STAM, factory="stam_jax:stam"),
     _entry("stam_lite", "STAMLite", "ours", _STAM_LITE, factory="stam_jax:stam_lite"),
     _entry("adamw", "AdamW", "baseline", {"learning_rate": learning_rate(1e-3), **_ADAM, **_DECAY}),
+    _entry(
+        "sgd",
+        "SGD with momentum",
+        "baseline",
+        {"learning_rate": learning_rate(0.1), "momentum": decay(0.9)},
+    ),
 )

@@ -48,4 +48,10 @@ _STAC = {
 ENTRIES = (
     _entry("stac", "STAC, last layer on AdamW", "ours", _STAC, factory=f"{_STAC_FACTORIES}:stac"),
     _entry("adamw", "AdamW", "baseline", {"learning_rate": learning_rate(1e-3), **_ADAM, **_DECAY}),
+    _entry(
+        "sgd",
+        "SGD with momentum",
+        "baseline",
+        {"learning_rate": learning_rate(0.1), "momentum": decay(0.9)},
+    ),
 )

@@ -17,3 +17,8 @@ def adamw(
     return torch.optim.AdamW(
         module.parameters(), learning_rate, betas=(b1, b2), eps=eps, weight_decay=weight_decay
     )
+
+
+def sgd(module: nn.Module, *, learning_rate: float, momentum: float) -> torch.optim.Optimizer:
+    """Heavy-ball SGD."""
+    return torch.optim.SGD(module.parameters(), learning_rate, momentum=momentum)

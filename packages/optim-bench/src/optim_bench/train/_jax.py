@@ -48,7 +48,7 @@ class Program:
 
         def judge(params: Any, inputs: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
             outputs = model(params, inputs)
-            hits = models.accuracy(outputs, targets) if classes else jnp.zeros(())
+            hits = models.hits(outputs, targets) if classes else jnp.zeros((), jnp.int32)
             return loss(outputs, targets), hits
 
         self.unrolled = workload.unrolled
@@ -101,8 +101,8 @@ class JaxSession:
 
     def evaluate(self, inputs: Array, targets: Array) -> tuple[float, float]:
         """Return mean loss and accuracy."""
-        loss, accuracy = self.program.judge(self.params, inputs, targets)
-        return float(loss), float(accuracy)
+        loss, hits = self.program.judge(self.params, inputs, targets)
+        return float(loss), int(hits) / targets.size
 
     def parameter_sizes(self) -> list[tuple[int, int]]:
         """Return (entries, bytes) for each parameter."""

@@ -14,7 +14,7 @@ def multipliers(schedule: str, steps: int) -> list[float]:
 
     Example:
         >>> [round(m, 3) for m in multipliers("cosine", 40)[::8]]
-        [0.5, 0.938, 0.615, 0.222, 0.016]
+        [0.5, 0.94, 0.701, 0.377, 0.105]
     """
     if schedule == "constant":
         return [1.0] * steps

@@ -51,8 +51,8 @@ class TorchSession:
         self.module.eval()
         x, y = self._tensors(inputs, targets)
         outputs = self.module(x)
-        hits = models.accuracy(outputs, y).item() if self.classes else 0.0
-        return self.loss(outputs, y).item(), hits
+        hits = int(models.hits(outputs, y)) if self.classes else 0
+        return self.loss(outputs, y).item(), hits / targets.size
 
     def parameter_sizes(self) -> list[tuple[int, int]]:
         """Return (entries, bytes) for each parameter."""

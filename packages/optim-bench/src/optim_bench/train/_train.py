@@ -75,9 +75,9 @@ def train(
         MissingExtraError: the framework is not installed.
 
     Example:
-        >>> info = resolve("adamw", "torch")
-        >>> spec = RunSpec("digits-cnn", 1, "torch", "adamw", {"learning_rate": 1e-3}, 0, 40,
-        "cosine") >>> record = train(spec)
+        >>> rate = {"learning_rate": 1e-3}
+        >>> spec = RunSpec("digits-cnn", 1, "torch", "adamw", rate, 0, 40, "cosine")
+        >>> record = train(spec)
         >>> record.status, record.parameters, round(record.metrics["test_accuracy"], 1)
         ('ok', 38282, 0.8)
     """

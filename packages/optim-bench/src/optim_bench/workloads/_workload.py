@@ -99,7 +99,7 @@ class Workload:
 
         Example:
             >>> from optim_bench.workloads import WORKLOADS
-        >>> WORKLOADS["digits-cnn"].evaluation_steps(100)[:4]
+            >>> WORKLOADS["digits-cnn"].evaluation_steps(100)[:4]
             [5, 10, 15, 20]
         """
         if self.evaluate_every is None:
