@@ -32,7 +32,7 @@ SLOTS: tuple[SlotName, ...] = (
     SlotName("e2", "e2", None, "STAMLite: EMA of mean |g|^2, one number per tensor"),
     SlotName("beta1", "beta1", None, "decay of the first moment in the last step"),
     SlotName("b1_prod", "b1_prod", None, "product of all beta1 so far"),
-    SlotName("z", "z", None, "normalised variance of the last step"),
+    SlotName("s", "s", None, "z/(1+z) of the last step, z the normalised variance"),
 )
 """Every slot, in the order of the rules."""
 

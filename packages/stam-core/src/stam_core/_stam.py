@@ -7,7 +7,7 @@ being taken:
     s2    = b2*s2  + (1-b2)*mean(|r|^2)                                        (2)
     tau   = td*tau + (1-td)*mean(|r|)                                          (3)
     z     = min(s2, threshold*(tau^2+veps)) / (tau^2+veps)                     (4)
-    beta1 = clip(b1*(1 - a*z/(1+z)), b1_min, b1)                               (5)
+    beta1 = clip(b1*(1 - a*s), b1_min, b1),  s = z/(1+z)                       (5)
     b1_min= min(b1, max(0.5, b1*(1-a)))
     m     = beta1*m + (1-beta1)*g                                              (6)
     v     = b2*v + (1-b2)*|g|^2                                                (7)
@@ -39,7 +39,6 @@ from stam_core._validate import (
     NOT_UNDERFLOWING,
     OPEN_UNIT,
     POSITIVE,
-    POSITIVE_OR_INFINITE,
     check_choice,
     check_count,
     check_number,
@@ -105,7 +104,7 @@ class STAMHyperparams:
         check_schedulable("weight_decay", self.weight_decay, NON_NEGATIVE, 0.01)
         check_schedulable("adapt_strength", self.adapt_strength, HALF_UNIT, 0.2)
         check_number("tau_decay", self.tau_decay, OPEN_UNIT, 0.99)
-        check_number("fallback_threshold", self.fallback_threshold, POSITIVE_OR_INFINITE, 100.0)
+        check_number("fallback_threshold", self.fallback_threshold, POSITIVE, 100.0)
         check_number("variance_eps", self.variance_eps, NOT_UNDERFLOWING, 1e-8)
         check_choice("statistics", self.statistics, ("published", "corrected"))
         check_count("stat_sample", self.stat_sample, None, optional=True)
@@ -141,39 +140,39 @@ class STAMState(NamedTuple):
         nu: Second moment, shape of the parameter, real.
         statistics: The scalars.
         beta1: Decay used in the last step.
-        z: Normalised variance of the last step.
+        s: z/(1+z) of the last step, in [0, 1).
     """
 
     mu: Array
     nu: Array
     statistics: STAMStatistics
     beta1: Array
-    z: Array
+    s: Array
 
 
-def clip_beta1(z: Array, finite: Array, b1: Scalar, a: Scalar, *, xp: Namespace) -> Array:
-    """Map the normalised variance to beta1, equation (5).
+def clip_beta1(s: Array, trusted: Array, b1: Scalar, a: Scalar, *, xp: Namespace) -> Array:
+    """Map the saturated variance s = z/(1+z) to beta1, equation (5).
 
     Args:
-        z: Normalised variance, any shape.
-        finite: Where it can be trusted, boolean, same shape; elsewhere the result is ``b1``.
+        s: Saturated variance in [0, 1), any shape.
+        trusted: Where it can be trusted, boolean, same shape; elsewhere the result is ``b1``.
         b1: Largest decay, in (0, 1).
         a: Adaptation strength, in [0, 0.5].
-        xp: The array namespace of ``z``.
+        xp: The array namespace of ``s``.
 
     Returns:
-        beta1 in [min(b1, max(0.5, b1*(1-a))), b1], shape of ``z``.
+        beta1 in [min(b1, max(0.5, b1*(1-a))), b1], shape of ``s``.
 
     Example:
         >>> import numpy as np
-        >>> z = np.asarray([0.0, 1.0, 1e9])
-        >>> clip_beta1(z, np.isfinite(z), 0.9, 0.2, xp=np).round(4).tolist()
+        >>> s = np.asarray([0.0, 0.5, 1.0])
+        >>> clip_beta1(s, np.isfinite(s), 0.9, 0.2, xp=np).round(4).tolist()
         [0.9, 0.81, 0.72]
     """
-    base = xp.zeros_like(z) + b1
+    base = xp.zeros_like(s) + b1
     floor = xp.clip(xp.clip(base * (1 - a), 0.5, None), None, base)
-    beta1 = xp.clip(base * (1 - a * (z / (1 + z))), floor, base)
-    return xp.where(finite, beta1, base)
+    beta1 = xp.clip(base * (1 - a * s), floor, base)
+    return xp.where(trusted, beta1, base)
 
 
 def residual_means(g: Array, mu: Array, *, xp: Namespace, mean: Mean) -> tuple[Array, Array]:
@@ -211,9 +210,7 @@ def normalised_variance(
             moving, variance / xp.where(moving, floor, xp.ones_like(floor)), xp.zeros_like(floor)
         )
     floor = tau * tau + hp.variance_eps
-    if hp.parity is None:
-        s2 = xp.clip(s2, None, hp.fallback_threshold * floor)
-    return s2 / floor
+    return xp.clip(s2, None, hp.fallback_threshold * floor) / floor
 
 
 def update_statistics(
@@ -238,8 +235,8 @@ def update_statistics(
         xp: The array namespace.
 
     Returns:
-        The scalars after the step, beta1 and z. Where the variance of this step is not finite, s2
-        and tau keep their values, beta1 is ``b1_base`` and z is that of the kept values.
+        The scalars after the step, beta1 and s. Where the variance of this step is not finite, s2
+        and tau keep their values, beta1 is ``b1_base`` and s is that of the kept values.
     """
     hp = hyperparams
     s2 = hp.b2 * statistics.s2 + (1 - hp.b2) * mean_square
@@ -248,12 +245,13 @@ def update_statistics(
     s2 = xp.where(finite, s2, statistics.s2)
     tau = xp.where(finite, tau, statistics.tau)
     z = normalised_variance(s2, tau, t, hp, xp=xp)
+    s = z / (1 + z)
     trusted = finite
     if hp.parity is not None:
         below = s2 < hp.fallback_threshold * (tau * tau + hp.variance_eps)
         trusted = xp.logical_and(finite, below)
-    beta1 = clip_beta1(z, trusted, hp.b1_base, hp.adapt_strength, xp=xp)
-    return STAMStatistics(s2, tau, statistics.b1_prod * beta1), beta1, z
+    beta1 = clip_beta1(s, trusted, hp.b1_base, hp.adapt_strength, xp=xp)
+    return STAMStatistics(s2, tau, statistics.b1_prod * beta1), beta1, s
 
 
 def update_moments(
@@ -362,8 +360,8 @@ def step(
         g = zero_nonfinite(g, xp=xp)
     sampled = (strided_sample(x, hp.stat_sample, xp=xp) for x in (g, state.mu))
     means = residual_means(*sampled, xp=xp, mean=mean)
-    statistics, beta1, z = update_statistics(state.statistics, *means, t, hp, xp=xp)
+    statistics, beta1, s = update_statistics(state.statistics, *means, t, hp, xp=xp)
     mu, nu = update_moments(g, state.mu, state.nu, beta1, hp, xp=xp)
     d = direction(mu, nu, statistics.b1_prod, t, hp, xp=xp)
     p = decayed_step(p, d, hp.learning_rate, hp.weight_decay)
-    return p, STAMState(mu, nu, statistics, beta1, z)
+    return p, STAMState(mu, nu, statistics, beta1, s)

@@ -3,8 +3,8 @@
 Per tensor, with the symbols of STAM:
 
     e1  = md*e1 + (1-md)*mean(g),   e2 = md*e2 + (1-md)*mean(|g|^2),   c = 1 - md^t           (1)
-    var = max(e2/c - |e1/c|^2, 0),  z = var/(e2/c + eps)                                      (2)
-    every k steps (t = 1, k+1, 2k+1, ...):  beta1 = clip(b1*(1 - a*z/(1+z)), b1_min, b1)      (3)
+    var = max(e2/c - |e1/c|^2, 0),  z = var/(e2/c + eps),  s = z/(1+z)                        (2)
+    every k steps (t = 1, k+1, 2k+1, ...):  beta1 = clip(b1*(1 - a*s), b1_min, b1)            (3)
     m   = beta1*m + (1-beta1)*g,    P = P*beta1                                               (4)
     p  <- p*(1 - lr*wd) - lr * (m/(1-P)) / (sqrt(e2/c) + eps)                                 (5)
 
@@ -119,12 +119,12 @@ class STAMLiteState(NamedTuple):
     Attributes:
         mu: First moment, shape of the parameter.
         statistics: The scalars.
-        z: Normalised variance of the last step.
+        s: z/(1+z) of the last step, in [0, 0.5].
     """
 
     mu: Array
     statistics: STAMLiteStatistics
-    z: Array
+    s: Array
 
 
 def gradient_means(g: Array, *, xp: Namespace, mean: Mean) -> tuple[Array, Array]:
@@ -169,7 +169,7 @@ def update_lite_statistics(
         xp: The array namespace.
 
     Returns:
-        The scalars after the step, and z. Where this step's moments are not finite, e1 and e2 keep
+        The scalars after the step, and s. Where this step's moments are not finite, e1 and e2 keep
         their values and an updated beta1 is ``b1_base``.
     """
     hp = hyperparams
@@ -181,9 +181,10 @@ def update_lite_statistics(
     c = correction(t, hp)
     mean_hat, square_hat = xp.abs(e1 / c), e2 / c
     z = xp.clip(square_hat - mean_hat * mean_hat, 0.0, None) / (square_hat + hp.eps)
-    candidate = clip_beta1(z, finite, hp.b1_base, hp.adapt_strength, xp=xp)
+    s = z / (1 + z)
+    candidate = clip_beta1(s, finite, hp.b1_base, hp.adapt_strength, xp=xp)
     beta1 = xp.where(refresh, candidate, statistics.beta1)
-    return STAMLiteStatistics(e1, e2, beta1, statistics.b1_prod * beta1), z
+    return STAMLiteStatistics(e1, e2, beta1, statistics.b1_prod * beta1), s
 
 
 def update_momentum(g: Array, mu: Array, beta1: Array) -> Array:
@@ -263,7 +264,7 @@ def lite_step(
     if hp.parity is not None:
         g = zero_nonfinite(g, xp=xp)
     means = gradient_means(strided_sample(g, hp.stat_sample, xp=xp), xp=xp, mean=mean)
-    statistics, z = update_lite_statistics(state.statistics, *means, t, refresh, hp, xp=xp)
+    statistics, s = update_lite_statistics(state.statistics, *means, t, refresh, hp, xp=xp)
     mu = update_momentum(g, state.mu, statistics.beta1)
     d = lite_direction(mu, statistics.e2, statistics.b1_prod, t, hp, xp=xp)
-    return decayed_step(p, d, hp.learning_rate, hp.weight_decay), STAMLiteState(mu, statistics, z)
+    return decayed_step(p, d, hp.learning_rate, hp.weight_decay), STAMLiteState(mu, statistics, s)

@@ -28,7 +28,6 @@ class Range:
 
 
 POSITIVE = Range("> 0 and finite", 0.0, open_low=True, open_high=True)
-POSITIVE_OR_INFINITE = Range("> 0", 0.0, open_low=True)
 NOT_UNDERFLOWING = Range(">= 1e-30 and finite", 1e-30, open_high=True)
 NON_NEGATIVE = Range(">= 0 and finite", 0.0, open_high=True)
 OPEN_UNIT = Range("in the open interval (0, 1)", 0.0, 1.0, open_low=True, open_high=True)

@@ -97,9 +97,9 @@ class STAM:
             state[f"nu/{name}"],
             statistics,
             state[f"beta1/{name}"],
-            state[f"z/{name}"],
+            state[f"s/{name}"],
         )
-        step_number = np.asarray(t, dtype=leaf.z.dtype)
+        step_number = np.asarray(t, dtype=leaf.s.dtype)
         p, leaf = _stam.step(p, g, leaf, step_number, self.hyperparams, xp=np, mean=_mean)
         return p, self._slots(leaf)
 
@@ -110,7 +110,7 @@ class STAM:
             "nu": leaf.nu,
             **leaf.statistics._asdict(),
             "beta1": leaf.beta1,
-            "z": leaf.z,
+            "s": leaf.s,
         }
 
 
@@ -158,9 +158,9 @@ class STAMLite:
         statistics = _stam_lite.STAMLiteStatistics(
             *(state[f"{slot}/{name}"] for slot in _stam_lite.STAMLiteStatistics._fields)
         )
-        leaf = _stam_lite.STAMLiteState(state[f"mu/{name}"], statistics, state[f"z/{name}"])
+        leaf = _stam_lite.STAMLiteState(state[f"mu/{name}"], statistics, state[f"s/{name}"])
         refresh = np.asarray((t - 1) % self.hyperparams.beta1_update_interval == 0)
-        step_number = np.asarray(t, dtype=leaf.z.dtype)
+        step_number = np.asarray(t, dtype=leaf.s.dtype)
         p, leaf = _stam_lite.lite_step(
             p, g, leaf, step_number, refresh, self.hyperparams, xp=np, mean=_mean
         )
@@ -168,4 +168,4 @@ class STAMLite:
 
     @staticmethod
     def _slots(leaf: _stam_lite.STAMLiteState) -> _Slots:
-        return {"mu": leaf.mu, **leaf.statistics._asdict(), "z": leaf.z}
+        return {"mu": leaf.mu, **leaf.statistics._asdict(), "s": leaf.s}

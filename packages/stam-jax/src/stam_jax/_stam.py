@@ -33,7 +33,7 @@ class ScaleByStamState(NamedTuple):
         tau: Running scales, packed.
         b1_prod: Products of all beta1 so far, packed.
         beta1: Decays used in the last step, packed.
-        z: Normalised variances of the last step, packed.
+        s: z/(1+z) of the last step, packed; z is the normalised variance.
     """
 
     count: jax.Array
@@ -43,9 +43,9 @@ class ScaleByStamState(NamedTuple):
     tau: jax.Array
     b1_prod: jax.Array
     beta1: jax.Array
-    z: jax.Array
+    s: jax.Array
 
-    __packed_fields__ = ("s2", "tau", "b1_prod", "beta1", "z")
+    __packed_fields__ = ("s2", "tau", "b1_prod", "beta1", "s")
 
 
 class _LeafConfig(NamedTuple):
@@ -66,7 +66,7 @@ def _update_leaf(
     dynamic: dict[str, Any],
     config: _LeafConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array, STAMStatistics, jax.Array, jax.Array]:
-    """Return direction, mu, nu, statistics, beta1 and z of one leaf after a step."""
+    """Return direction, mu, nu, statistics, beta1 and s of one leaf after a step."""
     dtype = _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
     real = _dtypes.real_dtype(dtype)
     scalar = statistics.s2.dtype
@@ -82,7 +82,7 @@ def _update_leaf(
         x.astype(scalar).reshape(statistics.s2.shape)
         for x in stam_core.residual_means(*sampled, xp=jnp, mean=mean)
     )
-    statistics, beta1, z = stam_core.update_statistics(
+    statistics, beta1, s = stam_core.update_statistics(
         statistics, *means, count.astype(scalar), hp, xp=jnp
     )
     new_mu, new_nu = stam_core.update_moments(
@@ -91,7 +91,7 @@ def _update_leaf(
     d = stam_core.direction(
         new_mu, new_nu, statistics.b1_prod.astype(real), count.astype(real), hp_leaf, xp=jnp
     )
-    return d.astype(g.dtype), new_mu.astype(mu.dtype), new_nu.astype(nu.dtype), statistics, beta1, z
+    return d.astype(g.dtype), new_mu.astype(mu.dtype), new_nu.astype(nu.dtype), statistics, beta1, s
 
 
 def scale_by_stam(
@@ -145,7 +145,7 @@ def scale_by_stam(
             tau=jnp.zeros((size,), dtype),
             b1_prod=jnp.ones((size,), dtype),
             beta1=jnp.full((size,), b1_base, dtype),
-            z=jnp.zeros((size,), dtype),
+            s=jnp.zeros((size,), dtype),
         )
 
     def update(
@@ -173,18 +173,18 @@ def scale_by_stam(
             for g, mu, nu, axes, *scalars in zip(grads, mus, nus, layout.kept, *packed, strict=True)
         ]
         columns = list(zip(*results, strict=True)) or [()] * 6
-        new_updates, new_mu, new_nu, new_statistics, beta1, z = columns
+        new_updates, new_mu, new_nu, new_statistics, beta1, s = columns
 
         pack = functools.partial(layout.pack, dtype=state.s2.dtype)
         return treedef.unflatten(new_updates), ScaleByStamState(
             count=count,
             mu=treedef.unflatten(new_mu),
             nu=treedef.unflatten(new_nu),
-            s2=pack([s.s2 for s in new_statistics]),
-            tau=pack([s.tau for s in new_statistics]),
-            b1_prod=pack([s.b1_prod for s in new_statistics]),
+            s2=pack([x.s2 for x in new_statistics]),
+            tau=pack([x.tau for x in new_statistics]),
+            b1_prod=pack([x.b1_prod for x in new_statistics]),
             beta1=pack(beta1),
-            z=pack(z),
+            s=pack(s),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ class ScaleByStamLiteState(NamedTuple):
         e2: Mean squares of the gradient, packed.
         beta1: Decays in force, packed.
         b1_prod: Products of all beta1 so far, packed.
-        z: Normalised variances of the last step, packed.
+        s: z/(1+z) of the last step, packed; z is the normalised variance.
     """
 
     count: jax.Array
@@ -40,9 +40,9 @@ class ScaleByStamLiteState(NamedTuple):
     e2: jax.Array
     beta1: jax.Array
     b1_prod: jax.Array
-    z: jax.Array
+    s: jax.Array
 
-    __packed_fields__ = ("e1", "e2", "beta1", "b1_prod", "z")
+    __packed_fields__ = ("e1", "e2", "beta1", "b1_prod", "s")
 
 
 class _LeafConfig(NamedTuple):
@@ -63,7 +63,7 @@ def _update_leaf(
     dynamic: dict[str, Any],
     config: _LeafConfig,
 ) -> tuple[jax.Array, jax.Array, STAMLiteStatistics, jax.Array]:
-    """Return direction, mu, statistics and z of one leaf after a step."""
+    """Return direction, mu, statistics and s of one leaf after a step."""
     dtype = _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
     real = _dtypes.real_dtype(dtype)
     scalar = statistics.e2.dtype
@@ -82,7 +82,7 @@ def _update_leaf(
     if not _dtypes.is_complex(dtype):
         statistics = statistics._replace(e1=statistics.e1.real)
     shape = statistics.e2.shape
-    statistics, z = stam_core.update_lite_statistics(
+    statistics, s = stam_core.update_lite_statistics(
         statistics,
         mean_g.astype(statistics.e1.dtype).reshape(shape),
         mean_square.astype(scalar).reshape(shape),
@@ -101,7 +101,7 @@ def _update_leaf(
         xp=jnp,
     )
     statistics = statistics._replace(e1=statistics.e1.astype(packed_e1))
-    return d.astype(g.dtype), new_mu.astype(mu.dtype), statistics, z
+    return d.astype(g.dtype), new_mu.astype(mu.dtype), statistics, s
 
 
 def scale_by_stam_lite(
@@ -147,7 +147,7 @@ def scale_by_stam_lite(
             e2=jnp.zeros((size,), dtype),
             beta1=jnp.full((size,), b1_base, dtype),
             b1_prod=jnp.ones((size,), dtype),
-            z=jnp.zeros((size,), dtype),
+            s=jnp.zeros((size,), dtype),
         )
 
     def update(
@@ -178,16 +178,16 @@ def scale_by_stam_lite(
             for g, mu, axes, *scalars in zip(grads, mus, layout.kept, *packed, strict=True)
         ]
         columns = list(zip(*results, strict=True)) or [()] * 4
-        new_updates, new_mu, new_statistics, z = columns
+        new_updates, new_mu, new_statistics, s = columns
 
         def pack(name: str) -> jax.Array:
-            parts = [getattr(s, name) for s in new_statistics]
+            parts = [getattr(x, name) for x in new_statistics]
             return layout.pack(parts, getattr(state, name).dtype)
 
         return treedef.unflatten(new_updates), ScaleByStamLiteState(
             count=count,
             mu=treedef.unflatten(new_mu),
-            z=layout.pack(z, state.z.dtype),
+            s=layout.pack(s, state.s.dtype),
             **{name: pack(name) for name in STAMLiteStatistics._fields},
         )
 
