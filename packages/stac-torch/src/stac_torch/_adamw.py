@@ -7,7 +7,7 @@ stochastic rounding.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch.optim.adamw import adamw
 from stac_torch._dtypes import arithmetic_dtype
 from stac_torch._rounding import Noise
 from stac_torch._sign import store_moment_, store_parameter_
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -42,16 +44,19 @@ class AdamWTensors:
 
     def take(self, indices: list[int]) -> "AdamWTensors":
         """Return the entries at ``indices``."""
-        lists = (
-            self.params,
-            self.grads,
-            self.exp_avgs,
-            self.exp_avg_sqs,
-            self.max_exp_avg_sqs,
-            self.steps,
-            self.noises,
+
+        def pick(entries: list[_T]) -> list[_T]:
+            return [entries[i] for i in indices] if entries else []
+
+        return AdamWTensors(
+            pick(self.params),
+            pick(self.grads),
+            pick(self.exp_avgs),
+            pick(self.exp_avg_sqs),
+            pick(self.max_exp_avg_sqs),
+            pick(self.steps),
+            pick(self.noises),
         )
-        return AdamWTensors(*([each[i] for i in indices] if each else [] for each in lists))
 
     def moments(self) -> list[Tensor]:
         """Return every moment tensor."""
@@ -93,7 +98,9 @@ def _torch_step_(
         _call(tensors, found_inf=found_inf, grad_scale=grad_scale, **options)
         return
     if grad_scale is not None:
-        tensors = AdamWTensors(**{**vars(tensors), "grads": [g / grad_scale for g in tensors.grads]})
+        tensors = AdamWTensors(
+            **{**vars(tensors), "grads": [g / grad_scale for g in tensors.grads]}
+        )
     if skip is None:
         _call(tensors, found_inf=None, grad_scale=None, **options)
         return
@@ -134,5 +141,6 @@ def _call(tensors: AdamWTensors, **options: Any) -> None:
         tensors.max_exp_avg_sqs,
         tensors.steps,
         has_complex=any(p.is_complex() for p in tensors.params),
+        differentiable=False,
         **options,
     )

@@ -59,5 +59,5 @@ def state_dtype(name: str | None, parameter: torch.Tensor) -> torch.dtype:
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that arithmetic on ``dtype`` is done in: float64 for itself, else float32."""
+    """Return the dtype to compute in on ``dtype``: float64 for itself, else float32."""
     return torch.float64 if dtype is torch.float64 else torch.float32

@@ -56,8 +56,8 @@ def param_groups(
         adamw_weight_decay: That of the AdamW section; None for ``weight_decay``.
         sign_lr_scale: Step size of the sign section over the learning rate; None is 0.75 where both
             sections have layers and 1.0 otherwise.
-        exclude_bias_and_norm_from_weight_decay: Give tensors with fewer than two dimensions (biases,
-            scales of normalisation layers) groups of their own without weight decay.
+        exclude_bias_and_norm_from_weight_decay: Give tensors with fewer than two dimensions
+            (biases, scales of normalisation layers) groups of their own without weight decay.
         named: Write the parameters as ``(name, parameter)``, as ``torch.optim`` takes them.
 
     Returns:
@@ -107,8 +107,8 @@ def find_partition(
     else:
         if shared_owner != "first":
             msg = (
-                f"shared_owner={shared_owner!r} needs the modules, got named parameters (which name a "
-                "shared parameter once, after its first owner): pass the model itself"
+                f"shared_owner={shared_owner!r} needs the modules, got named parameters, which "
+                "name a shared parameter once, after its first owner: pass the model itself"
             )
             raise ValueError(msg)
         layers = named_layers(model)

@@ -55,8 +55,8 @@ def encode(values: Tensor) -> tuple[Tensor, Tensor]:
         values: float32, at least two dimensions.
 
     Returns:
-        The codes, int8, shape of ``values``; the scales, float32, ``(rows, blocks)``. A block with a
-        value that is not finite decodes to nan.
+        The codes, int8, shape of ``values``; the scales, float32, ``(rows, blocks)``. A block with
+        a value that is not finite decodes to nan.
 
     Example:
         >>> codes, scale = encode(torch.tensor([[4.0, -1.0, 0.01, 0.0]]))

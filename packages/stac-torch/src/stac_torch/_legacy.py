@@ -7,7 +7,13 @@ from typing import Any
 from stam_core import HYBRID_SIGN_LR_SCALE
 
 _RENAMED = {"sign_momentum_buffer": "exp_avg"}
-_DROPPED = ("stac_role", "layer_names", "error_if_nonfinite", "sign_weight_decay", "adamw_weight_decay")
+_DROPPED = (
+    "stac_role",
+    "layer_names",
+    "error_if_nonfinite",
+    "sign_weight_decay",
+    "adamw_weight_decay",
+)
 
 
 def is_published(state_dict: Mapping[str, Any]) -> bool:

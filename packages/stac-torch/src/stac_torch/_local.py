@@ -13,39 +13,46 @@ from torch import Tensor
 
 from stac_torch import _int8
 
+DTensor: Any = None
+Shard: Any = None
 if dist.is_available():
-    from torch.distributed.tensor import DTensor, Shard
-else:
-    DTensor = None
+    from torch.distributed import tensor as _tensor
+
+    DTensor, Shard = _tensor.DTensor, _tensor.Shard
 
 
-def is_dtensor(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Any) -> bool:
     """Tell whether a tensor is a DTensor."""
     return DTensor is not None and isinstance(tensor, DTensor)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Any) -> Tensor:
     """Return the part of a tensor that this rank holds; the tensor itself if it is no DTensor."""
-    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
-def local_grad(parameter: Tensor, grad: Tensor) -> Tensor:
+def local_grad(parameter: Any, grad: Any) -> Tensor:
     """Return the part of a gradient that belongs to this rank's part of the parameter."""
-    if is_dtensor(parameter) and is_dtensor(grad) and grad.placements != parameter.placements:  # type: ignore[attr-defined]
-        grad = grad.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
+    if is_dtensor(parameter) and is_dtensor(grad) and grad.placements != parameter.placements:
+        grad = grad.redistribute(placements=parameter.placements)
     return local(grad)
 
 
-def meshes(parameters: Iterable[Tensor]) -> list[Any]:
+def real(tensor: Tensor) -> Tensor:
+    """Return a tensor with real and imaginary part as two entries; a real one as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def meshes(parameters: Iterable[Any]) -> list[Any]:
     """Return the device meshes of the DTensors among ``parameters``, each once."""
     found: dict[Any, None] = {}
     for parameter in parameters:
         if is_dtensor(parameter):
-            found[parameter.device_mesh] = None  # type: ignore[attr-defined]
+            found[parameter.device_mesh] = None
     return list(found)
 
 
-def scale_like(parameter: Tensor) -> Tensor:
+def scale_like(parameter: Any) -> Tensor:
     """Return the zero scales of an int8 moment, sharded along dimension 0 as the parameter is.
 
     Raises:
@@ -54,19 +61,19 @@ def scale_like(parameter: Tensor) -> Tensor:
     shape = _int8.scale_shape(parameter.shape)
     if not is_dtensor(parameter):
         return torch.zeros(shape, dtype=torch.float32, device=parameter.device)
-    placements = parameter.placements  # type: ignore[attr-defined]
+    placements = parameter.placements
     if any(isinstance(p, Shard) and p.dim != 0 for p in placements):
         msg = (
-            f"sign_state_dtype='int8' needs parameters sharded along dimension 0, got {placements}: "
-            "use 'bfloat16' for this one"
+            "sign_state_dtype='int8' needs parameters sharded along dimension 0, got "
+            f"{placements}: use 'bfloat16' for this one"
         )
         raise ValueError(msg)
     shard = torch.zeros(
         (local(parameter).shape[0], shape[1]), dtype=torch.float32, device=local(parameter).device
     )
-    return DTensor.from_local(  # type: ignore[union-attr]
+    return DTensor.from_local(
         shard,
-        parameter.device_mesh,  # type: ignore[attr-defined]
+        parameter.device_mesh,
         placements,
         run_check=False,
         shape=torch.Size(shape),

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stac_torch._local import meshes
+from stac_torch._local import local, meshes, real
 
 Policy = Literal["skip", "raise", "propagate"]
 POLICIES: tuple[Policy, ...] = ("skip", "raise", "propagate")
@@ -48,56 +48,123 @@ def found_nonfinite(
     return count > 0
 
 
-class SkipCounter:
-    """Counts skipped steps: in Python where the flag was read, on the device where it was not."""
+class NonfiniteGuard:
+    """Decides, before anything is changed, whether a step is taken, and counts those that are not.
 
-    def __init__(self, limit: int | None) -> None:
+    Counts in Python where the flag is read, on the device where it is not.
+
+    Args:
+        policy: What a bad gradient does.
+        limit: Raise after so many skipped steps in a row; None for never.
+        group: A process group to reduce the flag over; not pickled.
+    """
+
+    def __init__(self, policy: Policy, limit: int | None, group: Any = None) -> None:
+        self.policy: Policy = policy
         self.limit = limit
+        self.group = group
         self._host = 0
         self._in_a_row = 0
         self._device: Tensor | None = None
         self._since_check = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "group": None}
+
     @property
-    def total(self) -> int:
+    def skipped(self) -> int:
         """Steps skipped so far; reading it waits for the device."""
         return self._host + (0 if self._device is None else int(self._device[0].item()))
 
-    def count(self, *, skipped: bool) -> None:
-        """Count one step whose flag is known."""
-        self._host += skipped
-        self._in_a_row = self._in_a_row + 1 if skipped else 0
-        if self.limit is not None and self._in_a_row >= self.limit:
-            self._raise(self._in_a_row)
+    def skip(
+        self, param_groups: Sequence[dict[str, Any]], supplied: Tensor | None, *, on_device: bool
+    ) -> bool | Tensor:
+        """Tell whether to leave this step out.
 
-    def count_on_device(self, flag: Tensor) -> None:
-        """Count one step whose flag stays on the device.
+        Args:
+            param_groups: The optimizer's groups.
+            supplied: The flag of a gradient scaler, which replaces the check of this optimizer and
+                is not counted; positive for bad.
+            on_device: Whether the host must not wait for the answer.
 
-        The limit is looked at once in ``limit`` steps, so that the device is not waited for at
-        every one; not at all in a graph capture, nor while compiling.
+        Returns:
+            The answer; a 0-d boolean tensor if only the device knows it.
+
+        Raises:
+            RuntimeError: A gradient is sparse, or not finite under "raise", or the limit is
+                reached.
         """
+        grads = dense_gradients(param_groups)
+        if supplied is not None:
+            flag = supplied.reshape(()) > 0
+            return flag if on_device else bool(flag.item())
+        if self.policy == "propagate":
+            return False
+        parameters = [p for group in param_groups for p in group["params"]]
+        flag = found_nonfinite([real(local(g)) for g in grads], parameters, self.group)
+        if flag is None:
+            return False
+        if on_device and self.policy == "skip":
+            self._count_on_device(flag)
+            return flag
+        bad = bool(flag.item())
+        if bad and self.policy == "raise":
+            msg = (
+                "a gradient is not finite; nothing was changed. Look at the loss of this batch, or "
+                "use nonfinite='skip' to leave such steps out"
+            )
+            raise RuntimeError(msg)
+        self._host += bad
+        self._in_a_row = self._in_a_row + 1 if bad else 0
+        self._check_limit(self._in_a_row)
+        return bad
+
+    def _count_on_device(self, flag: Tensor) -> None:
         if self._device is None or self._device.device != flag.device:
-            self._host = self.total
+            self._host = self.skipped
             self._device = torch.zeros(2, dtype=torch.int64, device=flag.device)
         total, in_a_row = self._device.unbind()
         total.add_(flag)
         in_a_row.add_(1).mul_(flag)
         if self.limit is None or torch.compiler.is_compiling() or _capturing(flag.device):
             return
+        # Looked at once in `limit` steps: waiting for the device at each one is what this avoids.
         self._since_check += 1
         if self._since_check >= self.limit:
             self._since_check = 0
-            steps = int(in_a_row.item())
-            if steps >= self.limit:
-                self._raise(steps)
+            self._check_limit(int(in_a_row.item()))
 
-    def _raise(self, steps: int) -> None:
-        msg = (
-            f"the gradients of {steps} steps in a row were not finite and every one of these steps was "
-            "left out: the run is dead. Restart from a checkpoint with a smaller learning rate, or "
-            "raise max_consecutive_nonfinite (None for no limit)"
-        )
-        raise RuntimeError(msg)
+    def _check_limit(self, in_a_row: int) -> None:
+        if self.limit is not None and in_a_row >= self.limit:
+            msg = (
+                f"the gradients of {in_a_row} steps in a row were not finite and all these steps "
+                "were left out: the run is dead. Restart from a checkpoint with a smaller learning "
+                "rate, or raise max_consecutive_nonfinite (None for no limit)"
+            )
+            raise RuntimeError(msg)
+
+
+def dense_gradients(param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """Return all gradients.
+
+    Raises:
+        RuntimeError: One is sparse.
+    """
+    grads: list[Tensor] = []
+    for group in param_groups:
+        for parameter in group["params"]:
+            grad = parameter.grad
+            if grad is None:
+                continue
+            if grad.layout != torch.strided:
+                msg = (
+                    "STAC does not support sparse gradients, got one of shape "
+                    f"{tuple(grad.shape)}: use sparse=False in its embedding, or give this "
+                    "parameter to torch.optim.SparseAdam"
+                )
+                raise RuntimeError(msg)
+            grads.append(grad)
+    return grads
 
 
 def _capturing(device: torch.device) -> bool:

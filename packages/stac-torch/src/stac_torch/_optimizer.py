@@ -1,34 +1,33 @@
 """STAC as a ``torch.optim.Optimizer``."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, cast
 
 import torch
 from stam_core import STACRole
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from stac_torch._adamw import AdamWTensors, adamw_step_
+from stac_torch._arguments import (
+    materialized,
+    nonfinite_policy,
+    refuse_partition_options,
+    skip_limit,
+    split_names,
+)
 from stac_torch._groups import find_partition, groups_of
-from stac_torch._local import local, local_grad
-from stac_torch._nonfinite import POLICIES, Policy, SkipCounter, found_nonfinite
+from stac_torch._nonfinite import NonfiniteGuard, Policy
 from stac_torch._options import GROUP_DEFAULTS, check_hyperparameters, checked_group, complete
 from stac_torch._partition import (
-    LayerGroup,
     ModuleSelector,
     SharedOwner,
     STACPartition,
-    clean_name,
+    gathered_layers,
     layer_name,
 )
-from stac_torch._rounding import Noise, noise_key
-from stac_torch._sign import SignOptions, SignTensors, can_foreach, sign_foreach_, sign_step_
-from stac_torch._state import new_state, rounds_stochastically
-from stac_torch._state_dict import check_names, normalized, placed, saved_names
-
-_FOREACH_DEVICES = frozenset({"cuda", "xpu"})
+from stac_torch._sections import Flags, GroupLists, adamw_section_, sign_section_
+from stac_torch._state import new_state
+from stac_torch._state_dict import check_names, normalized, rebuilt, saved_names
 
 
 class STAC(Optimizer):
@@ -44,8 +43,8 @@ class STAC(Optimizer):
     Args:
         params: A model; or its ``named_parameters()``, whose names then tell the layers; or groups
             with a ``role`` each (see :func:`param_groups`); or bare parameters, with ``role=``.
-        lr: Learning rate, >= 0, a number or a 1-element tensor. ``group["lr"]`` is this one in every
-            group.
+        lr: Learning rate, >= 0, a number or a 1-element tensor. ``group["lr"]`` is this one in
+            every group.
         role: ``"sign"`` or ``"adamw"`` for all parameters that do not say it themselves.
         last_n_layers: See :func:`partition_trainable_layers`, as for the next five; for models and
             named parameters only.
@@ -140,9 +139,10 @@ class STAC(Optimizer):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             msg = "Tensor lr must be 1-element"
             raise ValueError(msg)
-        self._nonfinite = _policy(nonfinite, error_if_nonfinite, capturable)
-        self._nonfinite_group = nonfinite_group
-        self._skips = SkipCounter(_limit(max_consecutive_nonfinite))
+        policy = nonfinite_policy(
+            nonfinite, error_if_nonfinite=error_if_nonfinite, capturable=capturable
+        )
+        self._guard = NonfiniteGuard(policy, skip_limit(max_consecutive_nonfinite), nonfinite_group)
         for name, value in (
             ("weight_decay", weight_decay),
             ("sign_weight_decay", sign_weight_decay),
@@ -164,7 +164,7 @@ class STAC(Optimizer):
             "sign_modules": sign_modules,
             "norms_on_adamw": norms_on_adamw,
         }
-        params, partitionable = _materialized(params, role)
+        params, partitionable = materialized(params, role)
         if partitionable:
             partition, self._layers = find_partition(
                 params, shared_owner=shared_owner, **partition_options
@@ -177,11 +177,12 @@ class STAC(Optimizer):
             )
             sign_lr_scale = params[0]["sign_lr_scale"]
         else:
-            _refuse_partition_options(
+            split = exclude_bias_and_norm_from_weight_decay
+            refuse_partition_options(
                 {
                     **partition_options,
                     "shared_owner": None if shared_owner == "first" else shared_owner,
-                    "exclude_bias_and_norm_from_weight_decay": exclude_bias_and_norm_from_weight_decay,
+                    "exclude_bias_and_norm_from_weight_decay": split,
                 }
             )
         defaults = {
@@ -204,18 +205,15 @@ class STAC(Optimizer):
         }
         super().__init__(params, defaults)
 
-    # -- Groups ------------------------------------------------------------------------------------
-
-    @torch.compiler.disable
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; it must have a ``role`` unless the optimizer was given one.
 
         Args:
-            param_group: ``params`` and whatever differs from the optimizer's options. Parameters may
-                be ``(name, parameter)`` if all groups' are.
+            param_group: ``params`` and whatever differs from the optimizer's options. Parameters
+                may be ``(name, parameter)`` if all groups' are.
 
         Raises:
-            ValueError: The role is missing, a value is out of range, or a parameter is already there.
+            ValueError: The role is missing, a value is out of range, or a parameter is not new.
         """
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # Raises, in torch's words.
@@ -224,7 +222,7 @@ class STAC(Optimizer):
         names = None
         params = group["params"]
         if not isinstance(params, (Tensor, set)):
-            params, names = _split_names(list(params))
+            params, names = split_names(list(params))
         group["params"] = params
         if self._names and (names is None) != (self._names[0] is None):
             msg = (
@@ -245,31 +243,28 @@ class STAC(Optimizer):
 
         Parameters without names form one layer per group, ``"<group 0>"`` and so on.
         """
-        sections: dict[str, dict[str, list[tuple[str, Tensor]]]] = {"sign": {}, "adamw": {}}
+        sections: dict[str, list[tuple[str, str, Tensor]]] = {"sign": [], "adamw": []}
         for index, group in enumerate(self.param_groups):
-            names = self._names[index]
-            for position, parameter in enumerate(group["params"]):
-                if names is None:
-                    layer, name = f"<group {index}>", f"<group {index}>.{position}"
-                else:
-                    layer, name = layer_name(names[position]), names[position]
-                sections[group["role"]].setdefault(layer, []).append((name, parameter))
-        order = {layer: position for position, layer in enumerate(self._layers)}
+            for name, parameter in zip(self._names_of(index), group["params"], strict=True):
+                layer = f"<group {index}>" if self._names[index] is None else layer_name(name)
+                sections[group["role"]].append((layer, name, parameter))
+        return STACPartition(
+            gathered_layers(sections["sign"], self._layers),
+            gathered_layers(sections["adamw"], self._layers),
+        )
 
-        def layers(section: dict[str, list[tuple[str, Tensor]]]) -> tuple[LayerGroup, ...]:
-            ordered = sorted(section.items(), key=lambda item: order.get(item[0], len(order)))
-            return tuple(
-                LayerGroup(layer, *zip(*entries, strict=True)) for layer, entries in ordered
-            )
-
-        return STACPartition(layers(sections["sign"]), layers(sections["adamw"]))
+    def _names_of(self, index: int) -> tuple[str, ...]:
+        """Return a name for each parameter of a group, made up where none was given."""
+        names = self._names[index]
+        if names is None:
+            count = len(self.param_groups[index]["params"])
+            return tuple(f"<group {index}>.{position}" for position in range(count))
+        return names
 
     @property
     def nonfinite_skipped_steps(self) -> int:
         """Steps left out so far because of their gradients; reading it waits for the device."""
-        return self._skips.total
-
-    # -- The step ----------------------------------------------------------------------------------
+        return self._guard.skipped
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -282,23 +277,29 @@ class STAC(Optimizer):
             The closure's loss, None without one.
 
         Raises:
-            RuntimeError: A gradient is sparse, or not finite under ``nonfinite="raise"``, or too many
-                steps in a row were left out.
+            RuntimeError: A gradient is sparse, or not finite under ``nonfinite="raise"``, or too
+                many steps in a row were left out. Nothing was changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._check_capture()
-        skip = self._skip_flag()
+        supplied = getattr(self, "found_inf", None)
+        skip = self._guard.skip(self.param_groups, supplied, on_device=self._stays_on_device())
         if skip is True:
             return loss
+        flags = Flags(
+            skip=None if skip is False else skip,
+            grad_scale=getattr(self, "grad_scale", None),
+            propagate_nan=self._guard.policy == "propagate",
+        )
         for index, group in enumerate(self.param_groups):
-            lists: tuple[list[Any], ...] = ([], [], [], [], [], [], [], [])
+            lists = GroupLists([], [], [], [], [], [], [], [])
             self._init_group(group, *lists)
-            if lists[0]:
-                take = self._sign_group if group["role"] == "sign" else self._adamw_group
-                take(index, group, *lists, skip=skip)
+            if lists.params:
+                section = sign_section_ if group["role"] == "sign" else adamw_section_
+                section(group, lists, self._names_of(index), flags)
         return loss
 
     def _init_group(
@@ -320,7 +321,7 @@ class STAC(Optimizer):
         for position, parameter in enumerate(group["params"]):
             if parameter.grad is None:
                 continue
-            state = self.state[parameter] if parameter in self.state else {}
+            state = self.state.get(parameter, {})
             if not state:
                 state = new_state(group, parameter)
                 # An empty entry would tell checkpointers that this parameter has a state.
@@ -339,105 +340,6 @@ class STAC(Optimizer):
                 if group["amsgrad"]:
                     max_exp_avg_sqs.append(state["max_exp_avg_sq"])
 
-    def _sign_group(
-        self,
-        index: int,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        max_exp_avg_sqs: list[Tensor],
-        scales: list[Tensor | None],
-        steps: list[Tensor],
-        positions: list[int],
-        *,
-        skip: Tensor | None,
-    ) -> None:
-        for step in steps:
-            step.add_(1 if skip is None else skip.logical_not())
-        noises = self._noises(index, group, params, positions)
-        tensors = SignTensors(
-            [_real(local(p)) for p in params],
-            [_real(local_grad(p, g)) for p, g in zip(params, grads, strict=True)],
-            [_real(local(m)) for m in exp_avgs],
-            [None if s is None else local(s) for s in scales],
-            noises,
-        )
-        lr, scale = _scalar(group["lr"]), group["sign_lr_scale"]
-        options = SignOptions(
-            lr=lr if scale == 1 else lr * scale,
-            weight_decay=group["weight_decay"],
-            momentum=group["sign_momentum"],
-            maximize=group["maximize"],
-            propagate_nan=self._nonfinite == "propagate",
-            skip=skip,
-            grad_scale=getattr(self, "grad_scale", None),
-        )
-        foreach = group["foreach"]
-        if foreach is None:
-            foreach = all(p.device.type in _FOREACH_DEVICES for p in tensors.params)
-        if foreach and can_foreach(tensors):
-            sign_foreach_(tensors, options)
-        else:
-            sign_step_(tensors, options)
-
-    def _adamw_group(
-        self,
-        index: int,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        max_exp_avg_sqs: list[Tensor],
-        scales: list[Tensor | None],
-        steps: list[Tensor],
-        positions: list[int],
-        *,
-        skip: Tensor | None,
-    ) -> None:
-        tensors = AdamWTensors(
-            [local(p) for p in params],
-            [local_grad(p, g) for p, g in zip(params, grads, strict=True)],
-            [local(m) for m in exp_avgs],
-            [local(v) for v in exp_avg_sqs],
-            [local(v) for v in max_exp_avg_sqs],
-            steps,
-            self._noises(index, group, params, positions),
-        )
-        beta1, beta2 = group["betas"]
-        adamw_step_(
-            tensors,
-            skip=skip,
-            grad_scale=getattr(self, "grad_scale", None),
-            foreach=group["foreach"],
-            fused=group["fused"],
-            capturable=group["capturable"],
-            differentiable=False,
-            amsgrad=group["amsgrad"],
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
-
-    def _noises(
-        self, index: int, group: dict[str, Any], params: list[Tensor], positions: list[int]
-    ) -> list[Noise | None]:
-        noises: list[Noise | None] = []
-        names = self._names[index]
-        for parameter, position in zip(params, positions, strict=True):
-            if not rounds_stochastically(group, parameter):
-                noises.append(None)
-                continue
-            name = f"<group {index}>.{position}" if names is None else names[position]
-            key = noise_key(group["rounding_seed"], name)
-            noises.append(Noise(key, self.state[parameter]["step"]))
-        return noises
-
     def _check_capture(self) -> None:
         # Torch 2.15 renamed its check.
         name = "_accelerator_graph_capture_health_check"
@@ -445,57 +347,13 @@ class STAC(Optimizer):
         if check is not None:
             check()
 
-    def _skip_flag(self) -> Any:
-        """Return True to leave this step out, None to take it, a tensor where only the device knows."""
-        grads: list[Tensor] = []
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.grad.layout != torch.strided:
-                    msg = (
-                        "STAC does not support sparse gradients, got one of shape "
-                        f"{tuple(parameter.shape)}: use sparse=False in its embedding, or give this "
-                        "parameter to torch.optim.SparseAdam"
-                    )
-                    raise RuntimeError(msg)
-                grads.append(parameter.grad)
-        supplied = getattr(self, "found_inf", None)
-        if supplied is not None:
-            flag = supplied.reshape(()) > 0
-        elif self._nonfinite == "propagate":
-            return None
-        else:
-            parameters = [p for group in self.param_groups for p in group["params"]]
-            local_grads = [_real(local(g)) for g in grads]
-            flag = found_nonfinite(local_grads, parameters, self._nonfinite_group)
-        if flag is None:
-            return None
-        if self._nonfinite != "raise" and self._stays_on_device():
-            if supplied is None:
-                self._skips.count_on_device(flag)
-            return flag
-        bad = bool(flag.item())
-        if bad and self._nonfinite == "raise" and supplied is None:
-            msg = (
-                "a gradient is not finite; nothing was changed. Look at the loss of this batch, or use "
-                "nonfinite='skip' to leave such steps out"
-            )
-            raise RuntimeError(msg)
-        if supplied is None:
-            self._skips.count(skipped=bad)
-        return True if bad else None
-
     def _stays_on_device(self) -> bool:
         return torch.compiler.is_compiling() or any(
             group["capturable"] or group["fused"] for group in self.param_groups
         )
 
-    # -- State dicts, copies -------------------------------------------------------------------------
-
-    @torch.compiler.disable
     def state_dict(self) -> dict[str, Any]:
-        """Return ``state`` and ``param_groups`` as torch does, and ``param_names`` if there are any.
+        """Return ``state`` and ``param_groups`` as torch does, and ``param_names`` if any.
 
         The names are a list beside the groups: within one, a flattened distributed checkpoint would
         write the whole list once per parameter.
@@ -505,7 +363,6 @@ class STAC(Optimizer):
             state_dict["param_names"] = [list(names or ()) for names in self._names]
         return state_dict
 
-    @torch.compiler.disable
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state dict of this optimizer, or of the published package.
 
@@ -524,24 +381,7 @@ class STAC(Optimizer):
             state_dict = state_dict if replaced is None else replaced
         loaded = normalized(state_dict, self.param_groups)
         check_names(saved_names(loaded), self._names)
-        groups: list[dict[str, Any]] = []
-        state: dict[Any, Any] = {
-            key: value
-            for key, value in loaded["state"].items()
-            if not any(key in group["params"] for group in loaded["param_groups"])
-        }
-        for saved, group in zip(loaded["param_groups"], self.param_groups, strict=True):
-            options = deepcopy({k: v for k, v in saved.items() if k not in ("params", "param_names")})
-            options.setdefault("role", group["role"])
-            complete(options)
-            for key, parameter in zip(saved["params"], group["params"], strict=True):
-                if key in loaded["state"]:
-                    state[parameter] = {
-                        name: placed(name, value, parameter, options)
-                        for name, value in loaded["state"][key].items()
-                    }
-            groups.append({"params": group["params"], **options})
-        self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups})
+        self.__setstate__(rebuilt(loaded, self.param_groups))
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
@@ -551,87 +391,10 @@ class STAC(Optimizer):
             "_names": self._names,
             "_layers": self._layers,
             "_decay": self._decay,
-            "_nonfinite": self._nonfinite,
-            "_skips": self._skips,
+            "_guard": self._guard,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_nonfinite_group", None)
         for group in self.param_groups:
             complete(group)
-
-
-def _materialized(params: Any, role: STACRole | None) -> tuple[Any, bool]:
-    """Return the first argument with iterators made lists, and whether it is to be partitioned."""
-    if isinstance(params, nn.Module):
-        if role is not None:
-            msg = f"role={role!r} is for parameters, got a model: use last_n_layers to choose sections"
-            raise ValueError(msg)
-        return params, True
-    if isinstance(params, (Tensor, set)):
-        return params, False
-    entries = list(params)
-    named = bool(entries) and isinstance(entries[0], tuple) and role is None
-    if named:
-        _split_names(entries)
-    return entries, named
-
-
-def _split_names(params: list[Any]) -> tuple[list[Tensor], tuple[str, ...] | None]:
-    """Take the names off parameters that are given as (name, parameter)."""
-    named = [entry for entry in params if isinstance(entry, tuple)]
-    if not named:
-        return params, None
-    if len(named) != len(params):
-        msg = "all optimizer params should be with/without names. Some param names are missing"
-        raise ValueError(msg)
-    for _, parameter in named:
-        if not isinstance(parameter, Tensor):
-            msg = f"optimizer can only optimize Tensors, but one of the params is {type(parameter)}"
-            raise TypeError(msg)
-    return [parameter for _, parameter in named], tuple(clean_name(name) for name, _ in named)
-
-
-def _refuse_partition_options(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        if value is not None and value is not False and value != ():
-            msg = (
-                f"{name}={value!r} partitions a model, got parameters that have a role: pass the model, "
-                "or param_groups(model, ...)"
-            )
-            raise ValueError(msg)
-
-
-def _policy(nonfinite: Policy, error_if_nonfinite: bool, capturable: bool) -> Policy:
-    if nonfinite not in POLICIES:
-        msg = f"nonfinite must be 'skip', 'raise' or 'propagate', got {nonfinite!r}"
-        raise ValueError(msg)
-    if error_if_nonfinite:
-        if nonfinite == "propagate":
-            msg = "error_if_nonfinite=True is nonfinite='raise', got nonfinite='propagate': give one"
-            raise ValueError(msg)
-        nonfinite = "raise"
-    if nonfinite == "raise" and capturable:
-        msg = (
-            "nonfinite='raise' has to read the gradients, which a captured graph cannot: use "
-            "nonfinite='skip', or capturable=False"
-        )
-        raise ValueError(msg)
-    return nonfinite
-
-
-def _limit(value: int | None) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        msg = f"max_consecutive_nonfinite must be an integer >= 1 or None, got {value!r}"
-        raise ValueError(msg)
-    return value
-
-
-def _scalar(lr: float | Tensor) -> float | Tensor:
-    """Return a learning rate that broadcasts: a 1-element tensor without its dimension."""
-    return lr.reshape(()) if isinstance(lr, Tensor) else lr
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

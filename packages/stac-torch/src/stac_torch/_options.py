@@ -6,7 +6,7 @@ from typing import Any
 from stam_core import ROLES, STACHyperparams
 from torch import Tensor
 
-from stac_torch._dtypes import INT8, dtype_name
+from stac_torch._dtypes import dtype_name
 
 # Bumped when the meaning of a group or of a state key changes; `_legacy` reads older ones.
 FORMAT = 1
@@ -73,7 +73,9 @@ def checked_group(group: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name, value in numbers.items():
         if isinstance(value, Tensor):
-            msg = f"{_TORCH_NAMES.get(name, name)} must be a number, got a tensor: only lr may be one"
+            msg = (
+                f"{_TORCH_NAMES.get(name, name)} must be a number, got a tensor: only lr may be one"
+            )
             raise TypeError(msg)
     check_hyperparameters(learning_rate=lr, **numbers)
     check_flags(group)
@@ -129,8 +131,8 @@ def check_parameters(group: Mapping[str, Any]) -> None:
     for parameter in group["params"]:
         if isinstance(parameter, Tensor) and parameter.is_complex():
             msg = (
-                f"{option}={group[option]!r} cannot hold the moment of a complex parameter of shape "
-                f"{tuple(parameter.shape)}: put complex parameters into a group with {option}=None"
+                f"{option}={group[option]!r} cannot hold the moment of a complex parameter of "
+                f"shape {tuple(parameter.shape)}: put it into a group with {option}=None"
             )
             raise ValueError(msg)
 
@@ -139,15 +141,3 @@ def complete(group: dict[str, Any]) -> None:
     """Give a loaded group the options that it lacks, and groups of older names the new ones."""
     for key, default in GROUP_DEFAULTS.items():
         group.setdefault(key, default)
-
-
-__all__ = [
-    "FORMAT",
-    "GROUP_DEFAULTS",
-    "INT8",
-    "check_flags",
-    "check_hyperparameters",
-    "check_parameters",
-    "checked_group",
-    "complete",
-]

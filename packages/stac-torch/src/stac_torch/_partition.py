@@ -1,7 +1,8 @@
 """Which layer is trained by sign and which by AdamW.
 
 A layer is a module that directly owns trainable parameters which no layer before it owns. Layers
-come in the order of ``model.named_modules()``; the last ones take AdamW, the others the sign update.
+come in the order of ``model.named_modules()``; the last ones take AdamW, the others the sign
+update.
 """
 
 import math
@@ -122,7 +123,8 @@ def partition_trainable_layers(
         TypeError: A selector is neither a string nor a module class.
 
     Example:
-        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 9))
+        >>> body = nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 4)
+        >>> model = nn.Sequential(*body, nn.Linear(4, 9))
         >>> partition_trainable_layers(model).sign_layer_names
         ('0', '1', '2')
         >>> partition_trainable_layers(model, norms_on_adamw=True).sign_layer_names
@@ -208,8 +210,21 @@ def named_layers(named_parameters: Iterable[tuple[str, Tensor]]) -> list[Layer]:
     for name, parameter in cleaned:
         members.setdefault(layer_name(name), []).append((name, parameter))
     return [
-        Layer(LayerGroup(layer, *zip(*entries, strict=True)), ()) for layer, entries in members.items()
+        Layer(LayerGroup(layer, *zip(*entries, strict=True)), ())
+        for layer, entries in members.items()
     ]
+
+
+def gathered_layers(
+    entries: Iterable[tuple[str, str, Tensor]], order: Sequence[str]
+) -> tuple[LayerGroup, ...]:
+    """Return the layers of (layer, name, parameter) entries, in ``order``, unknown ones last."""
+    members: dict[str, list[tuple[str, Tensor]]] = {}
+    for layer, name, parameter in entries:
+        members.setdefault(layer, []).append((name, parameter))
+    rank = {layer: position for position, layer in enumerate(order)}
+    ordered = sorted(members.items(), key=lambda item: rank.get(item[0], len(rank)))
+    return tuple(LayerGroup(layer, *zip(*mine, strict=True)) for layer, mine in ordered)
 
 
 def split_layers(
@@ -250,7 +265,9 @@ def _adamw_count(layers: int, last_n_layers: int | None, last_n_ratio: float | N
             msg = f"give last_n_layers={last_n_layers!r} or last_n_ratio={last_n_ratio!r}, not both"
             raise ValueError(msg)
         if not 0 < last_n_ratio <= 1:
-            msg = f"last_n_ratio must be in (0, 1], got {last_n_ratio!r}: last_n_layers=0 is all sign"
+            msg = (
+                f"last_n_ratio must be in (0, 1], got {last_n_ratio!r}: last_n_layers=0 is all sign"
+            )
             raise ValueError(msg)
         return max(1, math.floor(last_n_ratio * layers))
     count = 1 if last_n_layers is None else last_n_layers

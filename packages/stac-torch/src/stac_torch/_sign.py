@@ -9,6 +9,9 @@ m is computed in float32 at least, its sign is taken there, and it is rounded to
 once. p is rounded once too where it is stored in 16 bits.
 """
 
+# pyright: reportPrivateImportUsage=false
+# The multi-tensor functions have no public names; torch's own optimizers call them so.
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 

@@ -4,7 +4,9 @@
 makes float32 of a bfloat16 or int8 momentum.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from stac_torch._int8 import scale_shape
 from stac_torch._legacy import from_published, is_published
-from stac_torch._options import FORMAT
+from stac_torch._options import FORMAT, complete
 
 _KEYS = {
     "sign": frozenset({"exp_avg", "exp_avg_scale", "step"}),
@@ -22,7 +24,9 @@ _KEYS = {
 Names = Sequence["tuple[str, ...] | None"]
 
 
-def normalized(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def normalized(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return a state dict in the present format, checked against the optimizer's groups.
 
     Args:
@@ -33,8 +37,8 @@ def normalized(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]
         ValueError: It does not fit: no groups, another number or size of groups, other roles, other
             shapes, keys of the other section, or a newer format.
     """
-    for key, kind in (("param_groups", Sequence), ("state", Mapping)):
-        if not isinstance(state_dict.get(key), kind):
+    for key in ("param_groups", "state"):
+        if key not in state_dict:
             msg = f"the state dict has no {key!r}: it is not that of an optimizer"
             raise ValueError(msg)
     if is_published(state_dict):
@@ -43,8 +47,8 @@ def normalized(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]
     if len(saved_groups) != len(groups):
         msg = (
             "loaded state dict has a different number of parameter groups: "
-            f"{len(saved_groups)} saved, {len(groups)} here. Build the optimizer with the partition "
-            "that was saved"
+            f"{len(saved_groups)} saved, {len(groups)} here. Build the optimizer with the "
+            "partition that was saved"
         )
         raise ValueError(msg)
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
@@ -90,7 +94,7 @@ def _check_state(where: str, state: Mapping[str, Any], parameter: Tensor, role: 
         msg = f"{where} has the state {unknown}, which the {role} section does not know"
         raise ValueError(msg)
     exp_avg = state.get("exp_avg")
-    quantized = isinstance(exp_avg, Tensor) and exp_avg.dtype is torch.int8
+    quantized = exp_avg is not None and exp_avg.dtype is torch.int8
     if quantized != ("exp_avg_scale" in state):
         msg = f"{where}: an int8 exp_avg and exp_avg_scale come together, got {sorted(state)}"
         raise ValueError(msg)
@@ -101,8 +105,8 @@ def _check_state(where: str, state: Mapping[str, Any], parameter: Tensor, role: 
         shape = scale_shape(parameter.shape) if scaled else tuple(parameter.shape)
         if tuple(value.shape) != shape:
             msg = (
-                f"{where}: saved {key} has shape {tuple(value.shape)}, the parameter needs {shape}: "
-                "the model has changed"
+                f"{where}: saved {key} has shape {tuple(value.shape)}, the parameter needs "
+                f"{shape}: the model has changed"
             )
             raise ValueError(msg)
 
@@ -127,10 +131,31 @@ def check_names(saved: Names | None, own: Names) -> None:
         pairs = zip(theirs, ours, strict=False)
         first = next(((a, b) for a, b in pairs if a != b), (theirs, ours))
         msg = (
-            f"group {index} was saved for other parameters: {first[0]!r} there is {first[1]!r} here. "
-            "Build the optimizer for the model that was saved"
+            f"group {index} was saved for other parameters: {first[0]!r} there is {first[1]!r} "
+            "here. Build the optimizer for the model that was saved"
         )
         raise ValueError(msg)
+
+
+def rebuilt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the state and groups that an optimizer has after loading a checked state dict."""
+    saved_groups = state_dict["param_groups"]
+    owned = {key for saved in saved_groups for key in saved["params"]}
+    # What belongs to no parameter is kept as it is, as torch does.
+    state = defaultdict(dict, {k: v for k, v in state_dict["state"].items() if k not in owned})
+    new_groups: list[dict[str, Any]] = []
+    for saved, group in zip(saved_groups, groups, strict=True):
+        options = {k: deepcopy(v) for k, v in saved.items() if k not in ("params", "param_names")}
+        options.setdefault("role", group["role"])
+        complete(options)
+        for key, parameter in zip(saved["params"], group["params"], strict=True):
+            if key in state_dict["state"]:
+                state[parameter] = {
+                    name: placed(name, value, parameter, options)
+                    for name, value in state_dict["state"][key].items()
+                }
+        new_groups.append({"params": group["params"], **options})
+    return {"state": state, "param_groups": new_groups}
 
 
 def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:

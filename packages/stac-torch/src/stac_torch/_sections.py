@@ -1,0 +1,140 @@
+"""One step of one parameter group: its tensors made local and real, its options resolved."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from stac_torch._adamw import AdamWTensors, adamw_step_
+from stac_torch._local import local, local_grad, real
+from stac_torch._rounding import Noise, noise_key
+from stac_torch._sign import SignOptions, SignTensors, can_foreach, sign_foreach_, sign_step_
+from stac_torch._state import rounds_stochastically
+
+_FOREACH_DEVICES = frozenset({"cuda", "xpu"})
+
+
+class GroupLists(NamedTuple):
+    """What of a group has a gradient, one entry per parameter; lists that do not apply stay empty.
+
+    Attributes:
+        params: Parameters.
+        grads: Gradients.
+        exp_avgs: First moments; empty without momentum.
+        exp_avg_sqs: Second moments of the AdamW section.
+        max_exp_avg_sqs: Their running maxima, with amsgrad.
+        scales: Scales of int8 moments, None for floating ones.
+        steps: Counters; one for every parameter of the AdamW section, and in the sign section one
+            for every parameter that is rounded stochastically.
+        positions: Positions in the group.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    max_exp_avg_sqs: list[Tensor]
+    scales: list[Tensor | None]
+    steps: list[Tensor]
+    positions: list[int]
+
+
+class Flags(NamedTuple):
+    """What holds for the whole step.
+
+    Attributes:
+        skip: None, or a 0-d boolean tensor: where true the step leaves everything as it is.
+        grad_scale: None, or the 0-d factor that a gradient scaler left in the gradients.
+        propagate_nan: Whether gradients that are not finite may arrive.
+    """
+
+    skip: Tensor | None
+    grad_scale: Tensor | None
+    propagate_nan: bool
+
+
+def sign_section_(
+    group: Mapping[str, Any], lists: GroupLists, names: Sequence[str], flags: Flags
+) -> None:
+    """Take one step of a sign group.
+
+    Args:
+        group: The group.
+        lists: Its tensors.
+        names: Names of all its parameters, which key the noise of stochastic rounding.
+        flags: What holds for the whole step.
+    """
+    for step in lists.steps:
+        step.add_(1 if flags.skip is None else flags.skip.logical_not())
+    tensors = SignTensors(
+        [real(local(p)) for p in lists.params],
+        [real(local_grad(p, g)) for p, g in zip(lists.params, lists.grads, strict=True)],
+        [real(local(m)) for m in lists.exp_avgs],
+        [None if s is None else local(s) for s in lists.scales],
+        _noises(group, lists, names),
+    )
+    # A 1-element tensor would broadcast against 0-d parameters and change their shape.
+    lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+    scale = group["sign_lr_scale"]
+    options = SignOptions(
+        lr=lr if scale == 1 else lr * scale,
+        weight_decay=group["weight_decay"],
+        momentum=group["sign_momentum"],
+        maximize=group["maximize"],
+        propagate_nan=flags.propagate_nan,
+        skip=flags.skip,
+        grad_scale=flags.grad_scale,
+    )
+    foreach = group["foreach"]
+    if foreach is None:
+        foreach = all(p.device.type in _FOREACH_DEVICES for p in tensors.params)
+    if foreach and can_foreach(tensors):
+        sign_foreach_(tensors, options)
+    else:
+        sign_step_(tensors, options)
+
+
+def adamw_section_(
+    group: Mapping[str, Any], lists: GroupLists, names: Sequence[str], flags: Flags
+) -> None:
+    """Take one step of an AdamW group; the arguments are those of :func:`sign_section_`."""
+    tensors = AdamWTensors(
+        [local(p) for p in lists.params],
+        [local_grad(p, g) for p, g in zip(lists.params, lists.grads, strict=True)],
+        [local(m) for m in lists.exp_avgs],
+        [local(v) for v in lists.exp_avg_sqs],
+        [local(v) for v in lists.max_exp_avg_sqs],
+        lists.steps,
+        _noises(group, lists, names),
+    )
+    beta1, beta2 = group["betas"]
+    adamw_step_(
+        tensors,
+        skip=flags.skip,
+        grad_scale=flags.grad_scale,
+        foreach=group["foreach"],
+        fused=group["fused"],
+        capturable=group["capturable"],
+        amsgrad=group["amsgrad"],
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )
+
+
+def _noises(
+    group: Mapping[str, Any], lists: GroupLists, names: Sequence[str]
+) -> list[Noise | None]:
+    steps = iter(lists.steps)
+    noises: list[Noise | None] = []
+    for parameter, position in zip(lists.params, lists.positions, strict=True):
+        rounded = rounds_stochastically(group, parameter)
+        step = next(steps) if rounded or group["role"] == "adamw" else None
+        if rounded and step is not None:
+            noises.append(Noise(noise_key(group["rounding_seed"], names[position]), step))
+        else:
+            noises.append(None)
+    return noises
