@@ -1,0 +1,82 @@
+# pyright: strict
+"""Writing parts of a generation as one plain safetensors file, verified on the way."""
+
+import os
+import secrets
+from pathlib import Path
+
+from optim_checkpoint import _fs
+from optim_checkpoint._errors import (
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    CheckpointWriteError,
+)
+from optim_checkpoint._folder import StrPath, check_step, open_root
+from optim_checkpoint._generation import Generation
+from optim_checkpoint._select import candidates
+from optim_checkpoint._shard import Entry, lay_out, write_shard
+
+
+def export(
+    path: StrPath,
+    target: StrPath,
+    step: int | None = None,
+    *,
+    part: str = "model",
+    force: bool = False,
+) -> int:
+    """Write one part of a generation as a plain safetensors file.
+
+    Every byte is verified before the file appears; it is synced and then renamed into place.
+
+    Args:
+        path: The folder of the run.
+        target: The file to write.
+        step: The step; None is the newest.
+        part: "model", "optim" or "train".
+        force: Whether to replace an existing file.
+
+    Returns:
+        The number of tensors written.
+
+    Raises:
+        CheckpointNotFoundError: If there is no such step, or it has no such part.
+        CorruptCheckpointError: If the generation is damaged.
+        CheckpointExistsError: If `target` exists and `force` is false.
+        CheckpointWriteError: If it cannot be written.
+    """
+    goal = Path(target)
+    if goal.exists() and not force:
+        raise CheckpointExistsError(f"{goal} exists; pass --force to replace it")
+    wanted = None if step is None else check_step(step)
+    with (
+        _fs.opened(open_root(path)) as root,
+        Generation(root, candidates(root, path, wanted)[0]) as generation,
+    ):
+        infos = generation.tensors(part)
+        if not infos:
+            raise CheckpointNotFoundError(f"step {generation.name.step} has no part {part}")
+        memory = {key: bytearray(info.nbytes) for key, info in infos.items()}
+        generation.read(lambda owner, key, info: memoryview(memory[key]) if owner == part else None)
+    entries = [
+        Entry(key, info.dtype, info.shape, lambda key=key: memoryview(memory[key]))
+        for key, info in infos.items()
+    ]
+    try:
+        with _fs.opened(_fs.open_folder(goal.parent)) as folder:
+            _write(folder, goal.name, entries)
+    except OSError as error:
+        raise CheckpointWriteError(f"{goal} was not written: {error.strerror}") from error
+    return len(entries)
+
+
+def _write(folder: int, name: str, entries: list[Entry]) -> None:
+    temporary = f".{name}.{secrets.token_hex(8)}"
+    try:
+        write_shard(lay_out(entries, {"format": "pt"}), temporary, folder)
+        _fs.ops.rename(temporary, name, folder)
+    except BaseException:
+        if temporary in os.listdir(folder):
+            _fs.ops.remove(temporary, folder)
+        raise
+    _fs.ops.sync(folder)

@@ -1,0 +1,5 @@
+"""Checkpoints of JAX training: any pytree, any optax state, typed keys and packed statistics."""
+
+from optim_checkpoint.jax._save import Restored, restore, save
+
+__all__ = ["Restored", "restore", "save"]

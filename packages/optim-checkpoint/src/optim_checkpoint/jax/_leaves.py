@@ -1,0 +1,186 @@
+"""JAX leaves as stored bytes and back: dtype, weak type, key type and placement kept."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from optim_checkpoint._collect import Collector, Staging
+from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._json import as_array
+from optim_checkpoint._numpy import AnyArray, array_of, bytes_of, dtype_name
+from optim_checkpoint._typed import Leaf, Typed, decode, encode
+
+
+def is_key(value: Any) -> bool:
+    """Say whether a value is, or describes, an array of typed PRNG keys."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _check_array(value: jax.Array, path: str) -> None:
+    if isinstance(value, Tracer):
+        raise UnsupportedStateError(path, "is traced; save outside of jit, grad and vmap")
+    if value.is_deleted():
+        raise UnsupportedStateError(path, "was donated or deleted; save before the next step")
+    if not value.is_fully_addressable:
+        raise UnsupportedStateError(
+            path, "spans several processes; gather it first (jax.experimental.multihost_utils)"
+        )
+
+
+def _weak_zero(dtype: Any) -> bool | int | float | complex:
+    return np.zeros((), dtype).item()
+
+
+def encode_array(value: jax.Array, key: str, path: str, collector: Collector) -> Typed:
+    """Add a JAX array to a save and return its typed leaf."""
+    _check_array(value, path)
+    if is_key(value):
+        data = jax.random.key_data(value)
+        stored = collector.add(key, "U32", data.shape, lambda: bytes_of(np.asarray(data)))
+        return {"prng": [str(jax.random.key_impl(value)), stored]}
+    dtype = np.dtype(value.dtype)
+    if value.weak_type and jnp.full((), _weak_zero(dtype)).dtype != dtype:
+        raise UnsupportedStateError(path, f"is weakly typed {dtype}; make it strong with astype")
+    stored = collector.add(
+        key, dtype_name(dtype, path), value.shape, lambda: bytes_of(np.asarray(value))
+    )
+    return {"weak" if value.weak_type else "array": stored}
+
+
+def array_leaf(collector: Collector, prefix: str) -> Leaf:
+    """Return an `encode` hook that stores JAX and NumPy arrays under `prefix`."""
+    numpy_leaf = collector.numpy_leaf(prefix)
+
+    def leaf(value: object, path: str) -> Typed | None:
+        if isinstance(value, jax.Array):
+            return encode_array(value, f"{prefix}{path}", path, collector)
+        return numpy_leaf(value, path)
+
+    return leaf
+
+
+def encode_leaf(value: Any, key: str, path: str, collector: Collector) -> Typed:
+    """Write one leaf of a pytree: an array of any kind or a Python value."""
+    if isinstance(value, jax.Array):
+        return encode_array(value, key, path, collector)
+    if isinstance(value, np.ndarray | np.generic):
+        array: AnyArray = np.asarray(value)
+        stored = collector.add(
+            key, dtype_name(array.dtype, path), array.shape, lambda: bytes_of(array)
+        )
+        return {"ndarray" if isinstance(value, np.ndarray) else "npscalar": stored}
+    return encode(value, path)
+
+
+class Pending:
+    """A JAX leaf whose bytes the read has still to bring.
+
+    Attributes:
+        array: The memory, as NumPy sees it; for keys their uint32 words.
+        weak: Whether the leaf is weakly typed.
+        impl: For keys the name of their implementation.
+    """
+
+    def __init__(self, array: AnyArray, *, weak: bool = False, impl: str | None = None) -> None:
+        self.array = array
+        self.weak = weak
+        self.impl = impl
+
+    def describe(self) -> tuple[tuple[int, ...], str]:
+        """Return shape and dtype as a template would show them."""
+        if self.impl is None:
+            return self.array.shape, self.array.dtype.name
+        words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=self.impl)))
+        return self.array.shape[: self.array.ndim - words.ndim], f"key<{self.impl}>"
+
+    def value(self, template: Any = None) -> jax.Array:
+        """Return the leaf, placed as the template is."""
+        if self.impl is not None:
+            result = jax.random.wrap_key_data(jnp.asarray(self.array), impl=self.impl)
+            return _place(result, template)
+        if self.weak:
+            zeros = jnp.full(self.array.shape, _weak_zero(self.array.dtype))
+            return _place(zeros.at[...].set(jnp.asarray(self.array)), template)
+        sharding = _sharding(template)
+        if sharding is not None:
+            return jax.device_put(self.array, sharding)
+        return jnp.asarray(self.array)
+
+
+def _sharding(template: Any) -> Any:
+    committed = getattr(template, "committed", True)
+    return getattr(template, "sharding", None) if committed else None
+
+
+def _place(value: jax.Array, template: Any) -> jax.Array:
+    sharding = _sharding(template)
+    return value if sharding is None else jax.device_put(value, sharding)
+
+
+def _known_impl(name: object) -> bool:
+    try:
+        jax.random.key(0, impl=name)  # pyright: ignore[reportArgumentType]
+    except (ValueError, TypeError, KeyError):
+        return False
+    return isinstance(name, str)
+
+
+def pending_leaf(staging: Staging) -> Any:
+    """Return a `decode` hook for what `encode_leaf` and `array_leaf` wrote."""
+    made: dict[str, Pending] = {}
+
+    def pending(key: object, *, weak: bool = False, impl: str | None = None) -> Pending:
+        info = staging.info(key)
+        name = str(key)
+        if name not in made:
+            if impl is not None and info.dtype != "U32":
+                raise CorruptCheckpointError(staging.file, "keys are not uint32", tensor=name)
+            array, memory = array_of(info, staging.file, name)
+            staging.memory[name] = memory
+            made[name] = Pending(array, weak=weak, impl=impl)
+        return made[name]
+
+    def leaf(tag: str, content: object) -> object:
+        if tag in ("array", "weak"):
+            return pending(content, weak=tag == "weak")
+        pair = as_array(content)
+        if tag == "prng" and pair is not None and len(pair) == 2:
+            if not _known_impl(pair[0]):
+                raise CorruptCheckpointError(
+                    staging.file, f"{shown(pair[0])} is no PRNG implementation of this JAX"
+                )
+            return pending(pair[1], impl=str(pair[0]))
+        return staging.numpy_leaf(tag, content)
+
+    return leaf
+
+
+def decode_leaf(typed: object, staging: Staging, leaf: Any) -> Any:
+    """Decode a typed value with JAX leaves in it; they come as `Pending`."""
+    return decode(typed, staging.file, leaf)
+
+
+def settle_jax(value: Any) -> Any:
+    """Replace every `Pending` in plain containers by its array.
+
+    Raises:
+        CorruptCheckpointError: If the array would lose bits, as 64-bit ones do without x64.
+    """
+    if isinstance(value, Pending):
+        result = value.value()
+        if value.impl is None and result.dtype != value.array.dtype:
+            raise CorruptCheckpointError(
+                "train", f"a {value.array.dtype} array needs jax_enable_x64 to be restored"
+            )
+        return result
+    if type(value) is list:
+        return [settle_jax(item) for item in value]
+    if type(value) is tuple:
+        return tuple(settle_jax(item) for item in value)
+    if type(value) is dict:
+        return {key: settle_jax(item) for key, item in value.items()}
+    return value

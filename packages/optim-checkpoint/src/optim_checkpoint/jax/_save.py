@@ -1,0 +1,190 @@
+"""Saving and restoring a JAX training run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from optim_checkpoint._collect import Collector, Staging, read_staged, settle
+from optim_checkpoint._commit import Document, check_keep, commit
+from optim_checkpoint._errors import (
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    shown,
+)
+from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._generation import Generation
+from optim_checkpoint._json import as_object
+from optim_checkpoint._select import Skipped, choose
+from optim_checkpoint._typed import encode
+from optim_checkpoint.jax._leaves import array_leaf, decode_leaf, pending_leaf, settle_jax
+from optim_checkpoint.jax._match import match
+from optim_checkpoint.jax._sections import decode_tree, encode_params, encode_state
+
+
+def build_document(
+    step: int,
+    *,
+    params: Any = None,
+    opt_state: Any = None,
+    rng: Any = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Document:
+    """Describe a training run; the arrays are read when the document is written."""
+    parts = {part: Collector() for part in ("model", "optim", "train")}
+    sections: dict[str, object] = {}
+    if params is not None:
+        sections["model"] = encode_params(params, parts["model"])
+    if opt_state is not None:
+        sections["optimizer"] = encode_state(opt_state, params, parts["optim"])
+    train: dict[str, object] = {}
+    for name, value in (("rng", rng), ("extra", None if extra is None else dict(extra))):
+        if value is not None:
+            train[name] = encode(value, name, array_leaf(parts["train"], ""))
+    sections["train"] = train
+    return Document(
+        step,
+        {"name": "jax", "versions": {"jax": jax.__version__}},
+        sections,
+        {part: collector.entries for part, collector in parts.items()},
+    )
+
+
+def save(
+    path: StrPath,
+    step: int,
+    *,
+    params: Any = None,
+    opt_state: Any = None,
+    rng: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    keep: int | None = None,
+    replace: bool = False,
+) -> Path:
+    """Save a training run; when this returns, it survives a kill and a power cut.
+
+    Args:
+        path: The folder of the run; created where missing.
+        step: The training step, from 0 to 10**18; one generation per step.
+        params: Any pytree of arrays.
+        opt_state: Any optax state, or any pytree of arrays and numbers. With `params` given, its
+            leaves are stored under the names of their parameters.
+        rng: A typed PRNG key, or lists, tuples and dicts of keys.
+        extra: Numbers, text, lists, tuples, dicts and arrays under string keys.
+        keep: How many generations to keep, this one included; None keeps all.
+        replace: Whether a step that exists gets a newer generation instead of an error.
+
+    Returns:
+        The path of the committed generation.
+
+    Raises:
+        UnsupportedStateError: For a leaf that cannot be stored exactly, with its path.
+        CheckpointExistsError: If the step exists and `replace` is false.
+        CheckpointWriteError: If it cannot be written; earlier steps are untouched.
+    """
+    check_step(step)
+    check_keep(keep)
+    document = build_document(step, params=params, opt_state=opt_state, rng=rng, extra=extra)
+    return commit(path, document, keep=keep, replace=replace)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A restored training run.
+
+    Attributes:
+        step: The step that was restored.
+        params: The parameters, or None where no template was given.
+        opt_state: The optimizer state, or None where no template was given.
+        rng: What `save` got as `rng`, or None.
+        extra: What `save` got as `extra`, or None.
+        path: The generation it came from.
+        skipped: Newer generations that were damaged, with the reasons.
+    """
+
+    step: int
+    params: Any
+    opt_state: Any
+    rng: Any
+    extra: dict[str, Any] | None
+    path: Path
+    skipped: tuple[Skipped, ...]
+
+
+def _read(generation: Generation, templates: dict[str, Any]) -> dict[str, Any]:
+    framework = generation.manifest.framework.get("name")
+    if framework != "jax":
+        raise IncompatibleCheckpointError([f"it was saved by {shown(framework)}, not by jax"])
+    sections = generation.manifest.sections
+    stagings: list[Staging] = []
+    makers: dict[str, Any] = {}
+    differences: list[str] = []
+    for name, part, what in (
+        ("model", "model", "params"),
+        ("optimizer", "optim", "opt_state"),
+    ):
+        if templates[what] is None:
+            continue
+        if name not in sections:
+            differences.append(f"the checkpoint holds no {what}")
+            continue
+        staging = Staging.of(generation, part)
+        stagings.append(staging)
+        saved = decode_tree(sections[name], staging)
+        makers[what] = match(what, saved, templates[what], differences)
+    train = as_object(sections.get("train"))
+    if train is None:
+        raise CorruptCheckpointError(str(generation.name), "the train section is malformed")
+    staging = Staging.of(generation, "train")
+    stagings.append(staging)
+    loose = {
+        name: decode_leaf(train[name], staging, pending_leaf(staging))
+        for name in ("rng", "extra")
+        if name in train
+    }
+    if differences:
+        raise IncompatibleCheckpointError(differences)
+    read_staged(generation, *stagings)
+    values: dict[str, Any] = {name: settle_jax(settle(value)) for name, value in loose.items()}
+    return values | {what: make() for what, make in makers.items()}
+
+
+def restore(
+    path: StrPath, step: int | None = None, *, params: Any = None, opt_state: Any = None
+) -> Restored:
+    """Restore a training run: everything is read and verified, then built.
+
+    The templates decide tree structure, classes, dtypes, shapes and placement: an array goes where
+    the template's is sharded. They may be the freshly initialised trees or the result of
+    `jax.eval_shape`; their values are not used. Packed statistics go to their parameters by name.
+
+    Args:
+        path: The folder of the run.
+        step: The step; None takes the newest generation that verifies, with a
+            `CheckpointWarning` for each one skipped.
+        params: Template of the parameters, if wanted.
+        opt_state: Template of the optimizer state, if wanted.
+
+    Returns:
+        The restored trees, keys and extra values.
+
+    Raises:
+        CheckpointNotFoundError: If there is no such generation.
+        CorruptCheckpointError: If every candidate is damaged.
+        IncompatibleCheckpointError: With every difference between checkpoint and templates.
+        UnsupportedStateError: If a template has keys that cannot be stored.
+    """
+    templates = {"params": params, "opt_state": opt_state}
+    chosen = choose(path, step, lambda generation: _read(generation, templates))
+    value = chosen.value
+    return Restored(
+        chosen.step,
+        value.get("params"),
+        value.get("opt_state"),
+        value.get("rng"),
+        value.get("extra"),
+        chosen.path,
+        chosen.skipped,
+    )
