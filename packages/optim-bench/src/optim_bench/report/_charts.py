@@ -6,94 +6,24 @@ one, set by the page's legend.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from optim_bench.report._chart import (
+    Chart,
+    Spec,
+    band,
+    line,
+    log_ticks,
+    loss_axis,
+    points,
+    ratio_domain,
+)
 from optim_bench.report._markdown import number, state_ratio
-from optim_bench.report._theme import INK, MUTED, colour_of, config, marks_of
 from optim_bench.results import LABELS
 
-VEGA_LITE = "6.4"
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-_DIM = 0.12
 ROW_HEIGHT = 34
 
-Spec = dict[str, Any]
 Cell = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart without its theme.
-
-    Args:
-        name: unique in a report, usable as a file name.
-        kind: name of the section it belongs to.
-        framework: the framework it is about.
-        title: what it shows, in words.
-        data: rows of the chart's data.
-        layers: Vega-Lite layers, in which `"@optimizer"` stands for the colour scale.
-        labels: optimizers in the chart, in the order of the legend.
-        titles: label -> title.
-        columns: headings of the table.
-        rows: the table, as text.
-        height: of the plot, in pixels.
-        extra: further top-level properties.
-    """
-
-    name: str
-    kind: str
-    framework: str
-    title: str
-    data: Sequence[Mapping[str, Any]]
-    layers: Sequence[Spec]
-    labels: Sequence[str]
-    titles: Mapping[str, str]
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    height: int = 260
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def spec(self, theme: str, baseline: str, *, legend: bool, width: int | str) -> Spec:
-        """Return the Vega-Lite specification.
-
-        Args:
-            theme: `"light"` or `"dark"`.
-            baseline: label of the baseline.
-            legend: whether the chart carries its own legend (figures) or the page does.
-            width: in pixels, or `"container"`.
-        """
-        colours = colour_of(self.labels, baseline, theme)
-        marks = marks_of(self.labels, baseline)
-        shown: Spec | None = None
-        if legend:
-            names = {label: self.titles[label] for label in self.labels}
-            shown = {"title": None, "orient": "bottom", "labelExpr": _names(names)}
-        scales: dict[str, Spec] = {
-            "color": {"scale": _scale(self.labels, [colours[x] for x in self.labels])},
-            "shape": {"scale": _scale(self.labels, [marks[x]["shape"] for x in self.labels])},
-            "strokeDash": {"scale": _scale(self.labels, [marks[x]["dash"] for x in self.labels])},
-        }
-        replacements: dict[str, Any] = {
-            f"@{channel}": {"field": "label", "type": "nominal", "legend": shown, **scale}
-            for channel, scale in scales.items()
-        }
-        replacements |= {"@ink": INK[theme], "@muted": MUTED[theme]}
-        replacements["@opacity"] = {
-            "condition": {"test": "focus == '' || datum.label == focus", "value": 1},
-            "value": _DIM,
-        }
-        layers = [_replace(layer, replacements) for layer in self.layers]
-        return {
-            "$schema": _SCHEMA,
-            "config": config(theme),
-            "params": [{"name": "focus", "value": ""}],
-            "data": {"values": list(self.data)},
-            "width": width,
-            "height": self.height,
-            "layer": layers,
-            **self.extra,
-        }
 
 
 def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
@@ -109,16 +39,16 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             "row": f"{c['workload']}   {c['title']}",
             **{name: c[name] for name in ("ratio", "low", "high")},
             "verdict": LABELS[c["verdict"]],
-            "decided": c["verdict"] in {"better", "worse"},
         }
         for c in shown
     ]
     y: Spec = {"field": "row", "type": "nominal", "sort": None, "title": None}
     y["axis"] = {"labelLimit": 420, "grid": False, "domain": False, "ticks": False}
-    scale = {"type": "log", "nice": False, "padding": 12, "domain": _ratio_domain(data)}
+    domain = ratio_domain(data)
+    scale = {"type": "log", "nice": False, "padding": 12, "domain": domain}
     x_title = "test loss relative to tuned AdamW (log scale); left of 1 is better"
     x: Spec = {"type": "quantitative", "scale": scale, "title": x_title}
-    x["axis"] = {"format": ".3~g", "tickCount": 8}
+    x["axis"] = {"format": ".3~g", "values": log_ticks(*domain)}
     tooltip = [
         {"field": "row", "title": "comparison"},
         {"field": "ratio", "format": ".3f"},
@@ -221,14 +151,24 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             continue
         x: Spec = {"field": "rate", "type": "quantitative", "title": "learning rate"}
         x |= {"scale": {"type": "log", "nice": False, "padding": 10}}
-        x |= {"axis": {"format": "~e", "grid": False, "tickCount": 6}}
-        y = _loss_axis("validation loss")
+        rates = sorted({row["rate"] for row in data})
+        # The grid is half-decades, so every other rate is a round number.
+        values = [rate for rate in rates if f"{rate:e}".startswith("1.0")]
+        x |= {"axis": {"format": "~e", "grid": False, "values": values or rates}}
+        y = loss_axis("validation loss", data)
         tooltip = [
             {"field": "optimizer"},
             {"field": "rate", "format": ".3~g", "title": "learning rate"},
             {"field": "loss", "format": ".4g"},
         ]
         trained = [{"filter": "datum.trained"}]
+        cross: Spec = {
+            "transform": [{"filter": "!datum.trained"}],
+            "mark": {"type": "text", "text": "×", "fontSize": 16, "baseline": "top"},
+            "encoding": {"x": x, "y": {"value": 0}, "color": "@color", "opacity": "@opacity"},
+        }
+        # An empty layer would have an infinite extent, of which Vega warns.
+        crosses = [] if all(row["trained"] for row in data) else [cross]
         yield Chart(
             name=f"sensitivity-{framework}-{workload}",
             kind="sensitivity",
@@ -236,25 +176,21 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             title=workload,
             data=data,
             layers=[
+                *crosses,
                 {
                     "transform": trained,
                     "mark": {"type": "area", "opacity": 0.14},
-                    "encoding": {"x": x, **_band(y), "color": "@color"},
+                    "encoding": {"x": x, **band(y), "color": "@color"},
                 },
                 {
                     "transform": trained,
                     "mark": {"type": "line", "strokeWidth": 2},
-                    "encoding": _line(x, y) | {"tooltip": tooltip},
+                    "encoding": line(x, y) | {"tooltip": tooltip},
                 },
                 {
                     "transform": [*trained, {"filter": "datum.selected"}],
                     "mark": {"type": "point", "size": 90, "filled": True, "opacity": 1},
-                    "encoding": _points(x, y) | {"tooltip": tooltip},
-                },
-                {
-                    "transform": [{"filter": "!datum.trained"}],
-                    "mark": {"type": "text", "text": "×", "fontSize": 16, "baseline": "top"},
-                    "encoding": {"x": x, "y": {"value": 0}, "color": "@color"},
+                    "encoding": points(x, y) | {"tooltip": tooltip},
                 },
             ],
             labels=_labels(cells),
@@ -282,7 +218,7 @@ def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             continue
         x: Spec = {"field": "step", "type": "quantitative", "title": "step"}
         x["axis"] = {"grid": False, "tickCount": 5}
-        y = _loss_axis("validation loss")
+        y = loss_axis("validation loss", data)
         tooltip = [
             {"field": "optimizer"},
             {"field": "step"},
@@ -299,11 +235,11 @@ def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             layers=[
                 {
                     "mark": {"type": "area", "opacity": 0.14},
-                    "encoding": {"x": x, **_band(y), "color": "@color"},
+                    "encoding": {"x": x, **band(y), "color": "@color"},
                 },
                 {
                     "mark": {"type": "line", "strokeWidth": 2},
-                    "encoding": _line(x, {**y, "field": "median"}) | {"tooltip": tooltip},
+                    "encoding": line(x, {**y, "field": "median"}) | {"tooltip": tooltip},
                 },
             ],
             labels=_labels(cells),
@@ -336,10 +272,11 @@ def pareto(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         x_title = "bytes of optimizer state per byte of parameters"
         x: Spec = {"field": "state", "type": "quantitative", "title": x_title}
         x |= {"scale": {"zero": True, "nice": True, "padding": 12}, "axis": {"tickCount": 6}}
-        scale = {"type": "log", "nice": False, "padding": 14, "domain": _ratio_domain(data)}
+        domain = ratio_domain(data)
+        scale = {"type": "log", "nice": False, "padding": 14, "domain": domain}
         y: Spec = {"field": "ratio", "type": "quantitative", "scale": scale}
         y |= {"title": "test loss relative to tuned AdamW"}
-        y |= {"axis": {"format": ".3~g", "tickCount": 5}}
+        y |= {"axis": {"format": ".3~g", "values": log_ticks(*domain)}}
         tooltip = [
             {"field": "optimizer"},
             {"field": "bytes", "format": ",", "title": "bytes of state"},
@@ -365,7 +302,7 @@ def pareto(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
                 },
                 {
                     "mark": {"type": "point", "size": 130, "filled": True, "opacity": 1},
-                    "encoding": _points(x, y) | {"tooltip": tooltip},
+                    "encoding": points(x, y) | {"tooltip": tooltip},
                 },
             ],
             labels=_labels(cells),
@@ -406,7 +343,7 @@ def profile(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             layers=[
                 {
                     "mark": {"type": "line", "strokeWidth": 2, "interpolate": "step-after"},
-                    "encoding": _line(x, y)
+                    "encoding": line(x, y)
                     | {"tooltip": [{"field": name} for name in ("optimizer", "ratio", "share")]},
                 }
             ],
@@ -443,52 +380,3 @@ def _geometric_mean(values: Sequence[float]) -> float:
     for value in values:
         product *= value ** (1 / len(values))
     return product
-
-
-def _ratio_domain(data: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return a range that holds every interval and 1, at most a factor of 10 each way."""
-    ends = [value for row in data for value in (row["low"], row["high"], row["ratio"]) if value]
-    return [max(0.1, min([*ends, 0.95])), min(10.0, max([*ends, 1.05]))]
-
-
-def _loss_axis(title: str) -> Spec:
-    return {
-        "field": "loss",
-        "type": "quantitative",
-        "title": f"{title} (log scale)",
-        "scale": {"type": "log", "nice": False, "padding": 8},
-        "axis": {"format": ".2~g", "tickCount": 5},
-    }
-
-
-def _band(y: Spec) -> Spec:
-    return {"y": {**y, "field": "low"}, "y2": {"field": "high"}, "fillOpacity": "@opacity"}
-
-
-def _line(x: Spec, y: Spec) -> Spec:
-    channels = {"color": "@color", "strokeDash": "@strokeDash", "opacity": "@opacity"}
-    return {"x": x, "y": y, **channels}
-
-
-def _points(x: Spec, y: Spec) -> Spec:
-    return {"x": x, "y": y, "color": "@color", "shape": "@shape", "opacity": "@opacity"}
-
-
-def _scale(domain: Sequence[str], values: Sequence[Any]) -> Spec:
-    return {"domain": list(domain), "range": list(values)}
-
-
-def _names(titles: Mapping[str, str]) -> str:
-    """Return the Vega expression that turns a label into its title."""
-    pairs = ", ".join(f"{label!r}: {title!r}" for label, title in titles.items())
-    return f"({{{pairs}}})[datum.label]"
-
-
-def _replace(value: Any, replacements: Mapping[str, Any]) -> Any:
-    if isinstance(value, str):
-        return replacements.get(value, value)
-    if isinstance(value, dict):
-        return {name: _replace(item, replacements) for name, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list):
-        return [_replace(item, replacements) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    return value

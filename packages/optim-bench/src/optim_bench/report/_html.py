@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from optim_bench.report import _charts as charts
+from optim_bench.report._chart import VEGA_LITE, Chart
 from optim_bench.report._markdown import number, ratio_columns, state_ratio
 from optim_bench.report._theme import THEMES, colour_of, marks_of
 from optim_bench.results import FRAMEWORK_TITLES, LABELS
@@ -36,8 +37,8 @@ GROUPS = (
         charts.sensitivity,
         "How much the learning rate matters",
         (
-            "Validation loss of the tuning seeds: geometric mean and range; the mark is the selected "
-            "rate, a cross at the top a rate that diverged or failed on a seed."
+            "Validation loss of the tuning seeds: geometric mean and range; the mark is the "
+            "selected rate, a cross at the top a rate that diverged or failed on a seed."
         ),
         False,
     ),
@@ -54,8 +55,8 @@ GROUPS = (
         charts.profile,
         "Steps to the target",
         (
-            "Share of (workload, seed) solved within a factor of the fastest. A profile depends on who "
-            "takes part."
+            "Share of (workload, seed) solved within a factor of the fastest. A profile depends on "
+            "who takes part."
         ),
         True,
     ),
@@ -78,7 +79,7 @@ def report_html(results: Results) -> str:
     )
 
 
-def all_charts(results: Results, framework: str) -> Iterator[charts.Chart]:
+def all_charts(results: Results, framework: str) -> Iterator[Chart]:
     """Give every chart of a framework."""
     for draw, *_ in GROUPS:
         yield from draw(results, framework)
@@ -236,7 +237,7 @@ def _script_json(data: Any) -> Markup:
 
 @functools.cache
 def _vega() -> str:
-    bundle = vl_convert.javascript_bundle(vl_version=charts.VEGA_LITE)
+    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)
     return bundle.replace("</script", "<\\/script")
 
 
