@@ -1,11 +1,12 @@
 """Run one of optax's own common test suites on our optimizers; prints one JSON object.
 
-The suites ship inside optax's wheel. Their rows are fixed by decorators when the module is imported, so the source is
-parsed, its table of optimizers replaced by ours, and executed as a module of its own. Nothing of it is copied.
+The suites ship inside optax's wheel. Their rows are fixed by decorators when the module is
+imported, so the source is parsed, its table of optimizers replaced by ours, and executed as a
+module of its own. Nothing of it is copied.
 
-Three edits besides the rows, each a fact about the suite and not about us: imports of scikit-learn serve tests that
-are not run; version checks that compare strings (so that jax 0.12 counts as older than 0.7) are made true; and only the
-tests that are parametrised over optimizers are run.
+Three edits besides the rows, each a fact about the suite and not about us: imports of scikit-learn
+serve tests that are not run; version checks that compare strings (so that jax 0.12 counts as older
+than 0.7) are made true; and only the tests that are parametrised over optimizers are run.
 """
 
 import ast
@@ -20,9 +21,8 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import optax.contrib
-from optax._src import alias
-
 import stam_jax
+from optax._src import alias
 
 OPTIMIZERS = {"stam": stam_jax.stam, "stam_lite": stam_jax.stam_lite}
 # The decay of optax's own adamw row: the suite asks for minima that a stronger decay moves.

@@ -14,7 +14,7 @@ class DecayState(NamedTuple):
         count: Steps taken, int32 scalar.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (optax's name)
 
 
 def decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformationExtraArgs:
@@ -44,9 +44,9 @@ def decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformatio
             )
             raise ValueError(msg)
         rate = weight_decay
-        if scheduled:
+        if callable(weight_decay):
             rate = weight_decay(state.count)
-            state = DecayState(optax.safe_increment(state.count))
+            state = DecayState(jnp.asarray(optax.safe_increment(state.count)))
         updates = jax.tree.map(
             lambda u, p: u + (jnp.asarray(rate).astype(u.dtype) * p).astype(u.dtype),
             updates,

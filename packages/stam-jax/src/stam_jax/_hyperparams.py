@@ -57,7 +57,7 @@ def check_decay_precision(hyperparams: Any) -> None:
         TypeError: It did; the message names the remedy.
     """
     for name in DECAYS:
-        value = getattr(hyperparams, name, None)
+        value: Any = getattr(hyperparams, name, 0.0)
         if is_dynamic(value) and jnp.finfo(value.dtype).bits < 32:
             msg = (
                 f"{name} was given as a {jnp.dtype(value.dtype).name} array, which cannot hold a "

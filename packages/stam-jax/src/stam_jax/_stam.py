@@ -36,7 +36,7 @@ class ScaleByStamState(NamedTuple):
         s: z/(1+z) of the last step, packed; z is the normalised variance.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (optax's name)
     mu: Any
     nu: Any
     s2: jax.Array
@@ -76,14 +76,20 @@ def _update_leaf(
     g_wide, mu_wide, nu_wide = g.astype(dtype), mu.astype(dtype), nu.astype(real)
     if hp.parity is not None:
         g_wide = stam_core.zero_nonfinite(g_wide, xp=jnp)
-    sampled = (sample(x, hp.stat_sample, config.kept) for x in (g_wide, mu_wide))
-    mean = mean_of_sample(config.kept, hp.stat_sample, config.axis_name)
-    means = (
-        x.astype(scalar).reshape(statistics.s2.shape)
-        for x in stam_core.residual_means(*sampled, xp=jnp, mean=mean)
+    mean_square, mean_abs = stam_core.residual_means(
+        sample(g_wide, hp.stat_sample, config.kept),
+        sample(mu_wide, hp.stat_sample, config.kept),
+        xp=jnp,
+        mean=mean_of_sample(config.kept, hp.stat_sample, config.axis_name),
     )
+    shape = statistics.s2.shape
     statistics, beta1, s = stam_core.update_statistics(
-        statistics, *means, count.astype(scalar), hp, xp=jnp
+        statistics,
+        mean_square.astype(scalar).reshape(shape),
+        mean_abs.astype(scalar).reshape(shape),
+        count.astype(scalar),
+        hp,
+        xp=jnp,
     )
     new_mu, new_nu = stam_core.update_moments(
         g_wide, mu_wide, nu_wide, beta1.astype(real), hp_leaf, xp=jnp
@@ -158,7 +164,7 @@ def scale_by_stam(
         nus = treedef.flatten_up_to(state.nu)
         layout = _tree.layout(updates, stat_axes)
         packed = [layout.unpack(vector) for vector in (state.s2, state.tau, state.b1_prod)]
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         static, dynamic = _hyperparams.split(_hyperparams.at_step(hyperparams, state.count))
         results = [
             _update_leaf(

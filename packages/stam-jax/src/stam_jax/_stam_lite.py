@@ -34,7 +34,7 @@ class ScaleByStamLiteState(NamedTuple):
         s: z/(1+z) of the last step, packed; z is the normalised variance.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (optax's name)
     mu: Any
     e1: jax.Array
     e2: jax.Array
@@ -159,7 +159,7 @@ def scale_by_stam_lite(
         mus = _tree.flatten_like(treedef, grads, state.mu, "the optimizer state")
         layout = _tree.layout(updates, stat_axes)
         packed = [layout.unpack(getattr(state, name)) for name in STAMLiteStatistics._fields]
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         # The interval is taken from the integer count: a float32 step number stops being exact at
         # 2^24.
         refresh = state.count % jnp.asarray(beta1_update_interval, jnp.int32) == 0

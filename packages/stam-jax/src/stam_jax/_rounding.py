@@ -1,0 +1,77 @@
+"""Applying updates to bfloat16 parameters without losing the small ones."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+
+def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
+    """Add updates to parameters, rounding bfloat16 leaves stochastically.
+
+    bfloat16 has 8 bits of significand, so rounding to nearest drops every update below 1/256 of the
+    parameter (1/512 on average), for ever. Here the float32 sum is rounded up with the probability
+    that makes the rounded value right on average. Leaves of other dtypes are updated as
+    ``optax.apply_updates`` does.
+
+    Args:
+        params: Parameters.
+        updates: Additive updates, the same tree; ``None`` leaves are passed over.
+        key: A JAX random key, another one in every step, for example
+            ``jax.random.fold_in(key, step)``. The bits of a leaf depend on the key, its path and
+            its shape alone: not on other leaves, and not on how it is sharded.
+
+    Returns:
+        The new parameters, dtypes unchanged.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, stam_jax
+        >>> params = {"w": jnp.full((1000,), 256.0, jnp.bfloat16)}
+        >>> updates = {"w": jnp.full((1000,), 0.25)}
+        >>> nearest = optax.apply_updates(params, updates)
+        >>> rounded = stam_jax.apply_updates(params, updates, jax.random.key(0))
+        >>> print(f"{nearest['w'].astype(float).mean():.2f}")
+        256.00
+        >>> print(f"{rounded['w'].astype(float).mean():.1f}")
+        256.2
+    """
+
+    def apply(path: Any, p: Any, u: Any) -> Any:
+        if p is None or u is None:
+            return p
+        if jnp.asarray(p).dtype != jnp.bfloat16:
+            return optax.apply_updates(p, u)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return round_stochastically(p.astype(jnp.float32) + u, leaf_key)
+
+    return jax.tree_util.tree_map_with_path(apply, params, updates, is_leaf=lambda x: x is None)
+
+
+def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Round float32 to bfloat16, up or down with the probabilities that keep the mean.
+
+    A bfloat16 is the upper half of a float32. Adding a uniform 16-bit number to the lower half
+    carries into the upper with exactly the probability wanted. NaN and infinity are rounded to
+    nearest: a carry would turn the one into the other.
+
+    Args:
+        x: Any float32 array.
+        key: A JAX random key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.full((4096,), 1.0 + 1 / 512)
+        >>> rounded = round_stochastically(x, jax.random.key(0))
+        >>> [float(v) for v in jnp.unique(rounded)], f"{rounded.astype(float).mean():.3f}"
+        ([1.0, 1.0078125], '1.002')
+    """
+    x = x.astype(jnp.float32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    carried = lax.bitcast_convert_type(x, jnp.uint32) + noise
+    truncated = (carried >> 16).astype(jnp.uint16)
+    rounded = lax.bitcast_convert_type(truncated, jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
