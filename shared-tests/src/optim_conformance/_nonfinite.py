@@ -30,7 +30,7 @@ class NonfiniteChecks(Checks):
     @bad_values
     def test_skip(self, opt: str, bad: float) -> None:
         """The bad step leaves every bit of parameters, state and counters."""
-        case, grads = self._case(opt, "skip", bad)
+        case, grads = self._bad_case(opt, "skip", bad)
         run = self.drive(self.start(case), grads[:3])
         params, state = run.params(), run.state()
         run.step(grads[3])
@@ -45,7 +45,7 @@ class NonfiniteChecks(Checks):
     @bad_values
     def test_zero(self, opt: str, bad: float) -> None:
         """Bad entries count as 0, in the statistics too."""
-        case, grads = self._case(opt, "zero", bad)
+        case, grads = self._bad_case(opt, "zero", bad)
         replaced = [
             {k: np.where(np.isfinite(v), v, np.float32(0)) for k, v in g.items()} for g in grads
         ]
@@ -58,7 +58,7 @@ class NonfiniteChecks(Checks):
     @bad_values
     def test_raise(self, opt: str, bad: float) -> None:
         """The bad step raises and leaves every bit; the run can go on."""
-        case, grads = self._case(opt, "raise", bad)
+        case, grads = self._bad_case(opt, "raise", bad)
         run = self.drive(self.start(case), grads[:3])
         params, state = run.params(), run.state()
         with pytest.raises((RuntimeError, ArithmeticError, ValueError), match=r"(?i)non-?finite"):
@@ -73,14 +73,14 @@ class NonfiniteChecks(Checks):
     @bad_values
     def test_propagate(self, opt: str, bad: float) -> None:
         """The bad entry is lost, its neighbours and the statistics are not."""
-        case, grads = self._case(opt, "propagate", bad)
+        case, grads = self._bad_case(opt, "propagate", bad)
         self._propagates(self.start(case), case, grads)
 
     @for_optimizers("stam", "stam_lite", "stac")
     @bad_values
     def test_default_policy(self, opt: str, bad: float) -> None:
         """Without `nonfinite` the documented default holds."""
-        case, grads = self._case(opt, DEFAULTS[opt], bad, declared=False)
+        case, grads = self._bad_case(opt, DEFAULTS[opt], bad, declared=False)
         if DEFAULTS[opt] == "propagate":
             self._propagates(self.start(case), case, grads)
             return
@@ -116,7 +116,7 @@ class NonfiniteChecks(Checks):
             if case.optimizer in ("stam", "stam_lite"):
                 _statistics_are_finite(run, 0.72, 0.9, what)
 
-    def _case(
+    def _bad_case(
         self, opt: str, policy: str, bad: float, *, declared: bool = True
     ) -> tuple[Case, list[dict[str, Array]]]:
         """Return the case under a policy, and its gradients with one bad entry on step 4."""

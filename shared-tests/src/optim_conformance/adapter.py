@@ -46,6 +46,7 @@ CAPABILITIES: Mapping[str, str] = {
     "corrected": 'stam accepts statistics="corrected"',
     "stat_sample": "stam accepts stat_sample=n",
     "parity": 'stam and stam_lite accept parity="stam-optimizer-0.1.0"',
+    "mu_dtype": 'stam, stam_lite and stac store mu of mu_dtype="bfloat16" or "float16"',
     "maximize": "stac accepts maximize=True",
     "amsgrad": "stac or adamw accepts amsgrad=True",
     "propagate": 'accepts nonfinite="propagate"',

@@ -148,6 +148,7 @@ STAM = (
     Case("corrected", "stam", {**CORRECTED, "learning_rate": 1e-2}, requires=_needs("corrected")),
     Case("corrected-sparse", "stam", CORRECTED, sparse, _needs("corrected"), seed=5),
     Case("corrected-shift", "stam", CORRECTED, shift, _needs("corrected"), seed=6),
+    Case("corrected-zeros", "stam", CORRECTED, with_zeros, _needs("corrected"), seed=8),
     Case("corrected-tiny", "stam", CORRECTED, tiny, _needs("corrected")),
     Case(
         "corrected-threshold",

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from optim_conformance.adapter import CAPABILITIES, OPTIMIZERS, Array, Run, Tree, numpy_dtype
@@ -44,14 +45,21 @@ class NumpyRun:
             wide = np.promote_types(own, np.float32)
             real = slot != "e1" and wide.kind == "c"
             return np.dtype(f"f{wide.itemsize // 2}") if real else wide
-        return own
+        return numpy_dtype(self.hparams["mu_dtype"]) if "mu_dtype" in self.hparams else own
 
     def stored(self, state: Tree) -> dict[str, Array]:
-        """Round a state to its storage; a statistic that overflows there keeps its last value."""
+        """Round a state to its storage.
+
+        A first moment saturates there; a statistic that overflows keeps its last value.
+        """
         with np.errstate(over="ignore"):
-            rounded = {k: v.astype(self.storage(k.split("/")[0])) for k, v in state.items()}
-        held = [k for k, v in rounded.items() if k.split("/")[0] in _HELD and not np.isfinite(v)]
-        return {**rounded, **{k: self._state[k] for k in held}}
+            rounded = {k: _saturated(k, v, self.storage(k.split("/")[0])) for k, v in state.items()}
+        overflowed = [
+            k
+            for k, v in rounded.items()
+            if k.split("/")[0] in _HELD and np.isfinite(state[k]) and not np.isfinite(v)
+        ]
+        return {**rounded, **{k: self._state[k] for k in overflowed}}
 
     def step(self, grads: Tree, *, lr: float | None = None) -> None:
         """Take one step in float64 from the stored state, and store the result."""
@@ -100,6 +108,14 @@ class NumpyRun:
     def compilations(self) -> int | None:
         """Nothing compiles."""
         return None
+
+
+def _saturated(key: str, x: Array, dtype: np.dtype[Any]) -> Array:
+    """Round to a dtype; finite first moments stay finite."""
+    if not key.startswith("mu/"):
+        return x.astype(dtype)
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return np.where(np.isfinite(x), np.clip(x, -largest, largest), x).astype(dtype)
 
 
 class NumpyAdapter:

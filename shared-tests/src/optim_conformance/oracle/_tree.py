@@ -17,7 +17,7 @@ from optim_conformance.oracle._stam import Stam
 from optim_conformance.oracle._stam_lite import StamLite
 
 _ONE_RULE = {"stam": Stam, "stam_lite": StamLite, "adamw": AdamW, "lion": Lion}
-_TREE_WIDE = ("learning_rate", "nonfinite")
+_TREE_WIDE = ("learning_rate", "nonfinite", "mu_dtype")
 _STAC_SIGN = ("sign_momentum", "sign_lr_scale")
 _STAC_ADAMW = ("b1", "b2", "eps", "amsgrad")
 

@@ -1,0 +1,165 @@
+"""Bugs about who owns which array, and in which dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+
+from optim_conformance.adapter import Array, Tree
+from optim_conformance.faults._plant import plant
+from optim_conformance.numpy_adapter import NumpyRun
+
+
+@plant("test_inputs_are_not_mutated")
+class GradientsAsScratch(NumpyRun):
+    """The gradients are scaled in place."""
+
+    def step(self, grads: Tree, *, lr: float | None = None) -> None:
+        super().step(grads, lr=lr)
+        for g in grads.values():
+            if g.flags.writeable:
+                g *= 0.9
+
+
+@plant("test_inputs_are_not_mutated")
+class ParametersInPlace(NumpyRun):
+    """The caller's parameters are updated in place."""
+
+    def __init__(self, opt: str, hparams: Mapping[str, Any], params: Tree, dtype: str) -> None:
+        super().__init__(opt, hparams, params, dtype)
+        self._given = params
+
+    def step(self, grads: Tree, *, lr: float | None = None) -> None:
+        super().step(grads, lr=lr)
+        for leaf, p in self._given.items():
+            if p.flags.writeable:
+                p[...] = self._params[leaf]
+
+
+@plant("test_gradients_are_not_kept")
+class GradientKept(NumpyRun):
+    """The first moment keeps the caller's gradient and reads it on the next step."""
+
+    _last: Tree | None = None
+
+    def step(self, grads: Tree, *, lr: float | None = None) -> None:
+        if self._last is not None:
+            for leaf, g in self._last.items():
+                self._state[f"mu/{leaf}"] = self._state[f"mu/{leaf}"] + np.float32(1e-3) * g
+        super().step(grads, lr=lr)
+        self._last = grads
+
+
+@plant("test_returned_trees_are_copies")
+class LiveState(NumpyRun):
+    """The state is handed out and not copied."""
+
+    def state(self) -> Tree:
+        return self._state
+
+
+@plant("test_returned_trees_are_copies")
+class LiveParameters(NumpyRun):
+    """The parameters are handed out and not copied."""
+
+    def params(self) -> Tree:
+        return self._params
+
+
+@plant("test_runs_are_independent")
+class SharedState(NumpyRun):
+    """All runs share one state."""
+
+    _shared: ClassVar[dict[tuple[str, ...], dict[str, Array]]] = {}
+
+    def step(self, grads: Tree, *, lr: float | None = None) -> None:
+        key = (self.optimizer, *self._state)
+        if self._state["count"] > 0:
+            self._state = self._shared[key]
+        super().step(grads, lr=lr)
+        self._shared[key] = self._state
+
+
+@plant("test_dtypes_and_shapes")
+class WidenedParameters(NumpyRun):
+    """The parameters come back in float64."""
+
+    def params(self) -> Tree:
+        return {k: v.astype(np.float64) for k, v in super().params().items()}
+
+
+@plant("test_dtypes_and_shapes")
+class DriftingState(NumpyRun):
+    """The moment is widened on the second step."""
+
+    def state(self) -> Tree:
+        late = self._state["count"] > 1
+        return {
+            k: v.astype(np.float64) if late and k.startswith("mu") else v
+            for k, v in super().state().items()
+        }
+
+
+@plant("test_state_storage", "stam", "stam_lite")
+class NarrowStatistics(NumpyRun):
+    """Statistics are stored in the parameter's dtype."""
+
+    def storage(self, slot: str) -> np.dtype[Any]:
+        return super().storage("mu" if slot in ("s2", "tau", "e1", "e2") else slot)
+
+
+@plant("test_low_precision_step", "stam", "stam_lite")
+class NarrowAccumulation(NumpyRun):
+    """Statistics pass through bfloat16 on their way to a float32 store."""
+
+    def stored(self, state: Tree) -> dict[str, Array]:
+        return {
+            k: v.astype(ml_dtypes.bfloat16).astype(v.dtype) if k[:2] in ("s2", "e2") else v
+            for k, v in super().stored(state).items()
+        }
+
+
+@plant("test_moment_storage", "stam", "stam_lite", "stac")
+class StorageIgnored(NumpyRun):
+    """The storage dtype of the first moment is accepted and ignored."""
+
+    def __init__(self, opt: str, hparams: Mapping[str, Any], params: Tree, dtype: str) -> None:
+        super().__init__(opt, {k: v for k, v in hparams.items() if k != "mu_dtype"}, params, dtype)
+
+
+@plant("test_sign_before_rounding", "stac")
+class SignAfterRounding(NumpyRun):
+    """The sign is taken from the momentum as it is stored."""
+
+    def step(self, grads: Tree, *, lr: float | None = None) -> None:
+        before = self._params
+        super().step(grads, lr=lr)
+        rate = (self.hparams["learning_rate"] if lr is None else lr) * self.hparams["sign_lr_scale"]
+        for leaf, role in self.hparams["roles"].items():
+            if role == "sign":
+                sign = np.sign(self._state[f"mu/{leaf}"].astype(np.float32))
+                self._params[leaf] = (before[leaf] - rate * sign).astype(before[leaf].dtype)
+
+
+@plant("test_sign_before_rounding", "stac")
+class OverflowingStorage(NumpyRun):
+    """A moment beyond the range of its storage becomes infinite."""
+
+    def stored(self, state: Tree) -> dict[str, Array]:
+        with np.errstate(over="ignore"):
+            return {k: v.astype(self.storage(k.split("/")[0])) for k, v in state.items()}
+
+
+@plant("test_deterministic")
+class Noisy(NumpyRun):
+    """Each step adds noise in the last bits."""
+
+    _noise: ClassVar[np.random.Generator] = np.random.default_rng()
+
+    def step(self, grads: Tree, *, lr: float | None = None) -> None:
+        super().step(grads, lr=lr)
+        for leaf, p in self._params.items():
+            self._params[leaf] = (p * (1 + 1e-6 * self._noise.random(p.shape))).astype(p.dtype)

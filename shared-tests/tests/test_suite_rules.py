@@ -1,0 +1,79 @@
+"""The suite's own rules: no override, no name used twice, the adapter's vocabulary."""
+
+from itertools import combinations
+
+import pytest
+from optim_conformance import OptimizerConformance
+from optim_conformance._base import Checks
+from optim_conformance.numpy_adapter import NumpyAdapter
+
+
+class Honest(OptimizerConformance):
+    adapter = NumpyAdapter()
+
+
+class KnownFailure(Honest):
+    @pytest.mark.xfail(reason="the framework rounds twice", strict=True)
+    def test_first_step(self, opt):
+        super().test_first_step(opt)
+
+
+class Quiet(Honest):
+    def test_first_step(self, opt):
+        pass
+
+
+class Removed(Honest):
+    test_first_step = None
+
+
+class Lenient(Honest):
+    @pytest.mark.xfail(reason="perhaps", strict=False)
+    def test_first_step(self, opt):
+        super().test_first_step(opt)
+
+
+class Unexplained(Honest):
+    @pytest.mark.xfail(strict=True)
+    def test_first_step(self, opt):
+        super().test_first_step(opt)
+
+
+class Skipped(Honest):
+    @pytest.mark.skip(reason="slow")
+    def test_first_step(self, opt):
+        super().test_first_step(opt)
+
+
+class Unparametrized(Honest):
+    def pytest_generate_tests(self, metafunc):
+        pass
+
+
+@pytest.mark.parametrize("suite", [Honest, KnownFailure])
+def test_allowed(suite):
+    suite().test_no_override()
+
+
+@pytest.mark.parametrize("suite", [Quiet, Removed, Lenient, Unexplained, Skipped, Unparametrized])
+def test_overrides_are_refused(suite):
+    with pytest.raises(AssertionError, match=f"{suite.__name__}.*override checks"):
+        suite().test_no_override()
+
+
+def test_groups_of_checks_share_no_name():
+    groups = [c for c in OptimizerConformance.__mro__ if issubclass(c, Checks) and c is not Checks]
+    for first, second in combinations(groups[1:], 2):
+        shared = {n for n in vars(first) if n in vars(second) and not n.startswith("__")}
+        assert not shared, f"{first.__name__} and {second.__name__} both define {shared}"
+
+
+def test_unknown_capability_is_refused():
+    class Boastful(NumpyAdapter):
+        capabilities = NumpyAdapter.capabilities | {"teleport"}
+
+    class Suite(OptimizerConformance):
+        adapter = Boastful()
+
+    with pytest.raises(AssertionError, match="unknown capabilities \\['teleport'\\]"):
+        Suite().test_adapter_declares_what_exists()
