@@ -1,8 +1,45 @@
-"""The conformance suites every optimizer package runs."""
+"""The conformance suites every optimizer package runs.
 
-from optim_conformance.adapter import OptimizerAdapter, Run, Tree
-from optim_conformance.cases import Case
-from optim_conformance.optimizer import OptimizerConformance
-from optim_conformance.oracle import Oracle
+Names load on first use: the pytest plugin lives in this package, and a session that runs none of
+the suites must not pay for them.
+"""
 
-__all__ = ["Case", "OptimizerAdapter", "OptimizerConformance", "Oracle", "Run", "Tree"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optim_conformance.adapter import OptimizerAdapter, Run, Tree
+    from optim_conformance.cases import Case
+    from optim_conformance.checkpoint import CheckpointAdapter, CheckpointConformance
+    from optim_conformance.optimizer import OptimizerConformance
+    from optim_conformance.oracle import Oracle
+
+_HOMES = {
+    "Case": "cases",
+    "CheckpointAdapter": "checkpoint",
+    "CheckpointConformance": "checkpoint",
+    "OptimizerAdapter": "adapter",
+    "OptimizerConformance": "optimizer",
+    "Oracle": "oracle",
+    "Run": "adapter",
+    "Tree": "adapter",
+}
+
+__all__ = [
+    "Case",
+    "CheckpointAdapter",
+    "CheckpointConformance",
+    "OptimizerAdapter",
+    "OptimizerConformance",
+    "Oracle",
+    "Run",
+    "Tree",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'optim_conformance' has no attribute {name!r}")
+    return getattr(import_module(f"optim_conformance.{_HOMES[name]}"), name)

@@ -1,0 +1,64 @@
+"""The plugin costs other suites nothing, and its profiles can be chosen."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROPERTY = """
+from hypothesis import given, settings, strategies as st
+
+@given(st.integers())
+def test_profile(x):
+    assert settings().max_examples == {examples}
+    assert settings().derandomize is {derandomize}
+"""
+
+
+def run(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_plugin_imports_nothing_heavy(tmp_path):
+    (tmp_path / "test_other.py").write_text(
+        "import sys\n"
+        "def test_other():\n"
+        "    heavy = {'numpy', 'hypothesis', 'ml_dtypes', 'jax', 'torch'} & set(sys.modules)\n"
+        "    assert not heavy\n"
+        "    assert 'optim_conformance.plugin' in sys.modules\n"
+    )
+    done = run(tmp_path, "-q")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("profile", "examples", "derandomize"), [(None, 100, True), ("nightly", 2000, False)]
+)
+def test_profiles(tmp_path, profile, examples, derandomize):
+    (tmp_path / "test_property.py").write_text(
+        "import optim_conformance.profiles\n"
+        "optim_conformance.profiles.activate()\n"
+        + PROPERTY.format(examples=examples, derandomize=derandomize)
+    )
+    done = run(tmp_path, *([f"--hypothesis-profile={profile}"] if profile else []))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"hypothesis profile {profile or 'ci'}" in done.stdout
+
+
+def test_failures_show_their_values(tmp_path):
+    (tmp_path / "test_rewritten.py").write_text(
+        "from optim_conformance import OptimizerConformance\n"
+        "from optim_conformance.numpy_adapter import NumpyAdapter\n"
+        "class Strange(NumpyAdapter):\n"
+        "    capabilities = frozenset({'teleport'})\n"
+        "class TestStrange(OptimizerConformance):\n"
+        "    adapter = Strange()\n"
+    )
+    done = run(tmp_path, "-k", "declares")
+    assert done.returncode == 1
+    assert "assert not ['teleport']" in done.stdout
