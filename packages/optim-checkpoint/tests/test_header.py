@@ -25,7 +25,7 @@ def arrays(draw):
     specs = draw(st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes), max_size=6))
     rng = np.random.default_rng(0)
     return {
-        name: (rng.random(shape) * 3).astype(dtype)
+        name: np.asarray(rng.random(shape) * 3).astype(dtype)
         for name, (dtype, shape) in specs.items()
         if name != "__metadata__"
     }

@@ -179,7 +179,8 @@ class Generation:
             CorruptCheckpointError: At the first tensor whose digest differs. What was read into the
                 sinks is then worthless.
         """
-        scratch = memoryview(bytearray(CHUNK))
+        largest = max((info.nbytes for info in self._index.values()), default=0)
+        scratch = memoryview(bytearray(min(CHUNK, largest)))
         total = 0
         for stored in self.files:
             for key, info in stored.header.tensors.items():

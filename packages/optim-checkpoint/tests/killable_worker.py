@@ -1,0 +1,105 @@
+"""A warm process that forks a writer per request and lets it kill itself at a chosen call.
+
+Run by path from the crash tests; one request per line of JSON on stdin, one answer per line.
+Importing takes a second, forking a few milliseconds: this is what makes thousands of kills cheap.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+
+import numpy as np
+from optim_checkpoint import CheckpointError, _fs
+from optim_checkpoint._collect import Collector
+from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._numpy import bytes_of, dtype_name
+
+
+class KillingOps(_fs.FileOps):
+    """Kills the process at the n-th call: before it, after it, or in the middle of a write."""
+
+    def __init__(self, at, when):
+        self.at = at
+        self.when = when
+        self.count = 0
+
+    def __getattribute__(self, name):
+        method = object.__getattribute__(self, name)
+        if name.startswith("_") or not callable(method):
+            return method
+
+        def call(*arguments):
+            self.count += 1
+            fatal = self.count == self.at
+            if fatal and self.when == "middle" and name == "write":
+                fd, data = arguments
+                os.write(fd, data[: len(data) // 2])
+            if fatal and self.when != "after":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = method(*arguments)
+            if fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+
+def document(step, size):
+    """Build the document that conftest builds: the two are compared bit for bit."""
+    rng = np.random.default_rng(step)
+    arrays = {
+        "a.weight": rng.standard_normal((size // 3, 3)).astype(np.float32),
+        "a.bias": rng.standard_normal(size),
+        "count": np.array(step, np.int64),
+        "empty": np.zeros((0, 4), np.float16),
+        "flags": rng.integers(0, 2, 37).astype(bool),
+        "words": rng.integers(0, 255, 64).astype(np.uint8),
+    }
+    collector = Collector()
+    for name, array in arrays.items():
+        collector.add(
+            name, dtype_name(array.dtype, name), array.shape, lambda array=array: bytes_of(array)
+        )
+    return Document(step, {"name": "numpy", "versions": {}}, {}, {"model": collector.entries})
+
+
+def child(request):
+    """Save in a forked process and leave with 0, 3 for a typed error, or by the signal."""
+    if "fsize" in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"], request["fsize"]))
+    if "at" in request:
+        _fs.ops = KillingOps(request["at"], request["when"])
+    try:
+        commit(
+            request["root"],
+            document(request["step"], request.get("size", 300)),
+            keep=request.get("keep"),
+            replace=request.get("replace", False),
+        )
+    except CheckpointError:
+        return 3
+    return 0
+
+
+def main():
+    """Serve requests until stdin ends."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                code = child(request)
+            finally:
+                os._exit(code)
+        sys.stdout.write(f"{pid}\n")
+        sys.stdout.flush()
+        _, status = os.waitpid(pid, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

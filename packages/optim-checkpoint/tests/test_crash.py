@@ -1,0 +1,145 @@
+"""SIGKILL at every call of a save, and at random times: nothing acknowledged is ever lost."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optim_checkpoint as oc
+import pytest
+from optim_checkpoint._commit import commit
+
+KILLED = -signal.SIGKILL
+
+
+class Worker:
+    def __init__(self):
+        script = Path(__file__).with_name("killable_worker.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, delay=None, **request):
+        """Run one save; with `delay`, kill it after that many seconds. Return its exit code."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        pid = int(self.process.stdout.readline())
+        if delay is not None:
+            time.sleep(delay)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def worker():
+    made = Worker()
+    yield made
+    made.close()
+
+
+SCENARIOS = {
+    "first save of all": ([], {"step": 3}),
+    "next step": ([1, 2], {"step": 3}),
+    "next step with retention": ([1, 2], {"step": 3, "keep": 1}),
+    "same step again": ([1, 2], {"step": 2, "replace": True, "keep": 1}),
+}
+
+
+def prepare(folder, before, make_document):
+    for step in before:
+        commit(folder, make_document(step))
+
+
+def assert_nothing_lost(folder, before, request, code, load, check):
+    """After a crash the newest readable state is the last acknowledged one or the one in flight."""
+    step = request["step"]
+    allowed = {step} if code == 0 else {step, before[-1]} if before else {step, None}
+    try:
+        found = load(folder)
+    except oc.CheckpointNotFoundError:
+        assert None in allowed
+    else:
+        assert found.skipped == ()
+        assert found.step in allowed
+        check(found.value, found.step)
+
+
+def kill_everywhere(worker, tmp_path, scenario, when, make_document, load, check):
+    before, request = SCENARIOS[scenario]
+    base = tmp_path / "base"
+    prepare(base, before, make_document)
+    for at in range(1, 500):
+        folder = tmp_path / "run"
+        if before:
+            shutil.copytree(base, folder)
+        code = worker.ask(root=str(folder), at=at, when=when, **request)
+        assert code in (0, KILLED)
+        assert_nothing_lost(folder, before, request, code, load, check)
+        if code == KILLED:
+            commit(folder, make_document(9), keep=1)
+            assert sorted(path.name for path in folder.iterdir()) == [".lock", "step-00000009"]
+        shutil.rmtree(folder)
+        if code == 0:
+            return at - 1
+    raise AssertionError("the save never ended")
+
+
+@pytest.mark.parametrize("when", ["before", "after", "middle"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_kill_at_every_call_loses_nothing(
+    worker, tmp_path, scenario, when, make_document, load, check
+):
+    assert kill_everywhere(worker, tmp_path, scenario, when, make_document, load, check) > 20
+
+
+def kill_at_random_times(worker, folder, trials, seed, make_document, load, check):
+    size = 300_000
+    rng = random.Random(seed)
+    commit(folder, make_document(1, size))
+    acknowledged, kills = 1, 0
+    for step in range(2, trials + 2):
+        code = worker.ask(
+            root=str(folder), step=step, size=size, keep=2, delay=rng.uniform(0, 0.03)
+        )
+        found = load(folder)
+        assert found.skipped == ()
+        if code == 0:
+            acknowledged = step
+        else:
+            assert code == KILLED
+            kills += 1
+        assert found.step in {acknowledged, step}
+        check(found.value, found.step, size)
+        acknowledged = found.step
+    return kills
+
+
+def test_kills_at_random_times_lose_nothing(worker, tmp_path, make_document, load, check):
+    assert kill_at_random_times(worker, tmp_path, 30, 0, make_document, load, check) > 5
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_hundreds_of_kills_at_random_times(worker, tmp_path, seed, make_document, load, check):
+    assert kill_at_random_times(worker, tmp_path, 400, seed, make_document, load, check) > 100
+
+
+@pytest.mark.parametrize("limit", [0, 1, 100, 600, 3000])
+def test_a_file_size_limit_is_a_typed_error(worker, run_folder, load, check, limit):
+    assert worker.ask(root=str(run_folder), step=3, fsize=limit) == 3
+    found = load(run_folder)
+    assert found.step == 2
+    check(found.value, 2)
+    assert not [path for path in run_folder.iterdir() if path.name.startswith(".tmp")]
