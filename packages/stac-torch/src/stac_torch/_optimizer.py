@@ -25,8 +25,9 @@ from stac_torch._partition import (
     gathered_layers,
     layer_name,
 )
-from stac_torch._sections import Flags, GroupLists, adamw_section_, sign_section_
-from stac_torch._state import new_state
+from stac_torch._report import Tally, int8_saturation, table
+from stac_torch._sections import Flags, GroupLists, adamw_section_, fill_lists, sign_section_
+from stac_torch._state import state_bytes
 from stac_torch._state_dict import check_names, normalized, rebuilt, saved_names
 
 
@@ -79,6 +80,8 @@ class STAC(Optimizer):
         rounding_seed: Its seed.
         foreach: Multi-tensor form; None chooses it for plain CUDA and XPU tensors.
         capturable: Keep every decision on the device, for CUDA graphs.
+        track_diagnostics: Count in each step what :meth:`diagnostics` reports; costs memory and
+            time, and the multi-tensor form.
         differentiable: Refused: the sign has no gradient.
 
     Raises:
@@ -86,6 +89,7 @@ class STAC(Optimizer):
         TypeError: A value has the wrong type.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 1, bias=False))
         >>> optimizer = STAC(model, lr=0.1)
         >>> before = model[0].weight.detach().clone()
@@ -131,6 +135,7 @@ class STAC(Optimizer):
         rounding_seed: int = 0,
         foreach: bool | None = None,
         capturable: bool = False,
+        track_diagnostics: bool = False,
         differentiable: bool = False,
     ) -> None:
         if differentiable:
@@ -154,6 +159,8 @@ class STAC(Optimizer):
             "sign": weight_decay if sign_weight_decay is None else sign_weight_decay,
             "adamw": weight_decay if adamw_weight_decay is None else adamw_weight_decay,
         }
+        self._track_diagnostics = track_diagnostics
+        self._tally: Tally | None = None
         self._names: list[tuple[str, ...] | None] = []
         self._layers: tuple[str, ...] = ()
 
@@ -266,6 +273,52 @@ class STAC(Optimizer):
         """Steps left out so far because of their gradients; reading it waits for the device."""
         return self._guard.skipped
 
+    def describe(self) -> str:
+        """Return the partition as a table: layer, role, parameters, bytes of state.
+
+        The bytes are those of the states that exist, and before the first step those that it will
+        create.
+
+        Example:
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4))
+            >>> print(STAC(model, sign_state_dtype="int8").describe())
+            layer  role   parameters  state bytes
+            0      sign        4,160        4,608
+            1      adamw         260        2,088
+            total              4,420        6,696
+        """
+        sizes: dict[Tensor, int] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                sizes[parameter] = state_bytes(group, parameter, self.state.get(parameter, {}))
+        partition = self.partition
+        order = {layer: position for position, layer in enumerate(self._layers)}
+        rows = [
+            (layer, role, sum(sizes[p] for p in layer.parameters))
+            for role, layers in (("sign", partition.sign_layers), ("adamw", partition.adamw_layers))
+            for layer in layers
+        ]
+        return table(sorted(rows, key=lambda row: order.get(row[0].name, len(order))))
+
+    def diagnostics(self) -> dict[str, float | int | None]:
+        """Return counts of the last step and of the run; reading them waits for the device.
+
+        Returns:
+            ``skipped_steps``; ``frozen_share``, the share of the sign section's entries that the
+            last step should have moved and rounding did not; ``sign_agreement``, the share of them
+            whose momentum has the sign of the gradient; ``int8_saturation``, the share of 8-bit
+            momentum entries at the end of the code, one in 256 at least. None where there is
+            nothing to count, and for the two middle ones without ``track_diagnostics``.
+        """
+        frozen, agreeing = (None, None) if self._tally is None else self._tally.shares()
+        return {
+            "skipped_steps": self.nonfinite_skipped_steps,
+            "frozen_share": frozen,
+            "sign_agreement": agreeing,
+            "int8_saturation": int8_saturation(list(self.state.values())),
+        }
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
@@ -289,10 +342,12 @@ class STAC(Optimizer):
         skip = self._guard.skip(self.param_groups, supplied, on_device=self._stays_on_device())
         if skip is True:
             return loss
+        self._tally = Tally() if self._track_diagnostics else None
         flags = Flags(
             skip=None if skip is False else skip,
             grad_scale=getattr(self, "grad_scale", None),
             propagate_nan=self._guard.policy == "propagate",
+            tally=self._tally,
         )
         for index, group in enumerate(self.param_groups):
             lists = GroupLists([], [], [], [], [], [], [], [])
@@ -314,31 +369,12 @@ class STAC(Optimizer):
         steps: list[Tensor],
         positions: list[int],
     ) -> None:
-        """Fill the lists with what has a gradient, and create the states that are missing.
+        """Fill the lists of one group.
 
-        ``torch.compile`` knows this method by name: it runs it instead of tracing it.
+        ``torch.compile`` knows this method by its name and runs it instead of tracing it.
         """
-        for position, parameter in enumerate(group["params"]):
-            if parameter.grad is None:
-                continue
-            state = self.state.get(parameter, {})
-            if not state:
-                state = new_state(group, parameter)
-                # An empty entry would tell checkpointers that this parameter has a state.
-                if state:
-                    self.state[parameter] = state
-            params.append(parameter)
-            grads.append(parameter.grad)
-            positions.append(position)
-            if "step" in state:
-                steps.append(state["step"])
-            if "exp_avg" in state:
-                exp_avgs.append(state["exp_avg"])
-            scales.append(state.get("exp_avg_scale"))
-            if group["role"] == "adamw":
-                exp_avg_sqs.append(state["exp_avg_sq"])
-                if group["amsgrad"]:
-                    max_exp_avg_sqs.append(state["max_exp_avg_sq"])
+        lists = params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, scales, steps, positions
+        fill_lists(group, self.state, GroupLists(*lists))
 
     def _check_capture(self) -> None:
         # Torch 2.15 renamed its check.
@@ -392,6 +428,8 @@ class STAC(Optimizer):
             "_layers": self._layers,
             "_decay": self._decay,
             "_guard": self._guard,
+            "_track_diagnostics": self._track_diagnostics,
+            "_tally": None,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,15 +1,16 @@
 """One step of one parameter group: its tensors made local and real, its options resolved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from stac_torch._adamw import AdamWTensors, adamw_step_
 from stac_torch._local import local, local_grad, real
+from stac_torch._report import Tally
 from stac_torch._rounding import Noise, noise_key
 from stac_torch._sign import SignOptions, SignTensors, can_foreach, sign_foreach_, sign_step_
-from stac_torch._state import rounds_stochastically
+from stac_torch._state import new_state, rounds_stochastically
 
 _FOREACH_DEVICES = frozenset({"cuda", "xpu"})
 
@@ -46,11 +47,40 @@ class Flags(NamedTuple):
         skip: None, or a 0-d boolean tensor: where true the step leaves everything as it is.
         grad_scale: None, or the 0-d factor that a gradient scaler left in the gradients.
         propagate_nan: Whether gradients that are not finite may arrive.
+        tally: None, or where to count what the sign section does.
     """
 
     skip: Tensor | None
     grad_scale: Tensor | None
     propagate_nan: bool
+    tally: Tally | None
+
+
+def fill_lists(
+    group: Mapping[str, Any], states: MutableMapping[Tensor, Any], lists: GroupLists
+) -> None:
+    """Fill the lists with what has a gradient, and create the states that are missing."""
+    for position, parameter in enumerate(group["params"]):
+        if parameter.grad is None:
+            continue
+        state = states.get(parameter, {})
+        if not state:
+            state = new_state(group, parameter)
+            # An empty entry would tell checkpointers that this parameter has a state.
+            if state:
+                states[parameter] = state
+        lists.params.append(parameter)
+        lists.grads.append(parameter.grad)
+        lists.positions.append(position)
+        lists.scales.append(state.get("exp_avg_scale"))
+        if "step" in state:
+            lists.steps.append(state["step"])
+        if "exp_avg" in state:
+            lists.exp_avgs.append(state["exp_avg"])
+        if group["role"] == "adamw":
+            lists.exp_avg_sqs.append(state["exp_avg_sq"])
+            if group["amsgrad"]:
+                lists.max_exp_avg_sqs.append(state["max_exp_avg_sq"])
 
 
 def sign_section_(
@@ -84,11 +114,12 @@ def sign_section_(
         propagate_nan=flags.propagate_nan,
         skip=flags.skip,
         grad_scale=flags.grad_scale,
+        tally=flags.tally,
     )
     foreach = group["foreach"]
     if foreach is None:
         foreach = all(p.device.type in _FOREACH_DEVICES for p in tensors.params)
-    if foreach and can_foreach(tensors):
+    if foreach and flags.tally is None and can_foreach(tensors):
         sign_foreach_(tensors, options)
     else:
         sign_step_(tensors, options)

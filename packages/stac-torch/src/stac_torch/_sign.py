@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stac_torch import _int8
 from stac_torch._dtypes import arithmetic_dtype
+from stac_torch._report import Tally
 from stac_torch._rounding import Noise, round_stochastically_
 
 # Bounds the temporaries of a step: 16 Mi entries are 64 MiB in float32.
@@ -39,6 +40,7 @@ class SignOptions:
             which ``torch.sign`` makes 0.
         skip: None, or a 0-d boolean tensor: where true the step leaves everything as it is.
         grad_scale: None, or the 0-d factor that a gradient scaler left in the gradients.
+        tally: None, or where to count what the step does.
     """
 
     lr: float | Tensor
@@ -48,6 +50,7 @@ class SignOptions:
     propagate_nan: bool = False
     skip: Tensor | None = None
     grad_scale: Tensor | None = None
+    tally: Tally | None = None
 
 
 @dataclass
@@ -169,18 +172,21 @@ def sign_update_(
     direction = m.sign()
     if options.propagate_nan:
         direction = torch.where(m.isnan(), m, direction)
-    update = direction.mul_(options.lr)
+    update = direction * options.lr
     decay = 1 - options.lr * options.weight_decay
     if options.skip is not None:
         update = torch.where(options.skip, 0.0, update)
         decay = torch.where(options.skip, 1.0, decay)
 
+    before = None if options.tally is None else param.clone()
     p = param if param.dtype is dtype else param.to(dtype)
     if options.weight_decay != 0:
         p.mul_(decay)
     p.sub_(update)
     if p is not param:
         store_parameter_(param, p, noise)
+    if options.tally is not None and before is not None:
+        options.tally.count(before, param, direction, -grad if options.maximize else grad)
 
 
 def load_moment(exp_avg: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

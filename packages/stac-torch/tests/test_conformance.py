@@ -1,0 +1,132 @@
+"""STAC held to the float64 oracle, in each of its forms."""
+
+import io
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+import torch
+from optim_conformance import OptimizerConformance
+from stac_torch import STAC
+from stac_torch._state import new_state
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "complex64": torch.complex64,
+}
+RENAMED = {"learning_rate": "lr", "mu_dtype": "sign_state_dtype"}
+SLOTS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
+
+
+def to_torch(array):
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def to_numpy(tensor):
+    tensor = tensor.detach().cpu()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
+    return tensor.numpy().copy()
+
+
+class TorchRun:
+    def __init__(self, opt, hparams, params, options):
+        self.again = (opt, hparams, options)
+        self.leaves = {name: torch.nn.Parameter(to_torch(p)) for name, p in params.items()}
+        own = {RENAMED.get(k, k): v for k, v in hparams.items() if k not in ("roles", "b1", "b2")}
+        own["betas"] = (hparams.get("b1", 0.9), hparams.get("b2", 0.999))
+        roles = hparams["roles"] if opt == "stac" else dict.fromkeys(params, "adamw")
+        groups = [
+            {"params": [(n, p) for n, p in self.leaves.items() if roles[n] == role], "role": role}
+            for role in dict.fromkeys(roles.values())
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = STAC(groups, **own, **options)
+
+    def step(self, grads, *, lr=None):
+        for name, leaf in self.leaves.items():
+            leaf.grad = to_torch(np.asarray(grads[name]))
+        usual = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] if lr is None else lr
+        self.optimizer.step()
+        for group, before in zip(self.optimizer.param_groups, usual, strict=True):
+            group["lr"] = before
+
+    def params(self):
+        return {name: to_numpy(leaf) for name, leaf in self.leaves.items()}
+
+    def state(self):
+        slots = {}
+        counts = []
+        for group in self.optimizer.param_groups:
+            for leaf in group["params"]:
+                name = next(n for n, p in self.leaves.items() if p is leaf)
+                # A state appears with the first step; before it, what it will be.
+                state = self.optimizer.state.get(leaf) or new_state(group, leaf)
+                counts += [state["step"]] if "step" in state else []
+                slots |= {
+                    f"{SLOTS[key]}/{name}": to_numpy(value)
+                    for key, value in state.items()
+                    if key in SLOTS
+                }
+        return slots | ({"count": np.asarray(int(counts[0]))} if counts else {})
+
+    def save(self):
+        blob = io.BytesIO()
+        torch.save((self.params(), self.optimizer.state_dict()), blob)
+        return blob.getvalue()
+
+    def restore(self, blob):
+        params, state = torch.load(io.BytesIO(blob), weights_only=False)
+        opt, hparams, options = self.again
+        run = TorchRun(opt, hparams, params, options)
+        run.optimizer.load_state_dict(state)
+        return run
+
+    def compilations(self):
+        return None
+
+
+class TorchAdapter:
+    framework = "torch"
+    capabilities = frozenset(
+        {
+            "f64",
+            "bf16",
+            "f16",
+            "mu_dtype",
+            "complex",
+            "resume",
+            "lr",
+            "maximize",
+            "amsgrad",
+            "propagate",
+            "skip",
+            "raise",
+        }
+    )
+
+    def __init__(self, name, capabilities=capabilities, **options):
+        self.name = name
+        self.capabilities = capabilities
+        self.options = options
+
+    def optimizers(self):
+        return frozenset({"stac", "adamw"})
+
+    def start(self, opt, hparams: Mapping, params, *, dtype):
+        return TorchRun(opt, hparams, params, self.options)
+
+
+class TestLoop(OptimizerConformance):
+    adapter = TorchAdapter("stac-torch loop", foreach=False)
+
+
+class TestForeach(OptimizerConformance):
+    adapter = TorchAdapter("stac-torch foreach", foreach=True)
