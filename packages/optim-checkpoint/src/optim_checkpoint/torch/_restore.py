@@ -28,7 +28,7 @@ from optim_checkpoint.torch._names import (
 )
 from optim_checkpoint.torch._optimizer import OptimizerPlan, decode_optimizer, plan_optimizer
 from optim_checkpoint.torch._save import Stateful
-from optim_checkpoint.torch._tensors import TorchStaging
+from optim_checkpoint.torch._tensors import TorchStaging, identity
 
 Undo = Callable[[Callable[[], None]], object]
 
@@ -145,10 +145,27 @@ def _plan_model(
         if name in live and isinstance(live[name], torch.Tensor) != (key is not None):
             differences.append(f"model entry {name} is a tensor only on one side")
     tensors = {name: value for name, value in live.items() if isinstance(value, torch.Tensor)}
+    differences += _tie_differences(typed, tensors)
     differences += shape_differences("model entry", shapes, tensors)
     if differences:
         return {}
     return {name: staging.decode(value) for name, value in typed.items()}
+
+
+def _tie_differences(typed: dict[str, object], live: dict[str, torch.Tensor]) -> list[str]:
+    """List the live tensors that are one memory and would get two values."""
+    first: dict[Any, str] = {}
+    differences: list[str] = []
+    for name, tensor in live.items():
+        memory = identity(tensor)
+        if memory is None or name not in typed:
+            continue
+        other = first.setdefault(memory, name)
+        if typed[other] != typed[name]:
+            differences.append(
+                f"{other} and {name} are tied in the live model, the checkpoint has both"
+            )
+    return differences
 
 
 def _plan_stateful(name: str, saved: Any, live: Stateful, differences: list[str]) -> None:
