@@ -265,7 +265,7 @@ class TestSTACInTorch(TestCase):
                 optimizer.step(closure)
                 for scheduler in schedulers:
                     if isinstance(scheduler, ReduceLROnPlateau):
-                        scheduler.step(closure())
+                        scheduler.step(closure().item())
                     else:
                         scheduler.step()
             last = closure().item()
@@ -285,7 +285,7 @@ class TestSTACInTorch(TestCase):
                 optimizer.step(closure)
                 for scheduler in schedulers:
                     if isinstance(scheduler, ReduceLROnPlateau):
-                        scheduler.step(closure())
+                        scheduler.step(closure().item())
                     else:
                         scheduler.step()
             self.assertLess(closure().item(), first)

@@ -1,0 +1,307 @@
+"""Saving, loading, copying: dtypes kept, everything checked first."""
+
+import copy
+import io
+import pickle
+import re
+
+import pytest
+import torch
+from stac_torch import STAC, param_groups
+from torch import nn
+
+
+def model_of(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3))
+
+
+def train(model, optimizer, steps=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        x = torch.randn(4, 64, generator=generator)
+        model(x.to(model[0].weight.dtype)).square().mean().backward()
+        optimizer.step()
+
+
+def through_a_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def dtypes(optimizer):
+    return [
+        {key: value.dtype for key, value in optimizer.state[p].items()}
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
+
+
+def state_bytes(optimizer):
+    return sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values())
+
+
+OPTIONS = [
+    ({}, torch.float32),
+    ({"sign_state_dtype": "bf16"}, torch.float32),
+    ({"sign_state_dtype": "float64"}, torch.float32),
+    ({"sign_state_dtype": "int8"}, torch.float32),
+    ({"sign_state_dtype": "float32", "adamw_state_dtype": "float32"}, torch.bfloat16),
+    ({"sign_state_dtype": "int8", "adamw_state_dtype": "bf16"}, torch.float32),
+    ({"amsgrad": True, "sign_momentum": 0.0}, torch.float32),
+    ({"stochastic_rounding": True, "sign_state_dtype": "int8"}, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("options", "dtype"), OPTIONS)
+def test_a_resumed_run_is_the_uninterrupted_one(options, dtype):
+    model = model_of().to(dtype)
+    optimizer = STAC(model, lr=0.01, **options)
+    train(model, optimizer)
+    saved = through_a_file(optimizer.state_dict())
+    again = model_of(seed=7).to(dtype)
+    again.load_state_dict(model.state_dict())
+    resumed = STAC(again, lr=0.5, **options)
+    resumed.load_state_dict(saved)
+    assert dtypes(resumed) == dtypes(optimizer)
+    assert state_bytes(resumed) == state_bytes(optimizer)
+    assert [g["lr"] for g in resumed.param_groups] == [0.01, 0.01]
+    train(model, optimizer, seed=2)
+    train(again, resumed, seed=2)
+    for p, q in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_copies_go_on_alike(way):
+    model = model_of()
+    optimizer = STAC(model, lr=0.01, sign_state_dtype="bf16")
+    train(model, optimizer)
+    pair = (model, optimizer)
+    other, copied = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    assert copied.partition.sign_layer_names == ("0", "1")
+    train(model, optimizer, seed=2)
+    train(other, copied, seed=2)
+    torch.testing.assert_close(model[0].weight, other[0].weight, rtol=0, atol=0)
+    copied.add_param_group({"params": [("new", nn.Parameter(torch.ones(1)))], "role": "sign"})
+    assert len(optimizer.param_groups) == 2
+
+
+def test_names_stand_beside_the_groups():
+    """Within a group they would be written once per parameter in a flattened checkpoint."""
+    saved = STAC(model_of()).state_dict()
+    assert saved["param_names"] == [
+        ["0.weight", "0.bias", "1.weight", "1.bias"],
+        ["2.weight", "2.bias"],
+    ]
+    assert not any("param_names" in group for group in saved["param_groups"])
+    assert {group["stac_format"] for group in saved["param_groups"]} == {1}
+
+
+def test_named_and_unnamed_load_each_other():
+    model = model_of()
+    named, unnamed = STAC(model), STAC(param_groups(model))
+    train(model, named)
+    unnamed.load_state_dict(copy.deepcopy(named.state_dict()))
+    named.load_state_dict(copy.deepcopy(unnamed.state_dict()))
+    assert named.partition.sign_layer_names == ("0", "1")
+    assert unnamed.partition.sign_layer_names == ("<group 0>",)
+
+
+def test_groups_of_others_survive():
+    optimizer = STAC(model_of())
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["initial_lr"] == 1e-3
+
+
+def broken(change):
+    optimizer = STAC(model_of(), sign_state_dtype="int8")
+    train_model = model_of()
+    source = STAC(train_model, sign_state_dtype="int8")
+    train(train_model, source)
+    saved = copy.deepcopy(source.state_dict())
+    change(saved)
+    return optimizer, saved
+
+
+def drop_group(saved):
+    del saved["param_groups"][1]
+
+
+def drop_parameter(saved):
+    saved["param_groups"][0]["params"].pop()
+
+
+def swap_role(saved):
+    saved["param_groups"][0]["role"] = "adamw"
+
+
+def newer(saved):
+    saved["param_groups"][1]["stac_format"] = 2
+
+
+def rename(saved):
+    saved["param_names"][0][2] = "body.weight"
+
+
+def reshape(saved):
+    saved["state"][1]["exp_avg"] = torch.zeros(65)
+
+
+def reshape_scale(saved):
+    saved["state"][0]["exp_avg_scale"] = torch.zeros(64, 2)
+
+
+def foreign_key(saved):
+    saved["state"][0]["exp_avg_sq"] = torch.zeros(64, 64)
+
+
+def drop_scale(saved):
+    del saved["state"][0]["exp_avg_scale"]
+
+
+def drop_groups(saved):
+    del saved["param_groups"]
+
+
+BROKEN = [
+    (drop_groups, "the state dict has no 'param_groups': it is not that of an optimizer"),
+    (drop_group, "loaded state dict has a different number of parameter groups: 1 saved, 2 here"),
+    (
+        drop_parameter,
+        (
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            "optimizer's group: group 0 has 3 parameters saved, 4 here"
+        ),
+    ),
+    (swap_role, "group 0 was saved with role 'adamw' and has 'sign' here"),
+    (
+        newer,
+        "group 1 was saved in format 2, this release reads up to 1: install a newer stac-torch",
+    ),
+    (rename, "group 0 was saved for other parameters: 'body.weight' there is '1.weight' here"),
+    (
+        reshape,
+        "group 0, parameter 1: saved exp_avg has shape (65,), the parameter needs (64,)",
+    ),
+    (
+        reshape_scale,
+        "group 0, parameter 0: saved exp_avg_scale has shape (64, 2), the parameter needs (64, 1)",
+    ),
+    (
+        foreign_key,
+        "group 0, parameter 0 has the state ['exp_avg_sq'], which the sign section does not know",
+    ),
+    (drop_scale, "group 0, parameter 0: an int8 exp_avg and exp_avg_scale come together"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_what_does_not_fit_changes_nothing(change, message):
+    optimizer, saved = broken(change)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=re.escape(message)):
+        optimizer.load_state_dict(saved)
+    assert optimizer.state_dict() == before
+
+
+def test_the_loaded_dict_stays_as_it_is():
+    model = model_of()
+    optimizer = STAC(model)
+    train(model, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    kept = copy.deepcopy(saved)
+    other = STAC(model_of())
+    other.load_state_dict(saved)
+    other.param_groups[0]["lr"] = 7.0
+    assert [g["lr"] for g in saved["param_groups"]] == [g["lr"] for g in kept["param_groups"]]
+    assert saved.keys() == kept.keys()
+
+
+PUBLISHED_GROUPS = [
+    {
+        "stac_role": "sign",
+        "layer_names": ("0", "1"),
+        "param_names": ("0.weight", "0.bias", "1.weight", "1.bias"),
+        "lr": 7.5e-3,
+        "weight_decay": 0.1,
+        "sign_momentum": 0.9,
+        "sign_state_dtype": torch.bfloat16,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "sign_weight_decay": 0.1,
+        "adamw_weight_decay": 0.1,
+        "amsgrad": False,
+        "maximize": False,
+        "error_if_nonfinite": False,
+        "params": [0, 1, 2, 3],
+    },
+    {
+        "stac_role": "adamw",
+        "layer_names": ("2",),
+        "param_names": ("2.weight", "2.bias"),
+        "lr": 1e-2,
+        "weight_decay": 0.1,
+        "sign_momentum": 0.9,
+        "sign_state_dtype": torch.bfloat16,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "sign_weight_decay": 0.1,
+        "adamw_weight_decay": 0.1,
+        "amsgrad": False,
+        "maximize": False,
+        "error_if_nonfinite": False,
+        "params": [4, 5],
+    },
+]
+
+
+def test_the_published_format_loads():
+    """The layout of stac-optimizer 0.1.5; the real package is compared in tests_parity."""
+    model = model_of()
+    shapes = [p.shape for p in model.parameters()]
+    state = {
+        i: {"sign_momentum_buffer": torch.full(shapes[i], 0.5, dtype=torch.bfloat16)}
+        for i in range(4)
+    } | {
+        i: {
+            "step": torch.tensor(3.0),
+            "exp_avg": torch.ones(shapes[i]),
+            "exp_avg_sq": torch.ones(shapes[i]),
+        }
+        for i in (4, 5)
+    }
+    optimizer = STAC(model)
+    optimizer.load_state_dict({"state": state, "param_groups": copy.deepcopy(PUBLISHED_GROUPS)})
+    sign, adamw = optimizer.param_groups
+    assert (sign["lr"], adamw["lr"], sign["sign_lr_scale"]) == (1e-2, 1e-2, 0.75)
+    assert (sign["role"], adamw["role"], sign["sign_state_dtype"]) == ("sign", "adamw", "bfloat16")
+    assert not {"stac_role", "layer_names", "param_names", "error_if_nonfinite"} & set(sign)
+    moment = optimizer.state[model[0].weight]["exp_avg"]
+    assert moment.dtype is torch.bfloat16
+    assert moment.unique().tolist() == [0.5]
+    assert optimizer.state[model[2].weight]["step"] == 3
+    train(model, optimizer)
+
+
+@pytest.mark.parametrize(("lrs", "scale"), [((1e-2, 1e-2), 1.0), ((0.0, 0.0), 0.75)])
+def test_published_learning_rates_that_a_scheduler_wrote(lrs, scale):
+    groups = copy.deepcopy(PUBLISHED_GROUPS)
+    for group, lr in zip(groups, lrs, strict=True):
+        group["lr"] = lr
+    optimizer = STAC(model_of())
+    optimizer.load_state_dict({"state": {}, "param_groups": groups})
+    assert [g["lr"] for g in optimizer.param_groups] == [lrs[1], lrs[1]]
+    assert optimizer.param_groups[0]["sign_lr_scale"] == scale
+
+
+def test_published_names_are_checked():
+    groups = copy.deepcopy(PUBLISHED_GROUPS)
+    groups[1]["param_names"] = ("head.weight", "head.bias")
+    with pytest.raises(ValueError, match=r"'head\.weight' there is '2\.weight' here"):
+        STAC(model_of()).load_state_dict({"state": {}, "param_groups": groups})
