@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -22,19 +22,52 @@ def same_names(actual: Tree, expected: Tree, what: str) -> None:
     assert not extra, f"{what}: unknown {extra}; optim_conformance.adapter lists the slots"
 
 
-def close(actual: Tree, expected: Tree, tolerance: Callable[[str], Tolerance], what: str) -> None:
-    """Fail unless every array is within its tolerance of the expected one."""
+def close(
+    actual: Tree,
+    expected: Tree,
+    tolerance: Callable[[str], Tolerance],
+    what: str,
+    terms: Mapping[str, float] | None = None,
+) -> None:
+    """Fail unless every array is within its tolerance of the expected one.
+
+    Args:
+        actual: The run's arrays.
+        expected: The oracle's.
+        tolerance: Key to tolerance.
+        what: Where this is, for the message.
+        terms: Key to the size of the terms of a signed average, whose own size may be far below;
+            for e1 it is at least the root of e2.
+    """
     same_names(actual, expected, what)
     problems: list[str] = []
     for key, value in expected.items():
         allowed = tolerance(key)
-        off = distance(actual[key], value, _scale(key, expected))
+        scale = (terms or {}).get(key, 0.0)
+        if slot_of(key) == "e1":
+            scale = max(scale, float(np.sqrt(expected["e2" + key[2:]])))
+        off = distance(actual[key], value, scale)
         if not off <= allowed.bound:
             problems.append(
                 f"  {key}: off by {off:.3g}, allowed {allowed.bound:.3g} ({allowed.reason})\n"
                 f"    got      {_short(actual[key])}\n    expected {_short(value)}"
             )
     assert not problems, f"{what}:\n" + "\n".join(problems)
+
+
+class Terms:
+    """The size of the terms of the signed averages mu and e1, as far as they still remember it."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, float] = {}
+
+    def after(self, grads: Tree) -> dict[str, float]:
+        """Return the size per state key after a step with these gradients."""
+        for leaf, g in grads.items():
+            now = float(np.abs(g.astype(np.complex128)).max(initial=0.0))
+            # 0.95 is the slowest momentum of the cases: an older gradient weighs less.
+            self._sizes[leaf] = max(now, 0.95 * self._sizes.get(leaf, 0.0))
+        return {f"{slot}/{leaf}": v for slot in ("mu", "e1") for leaf, v in self._sizes.items()}
 
 
 def close_to_storage(
@@ -65,12 +98,6 @@ def close_to_storage(
                 f"    got      {_short(got[bad])}\n    expected {_short(value[bad])}"
             )
     assert not problems, f"{what}:\n" + "\n".join(problems)
-
-
-def _scale(key: str, expected: Tree) -> float:
-    """Return the scale of the terms of a signed mean: the root mean square, for e1."""
-    slot, _, leaf = key.partition("/")
-    return float(np.sqrt(expected[f"e2/{leaf}"])) if slot == "e1" else 0.0
 
 
 def identical(actual: Tree, expected: Tree, what: str) -> None:

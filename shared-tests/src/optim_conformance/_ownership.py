@@ -104,6 +104,9 @@ class OwnershipChecks(Checks):
                 continue
             if slot in WIDE or (slot == "nu" and opt in ("stam", "stam_lite")):
                 assert value.dtype == wide, f"{what}, the contract says {wide}"
+            elif (opt, slot) == ("stam_lite", "mu"):
+                # Its state_dtype is float32 by default, whatever the parameters are.
+                assert value.dtype in (own, wide), f"{what}, the contract says {own} or {wide}"
             else:
                 assert value.dtype == own, f"{what}, the contract says {own}"
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from optim_conformance._base import Checks
-from optim_conformance._compare import close, close_to_storage, slot_of
+from optim_conformance._compare import Terms, close, close_to_storage, slot_of
 from optim_conformance.adapter import Array, Tree
 from optim_conformance.cases import Case, plain_case
 from optim_conformance.golden import golden_cases
@@ -50,7 +50,7 @@ class TrajectoryChecks(Checks):
 
     def test_trajectory_state(self, case: Case, dtype: str) -> None:
         """Every state slot follows the oracle's after every step, and there is no other."""
-        oracle = Oracle(case.optimizer, case.hparams, case.params(dtype))
+        oracle, terms = Oracle(case.optimizer, case.hparams, case.params(dtype)), Terms()
         for t, (g, (_, state)) in enumerate(
             zip(case.grads(dtype), self.trace(case, dtype), strict=True), start=1
         ):
@@ -60,6 +60,7 @@ class TrajectoryChecks(Checks):
                 expected_state(oracle, case),
                 lambda key: free_running(dtype, slot_of(key)),
                 f"{case}, state after step {t}",
+                terms.after(g),
             )
 
     def test_low_precision_step(self, case: Case, low_dtype: str) -> None:

@@ -34,7 +34,7 @@ _F32_PROD = "24 factors that carry beta1's error each"
 
 _FLOAT32 = {
     "params": Tolerance(3e-6, _F32_P),
-    "mu": Tolerance(4e-6, _F32_M + "; beta1's own error times the residual"),
+    "mu": Tolerance(4e-6, _F32_M + "; and beta1's own error times the residual g - m"),
     "nu": Tolerance(2e-6, _F32_M),
     "nu_max": Tolerance(2e-6, _F32_M),
     "s2": Tolerance(4e-6, _F32_STAT),
