@@ -123,6 +123,7 @@ def test_training_by_int8_follows_float32():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 64), nn.Linear(64, 1))
         optimizer = STAC(model, lr=2e-3, sign_state_dtype=dtype)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, 100)
         x = torch.randn(256, 64)
         y = x[:, :1].sin()
         for _ in range(100):
@@ -130,6 +131,7 @@ def test_training_by_int8_follows_float32():
             loss = (model(x) - y).square().mean()
             loss.backward()
             optimizer.step()
+            schedule.step()
         losses[dtype] = loss.item()
     assert optimizer.state[model[0].weight]["exp_avg"].dtype is torch.int8
-    assert losses["int8"] < 1.2 * losses["float32"] < 0.1
+    assert losses["int8"] < 1.5 * losses["float32"] < 1e-3

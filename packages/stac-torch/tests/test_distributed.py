@@ -1,0 +1,79 @@
+"""DDP, FSDP2, ZeRO and resharded checkpoints on gloo: equal to one process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parent / "distributed_script.py"
+pytestmark = pytest.mark.slow
+
+
+def launch(cases, world, folder, state):
+    """Run the cases on `world` ranks; return what each wrote."""
+    arguments = [str(world), str(folder), state]
+    command = [sys.executable, str(SCRIPT), ",".join(cases)]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        for rank in range(world)
+    ]
+    errors = [rank.communicate(timeout=400)[1].decode() for rank in ranks]
+    for rank, error in zip(ranks, errors, strict=True):
+        assert rank.returncode == 0, "\n".join(errors)[-3000:] + error[-3000:]
+    return {
+        case: torch.load(folder / f"{case}-{world}-{state}.pt", weights_only=True) for case in cases
+    }
+
+
+@pytest.fixture(scope="module", params=["none", "bfloat16", "int8"])
+def runs(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    state = request.param
+    on = {2: launch(["ddp", "fsdp", "fsdp_nan", "group_nan", "zero", "save"], 2, folder, state)}
+    on[1] = launch(["single", "load"], 1, folder, state)
+    on[4] = launch(["fsdp", "ddp", "load"], 4, folder, state)
+    return on
+
+
+def close(one, other):
+    """The same trajectory: the sum of gradients over ranks rounds otherwise, little more."""
+    for name, p in other[0].items():
+        torch.testing.assert_close(one[0][name], p, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "world"), [("ddp", 2), ("ddp", 4), ("fsdp", 2), ("fsdp", 4), ("zero", 2)]
+)
+def test_wrapped_training_is_that_of_one_process(runs, case, world):
+    # A gradient of about 0 may change its sign with the order of a sum: one step of 0.0075 is off.
+    expected = runs[1]["single"][0]
+    for name, p in runs[world][case][0].items():
+        off = (p - expected[name]).abs() > 1e-4
+        assert off.float().mean() < 0.005, name
+        assert (p - expected[name]).abs().max() <= 5 * 2 * 0.0075
+
+
+def test_states_are_sharded_and_whole_again(runs):
+    for name, state in runs[1]["single"][1].items():
+        other = runs[2]["fsdp"][1][name]
+        assert {k: (v.dtype, v.shape) for k, v in other.items()} == {
+            k: (v.dtype, v.shape) for k, v in state.items()
+        }
+
+
+def test_a_nan_in_one_shard_is_skipped_by_all(runs):
+    """The script asserts it on every rank; here, that the other four steps were taken."""
+    states = runs[2]["fsdp_nan"][1]
+    assert states["3.weight"]["step"] == 4
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_checkpoint_of_two_ranks_loads_on_others(runs, world):
+    saved, loaded = runs[2]["save"], runs[world]["load"]
+    torch.testing.assert_close(loaded, saved, rtol=0, atol=0)
+    dtypes = {k: v.dtype for k, v in saved[1]["0.weight"].items()}
+    assert {k: v.dtype for k, v in loaded[1]["0.weight"].items()} == dtypes
