@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 
 from optim_conformance.adapter import OPTIMIZERS, Array, OptimizerAdapter, Run, Tree
-from optim_conformance.cases import CASES, LOW_PRECISION, Case
+from optim_conformance.cases import CASES, COMPLEX, LOW_PRECISION, Case
 from optim_conformance.errors import ERRORS
 
 Check = TypeVar("Check", bound=Callable[..., Any])
@@ -65,6 +65,8 @@ class Checks:
         names = metafunc.fixturenames
         if "low_dtype" in names:
             self._parametrize(metafunc, "low_dtype", LOW_PRECISION, ("bfloat16", "float16"))
+        elif "complex_dtype" in names:
+            self._parametrize(metafunc, "complex_dtype", COMPLEX, ("complex64",))
         elif "case" in names:
             self._parametrize(metafunc, "dtype", CASES, ("float32", "float64"))
         elif "error" in names:

@@ -63,6 +63,23 @@ class TrajectoryChecks(Checks):
                 terms.after(g),
             )
 
+    def test_complex(self, case: Case, complex_dtype: str) -> None:
+        """Complex leaves: moduli in the statistics of STAM, pairs of reals in STAC."""
+        run, terms = self.start(case, complex_dtype), Terms()
+        oracle = Oracle(case.optimizer, case.hparams, case.params(complex_dtype))
+        for t, g in enumerate(case.grads(complex_dtype), start=1):
+            run.step(g)
+            oracle.step(g)
+            what = f"{case}, step {t}"
+            close(run.params(), oracle.params(), lambda _: free_running("float32", "params"), what)
+            close(
+                run.state(),
+                expected_state(oracle, case),
+                lambda key: free_running("float32", slot_of(key)),
+                what,
+                terms.after(g),
+            )
+
     def test_low_precision_step(self, case: Case, low_dtype: str) -> None:
         """Each step from the run's own 16-bit state is the oracle's step, rounded to storage.
 

@@ -89,7 +89,7 @@ class Case:
         """Return the initial parameters, read-only, of magnitude at most 1."""
         rng = np.random.default_rng([self.seed, 1])
         return {
-            leaf: _frozen(rng.uniform(-1, 1, shape).astype(numpy_dtype(dtype)))
+            leaf: _frozen(_cast(lambda shape=shape: rng.uniform(-1, 1, shape), dtype))
             for leaf, shape in SHAPES.items()
         }
 
@@ -99,16 +99,27 @@ class Case:
         return [
             {
                 leaf: _frozen(
-                    (SCALES[leaf] * self.gradients(rng, shape, t)).astype(numpy_dtype(dtype))
+                    _cast(
+                        lambda shape=shape, leaf=leaf, t=t: self._draw(rng, shape, leaf, t), dtype
+                    )
                 )
                 for leaf, shape in SHAPES.items()
             }
             for t in range(1, self.steps + 1)
         ]
 
+    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...], leaf: str, t: int) -> Array:
+        return SCALES[leaf] * self.gradients(rng, shape, t)
+
     def lr(self, t: int) -> float | None:
         """Return the learning rate to hand to step `t`, None for the constant one."""
         return None if self.schedule is None else self.schedule(t)
+
+
+def _cast(draw: Callable[[], Array], dtype: str) -> Array:
+    """Draw once, or twice for a complex number, and round."""
+    kind = numpy_dtype(dtype)
+    return (draw() + 1j * draw() if kind.kind == "c" else draw()).astype(kind)
 
 
 def _frozen(x: Array) -> Array:
@@ -262,6 +273,14 @@ LOW_PRECISION: tuple[Case, ...] = (
         steps=12,
     ),
     Case("coarse", "adamw", _COARSE, steps=12, not_in=_NO_HALF),
+)
+
+
+COMPLEX: tuple[Case, ...] = (
+    Case("complex", "stam", {"learning_rate": 1e-2, "weight_decay": 0.1}),
+    Case("complex-corrected", "stam", CORRECTED, shift, _needs("corrected")),
+    Case("complex", "stam_lite", {"learning_rate": 1e-2, "weight_decay": 0.1}),
+    Case("complex", "stac", {**_STAC, "weight_decay": 0.1}),
 )
 
 

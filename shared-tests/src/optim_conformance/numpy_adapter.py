@@ -123,7 +123,7 @@ class NumpyAdapter:
 
     name = "oracle over stored state"
     framework = "numpy"
-    capabilities = frozenset(CAPABILITIES) - {"jit", "stat_sample", "complex"}
+    capabilities = frozenset(CAPABILITIES) - {"jit"}
     run: type[NumpyRun] = NumpyRun
 
     def optimizers(self) -> frozenset[str]:

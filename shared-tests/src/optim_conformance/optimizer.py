@@ -7,6 +7,7 @@ from optim_conformance._nonfinite import NonfiniteChecks
 from optim_conformance._ownership import OwnershipChecks
 from optim_conformance._persistence import PersistenceChecks
 from optim_conformance._properties import PropertyChecks
+from optim_conformance._sampling import SamplingChecks
 from optim_conformance._storage import StorageChecks
 from optim_conformance._structure import StructureChecks
 from optim_conformance._trajectory import TrajectoryChecks
@@ -17,6 +18,7 @@ class OptimizerConformance(
     StructureChecks,
     OwnershipChecks,
     StorageChecks,
+    SamplingChecks,
     HyperparameterChecks,
     PersistenceChecks,
     NonfiniteChecks,

@@ -23,6 +23,7 @@ pytest.register_assert_rewrite(
             "_ownership",
             "_persistence",
             "_properties",
+            "_sampling",
             "_storage",
             "_structure",
             "_trajectory",

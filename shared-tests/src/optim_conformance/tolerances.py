@@ -61,7 +61,7 @@ def free_running(dtype: str, slot: str) -> Tolerance:
         >>> free_running("float64", "params").bound < free_running("float32", "params").bound
         True
     """
-    return {"float32": _FLOAT32, "complex64": _FLOAT32, "float64": _FLOAT64}[dtype][slot]
+    return {"float32": _FLOAT32, "float64": _FLOAT64}[dtype][slot]
 
 
 def single_step(storage: np.dtype[np.generic], slot: str) -> Tolerance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -279,3 +280,40 @@ class DecayWithPublicRate(Sign):
     def step(self, p: Any, g: Any, s: Any, *, t: int, lr: float) -> Any:
         moved, new = super().step(p, g, s, t=t, lr=lr)
         return moved - (1 - self.sign_lr_scale) * lr * self.weight_decay * p, new
+
+
+@plant_rule("test_sample_is_strided", "stam")
+class SampleTooLarge(Stam):
+    """The sample has one entry too many."""
+
+    def variance(self, r: Any, s: Any) -> Any:
+        return replace(self, stat_sample=(self.stat_sample or r.size) + 1).full(r, s)
+
+    def full(self, r: Any, s: Any) -> Any:
+        return super().variance(r, s)
+
+
+@plant_rule("test_sample_of_everything", "stam")
+class SampleOfHalf(Stam):
+    """The sample is halved once more."""
+
+    def variance(self, r: Any, s: Any) -> Any:
+        half = r.reshape(-1)[::2] if self.stat_sample else r
+        return super().variance(half, s)
+
+
+@plant_rule("test_complex", "stam")
+class SquareWithoutModulus(Stam):
+    """The second moment of a complex tensor squares its real part only."""
+
+    def second_moment(self, g: Any, s: Any) -> Any:
+        return self.b2 * s["nu"] + (1 - self.b2) * np.real(g) ** 2
+
+
+@plant_rule("test_complex", "stam_lite")
+class RealMeanOnly(StamLite):
+    """The mean of a complex gradient loses its imaginary part."""
+
+    def moments(self, g: Any, s: Any) -> Any:
+        e1, e2 = super().moments(g, s)
+        return (np.real(e1) + 0j if np.iscomplexobj(e1) else e1), e2

@@ -52,6 +52,6 @@ def _allowed(opt: str, name: str, value: Any) -> str | None:
         return None if 0 <= value < math.inf else "finite and not negative"
     if name == "adapt_strength":
         return None if 0 <= value <= 0.5 else "in [0, 0.5]"
-    if name == "beta1_update_interval":
+    if name in ("beta1_update_interval", "stat_sample"):
         return None if value >= 1 else "at least 1"
     return None

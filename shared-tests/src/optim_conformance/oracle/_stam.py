@@ -14,6 +14,8 @@ r"""STAM for one tensor, in float64.
     (4') z    = s2' / (tau'^2 + s2'/threshold),   z = 0 where s2' = 0
 
 A statistic that would not be finite keeps its last value; beta1 is then b1 for the step.
+Sampled statistics take the means of (2) and (3) over every k-th entry, k = ceil(size/n). Complex
+tensors enter (2), (3) and (7) by their modulus.
 Parity with the published package: above the threshold beta1 = b1, and eps is added to both bias
 corrections.
 """
@@ -58,6 +60,7 @@ class Stam:
     variance_eps: float = 1e-8
     statistics: str = "published"
     parity: str | None = None
+    stat_sample: int | None = None
 
     def init(self, p: Leaf) -> Slots:
         """Return the state before the first step."""
@@ -73,6 +76,8 @@ class Stam:
 
     def variance(self, r: Leaf, s: Slots) -> tuple[Leaf, Leaf]:
         """Return the candidates of (2) and (3), finite or not."""
+        if self.stat_sample:
+            r = np.ravel(r)[:: max(1, -(-np.size(r) // self.stat_sample))]
         s2 = self.b2 * s["s2"] + (1 - self.b2) * mean(np.abs(r) ** 2)
         tau = self.tau_decay * s["tau"] + (1 - self.tau_decay) * mean(np.abs(r))
         return s2, tau

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from optim_conformance.adapter import Tree
 from optim_conformance.oracle._adamw import AdamW
 from optim_conformance.oracle._base import Rule, Slots
+from optim_conformance.oracle._pairs import Pairs
 from optim_conformance.oracle._ranges import check_ranges
 from optim_conformance.oracle._sign import Lion, Sign
 from optim_conformance.oracle._stam import Stam
@@ -18,6 +19,9 @@ from optim_conformance.oracle._stam_lite import StamLite
 
 _ONE_RULE = {"stam": Stam, "stam_lite": StamLite, "adamw": AdamW, "lion": Lion}
 _TREE_WIDE = ("learning_rate", "nonfinite", "mu_dtype")
+_BY_MODULUS = ("stam", "stam_lite")
+"""Rules with a meaning of their own for complex tensors; the others see pairs of reals."""
+
 _STAC_SIGN = ("sign_momentum", "sign_lr_scale")
 _STAC_ADAMW = ("b1", "b2", "eps", "amsgrad")
 
@@ -92,6 +96,9 @@ class Oracle:
         default = "skip" if opt == "stac" else "propagate"
         self._nonfinite = "zero" if hparams.get("parity") else hparams.get("nonfinite", default)
         self._params = {leaf: _wide(p) for leaf, p in params.items()}
+        if opt not in _BY_MODULUS:
+            pairs = {k for k, p in self._params.items() if np.iscomplexobj(p)}
+            self.rules |= {k: Pairs(self.rules[k]) for k in pairs}
         self._slots: dict[str, Slots] = {k: self.rules[k].init(p) for k, p in self._params.items()}
         self.count = 0
 
