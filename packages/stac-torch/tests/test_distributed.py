@@ -29,7 +29,7 @@ def launch(cases, world, folder, state):
     }
 
 
-@pytest.fixture(scope="module", params=["none", "bfloat16", "int8"])
+@pytest.fixture(scope="module", params=["none", "int8"])
 def runs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     state = request.param
@@ -37,12 +37,6 @@ def runs(request, tmp_path_factory):
     on[1] = launch(["single", "load"], 1, folder, state)
     on[4] = launch(["fsdp", "ddp", "load"], 4, folder, state)
     return on
-
-
-def close(one, other):
-    """The same trajectory: the sum of gradients over ranks rounds otherwise, little more."""
-    for name, p in other[0].items():
-        torch.testing.assert_close(one[0][name], p, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Trajectories against the published package, stac-optimizer 0.1.5 (Python 3.13 and newer).
 
-# ruff: noqa: D102, D103, S101
-
 Not collected by default: it needs the published package beside this one.
 """
+
+# ruff: noqa: D102, D103, S101
 
 import copy
 import math
