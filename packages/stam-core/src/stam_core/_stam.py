@@ -28,6 +28,7 @@ Differs from the published package (stam-optimizer 0.1.0) in:
 ``parity="stam-optimizer-0.1.0"`` takes the package's side on 1 to 3.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -175,6 +176,25 @@ def clip_beta1(s: Array, trusted: Array, b1: Scalar, a: Scalar, *, xp: Namespace
     return xp.where(trusted, beta1, base)
 
 
+def one_minus_power(decay: Scalar, t: Array, *, xp: Namespace) -> Array:
+    """Return 1 - decay^t without cancellation, for the bias correction of statistics.
+
+    ``1 - decay**t`` loses 14 of float32's 24 bits at t = 1, and here the error would reach beta1.
+
+    Args:
+        decay: A decay in (0, 1).
+        t: Step being taken, from 1, a 0-d floating array.
+        xp: The array namespace of ``t``.
+
+    Example:
+        >>> import numpy as np
+        >>> float(one_minus_power(0.999, np.asarray(2.0), xp=np))
+        0.001999
+    """
+    log = math.log(decay) if isinstance(decay, float) else xp.log(decay)
+    return -xp.expm1(t * log)
+
+
 def residual_means(g: Array, mu: Array, *, xp: Namespace, mean: Mean) -> tuple[Array, Array]:
     """Return mean |r|^2 and mean |r| of the residual, equation (1).
 
@@ -202,8 +222,8 @@ def normalised_variance(
     """
     hp = hyperparams
     if hp.statistics == "corrected":
-        variance = s2 / (1 - hp.b2**t)
-        scale = tau / (1 - hp.tau_decay**t)
+        variance = s2 / one_minus_power(hp.b2, t, xp=xp)
+        scale = tau / one_minus_power(hp.tau_decay, t, xp=xp)
         moving = variance > 0
         floor = scale * scale + variance / hp.fallback_threshold
         return xp.where(

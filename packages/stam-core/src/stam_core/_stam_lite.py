@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stam_core._means import strided_sample
-from stam_core._stam import PARITY, clip_beta1, decayed_step, zero_nonfinite
+from stam_core._stam import PARITY, clip_beta1, decayed_step, one_minus_power, zero_nonfinite
 from stam_core._typing import Array, Mean, Namespace, Scalar
 from stam_core._validate import (
     HALF_UNIT,
@@ -139,10 +139,10 @@ def gradient_means(g: Array, *, xp: Namespace, mean: Mean) -> tuple[Array, Array
     return mean(g), mean(magnitude * magnitude)
 
 
-def correction(t: Array, hyperparams: STAMLiteHyperparams) -> Array:
+def correction(t: Array, hyperparams: STAMLiteHyperparams, *, xp: Namespace) -> Array:
     """Return c of equation (1); in parity mode with the eps that the package adds to it."""
     shift = 0.0 if hyperparams.parity is None else hyperparams.eps
-    return 1 - hyperparams.moment_decay**t + shift
+    return one_minus_power(hyperparams.moment_decay, t, xp=xp) + shift
 
 
 def update_lite_statistics(
@@ -178,7 +178,7 @@ def update_lite_statistics(
     finite = xp.logical_and(xp.isfinite(e1), xp.isfinite(e2))
     e1 = xp.where(finite, e1, statistics.e1)
     e2 = xp.where(finite, e2, statistics.e2)
-    c = correction(t, hp)
+    c = correction(t, hp, xp=xp)
     mean_hat, square_hat = xp.abs(e1 / c), e2 / c
     z = xp.clip(square_hat - mean_hat * mean_hat, 0.0, None) / (square_hat + hp.eps)
     s = z / (1 + z)
@@ -213,7 +213,7 @@ def lite_direction(
     """
     hp = hyperparams
     shift = 0.0 if hp.parity is None else hp.eps
-    return mu / ((1 - b1_prod + shift) * (xp.sqrt(e2 / correction(t, hp)) + hp.eps))
+    return mu / ((1 - b1_prod + shift) * (xp.sqrt(e2 / correction(t, hp, xp=xp)) + hp.eps))
 
 
 def init_lite_state(p: Array, hyperparams: STAMLiteHyperparams, *, xp: Namespace) -> STAMLiteState:

@@ -5,7 +5,9 @@ A tree is a mapping from leaf names to arrays. State is a plain dictionary in ca
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,12 +19,18 @@ from stam_core._stam_lite import STAMLiteHyperparams
 Tree: TypeAlias = Mapping[str, Any]
 """Leaf name to NumPy array."""
 
+_H = TypeVar("_H", STAMHyperparams, STAMLiteHyperparams)
 _Slots: TypeAlias = dict[str, Any]
 _LeafStep: TypeAlias = Callable[[str, Any, Any, Tree, int], tuple[Any, _Slots]]
 
 
 def _mean(x: Any) -> Any:
     return local_mean(x, xp=np)
+
+
+def _at_rate(hyperparams: _H, rate: float, p: Any) -> _H:
+    # As an array, because a constant rate must be positive and a scheduled one may be 0.
+    return replace(hyperparams, learning_rate=np.asarray(rate, dtype=np.abs(p).dtype))
 
 
 def _step_all(
@@ -75,20 +83,27 @@ class STAM:
             state.update({f"{slot}/{name}": value for slot, value in self._slots(leaf).items()})
         return state
 
-    def step(self, params: Tree, grads: Tree, state: Tree) -> tuple[_Slots, _Slots]:
+    def step(
+        self, params: Tree, grads: Tree, state: Tree, *, learning_rate: float | None = None
+    ) -> tuple[_Slots, _Slots]:
         """Return the parameters and the state after one step.
 
         Args:
             params: Leaf name to parameter.
             grads: Leaf name to gradient, the same leaves.
             state: What :meth:`init` or this method returned.
+            learning_rate: The rate of this step alone, 0 allowed; None for the constant one.
 
         Raises:
             ValueError: ``params`` and ``grads`` have different leaves.
         """
-        return _step_all(self._leaf_step, params, grads, state)
+        leaf_step = partial(self._leaf_step, learning_rate)
+        return _step_all(leaf_step, params, grads, state)
 
-    def _leaf_step(self, name: str, p: Any, g: Any, state: Tree, t: int) -> tuple[Any, _Slots]:
+    def _leaf_step(
+        self, rate: float | None, name: str, p: Any, g: Any, state: Tree, t: int
+    ) -> tuple[Any, _Slots]:
+        hp = self.hyperparams if rate is None else _at_rate(self.hyperparams, rate, p)
         statistics = _stam.STAMStatistics(
             *(state[f"{slot}/{name}"] for slot in _stam.STAMStatistics._fields)
         )
@@ -100,7 +115,7 @@ class STAM:
             state[f"s/{name}"],
         )
         step_number = np.asarray(t, dtype=leaf.s.dtype)
-        p, leaf = _stam.step(p, g, leaf, step_number, self.hyperparams, xp=np, mean=_mean)
+        p, leaf = _stam.step(p, g, leaf, step_number, hp, xp=np, mean=_mean)
         return p, self._slots(leaf)
 
     @staticmethod
@@ -141,29 +156,34 @@ class STAMLite:
             state.update({f"{slot}/{name}": value for slot, value in self._slots(leaf).items()})
         return state
 
-    def step(self, params: Tree, grads: Tree, state: Tree) -> tuple[_Slots, _Slots]:
+    def step(
+        self, params: Tree, grads: Tree, state: Tree, *, learning_rate: float | None = None
+    ) -> tuple[_Slots, _Slots]:
         """Return the parameters and the state after one step.
 
         Args:
             params: Leaf name to parameter.
             grads: Leaf name to gradient, the same leaves.
             state: What :meth:`init` or this method returned.
+            learning_rate: The rate of this step alone, 0 allowed; None for the constant one.
 
         Raises:
             ValueError: ``params`` and ``grads`` have different leaves.
         """
-        return _step_all(self._leaf_step, params, grads, state)
+        leaf_step = partial(self._leaf_step, learning_rate)
+        return _step_all(leaf_step, params, grads, state)
 
-    def _leaf_step(self, name: str, p: Any, g: Any, state: Tree, t: int) -> tuple[Any, _Slots]:
+    def _leaf_step(
+        self, rate: float | None, name: str, p: Any, g: Any, state: Tree, t: int
+    ) -> tuple[Any, _Slots]:
+        hp = self.hyperparams if rate is None else _at_rate(self.hyperparams, rate, p)
         statistics = _stam_lite.STAMLiteStatistics(
             *(state[f"{slot}/{name}"] for slot in _stam_lite.STAMLiteStatistics._fields)
         )
         leaf = _stam_lite.STAMLiteState(state[f"mu/{name}"], statistics, state[f"s/{name}"])
         refresh = np.asarray((t - 1) % self.hyperparams.beta1_update_interval == 0)
         step_number = np.asarray(t, dtype=leaf.s.dtype)
-        p, leaf = _stam_lite.lite_step(
-            p, g, leaf, step_number, refresh, self.hyperparams, xp=np, mean=_mean
-        )
+        p, leaf = _stam_lite.lite_step(p, g, leaf, step_number, refresh, hp, xp=np, mean=_mean)
         return p, self._slots(leaf)
 
     @staticmethod
