@@ -117,7 +117,7 @@ def _encode_slots(slots: Any, name: str, collector: Collector) -> Typed:
     return {"dict": pairs}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SavedGroup:
     """A parameter group of the checkpoint."""
 
@@ -211,6 +211,7 @@ class OptimizerPlan:
     """A checked restore of an optimizer.
 
     Attributes:
+        origins: For each live group the saved group that its hyperparameters come from.
         differences: Why it cannot be done; empty if it can.
     """
 
@@ -218,6 +219,7 @@ class OptimizerPlan:
     saved: SavedOptimizer
     names: list[list[str]]
     hyper: list[dict[str, Any]]
+    origins: list[int]
     differences: list[str]
 
     def apply(self, undo: Callable[[Callable[[], None]], object]) -> None:
@@ -323,12 +325,14 @@ def plan_optimizer(
     owner = {name: group for group in saved.groups for name in group.params}
     empty = [group for group in saved.groups if not group.params]
     hyper: list[dict[str, Any]] = []
+    origins: list[int] = []
     for g, (group, listed) in enumerate(zip(optimizer.param_groups, names, strict=True)):
         sources = [owner[name] for name in listed if name in owner]
         if not listed and empty:
             sources = [empty.pop(0)]
+        origins.append(saved.groups.index(sources[0]) if sources else 0)
         hyper.append(_group_hyper(g, group, sources, differences))
-    return OptimizerPlan(optimizer, saved, names, hyper, differences)
+    return OptimizerPlan(optimizer, saved, names, hyper, origins, differences)
 
 
 def _group_hyper(

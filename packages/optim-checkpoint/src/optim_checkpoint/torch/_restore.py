@@ -28,6 +28,7 @@ from optim_checkpoint.torch._names import (
 )
 from optim_checkpoint.torch._optimizer import OptimizerPlan, decode_optimizer, plan_optimizer
 from optim_checkpoint.torch._save import Stateful
+from optim_checkpoint.torch._scheduler import regroup
 from optim_checkpoint.torch._tensors import TorchStaging, identity
 
 Undo = Callable[[Callable[[], None]], object]
@@ -202,6 +203,8 @@ def _read(generation: Generation, target: _Target) -> _Plan:
         wanted = getattr(target, name, True)
         if name in fields and wanted is not None and wanted is not False:
             train[name] = staged["train"].decode(fields[name])
+    if plan is not None and "scheduler" in train and not differences:
+        train["scheduler"] = regroup(train["scheduler"], plan.origins, len(plan.saved.groups))
     for name, stateful in (("scheduler", target.scheduler), ("scaler", target.scaler)):
         if stateful is None:
             continue

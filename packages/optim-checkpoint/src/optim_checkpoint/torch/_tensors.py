@@ -70,7 +70,9 @@ def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -
 def to_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor in C order; on the CPU without a copy where it can."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    # One element counts as contiguous whatever its stride, but only stride 1 can be seen as bytes.
+    flat = plain.reshape(-1).as_strided((plain.numel(),), (1,))
+    return memoryview(flat.view(torch.uint8).numpy())
 
 
 def identity(tensor: torch.Tensor) -> Hashable:

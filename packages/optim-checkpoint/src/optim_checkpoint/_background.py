@@ -1,0 +1,106 @@
+# pyright: strict
+"""Saving in the background: training waits for a copy in memory, not for the disk."""
+
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from optim_checkpoint._commit import Document, check_keep, commit
+from optim_checkpoint._errors import CheckpointError, CheckpointWarning
+from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._shard import Entry
+
+
+class BackgroundCheckpointer:
+    """Commits one document at a time from a thread of its own.
+
+    The copy goes into memory that is kept from save to save: touching new pages costs several times
+    the copy itself. A second save waits for the first, so at most one copy of the state exists.
+
+    Args:
+        path: The folder of the run.
+        keep: How many generations to keep; None keeps all.
+        replace: Whether a step that exists gets a newer generation instead of an error.
+    """
+
+    def __init__(self, path: StrPath, *, keep: int | None = None, replace: bool = False) -> None:
+        self._path = path
+        self._keep = check_keep(keep)
+        self._replace = replace
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._last: Path | None = None
+        self._staging: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.wait()
+            return
+        # The error that ended the block must not be hidden by a second one.
+        try:
+            self.wait()
+        except CheckpointError as failed:
+            warnings.warn(f"the pending save failed: {failed}", CheckpointWarning, stacklevel=2)
+
+    def wait(self) -> Path | None:
+        """Wait for the pending save.
+
+        Returns:
+            The path of the last committed generation, or None before the first.
+
+        Raises:
+            CheckpointError: If the pending save failed; once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return self._last
+
+    def _submit(self, document: Document) -> None:
+        self.wait()
+        check_step(document.step)
+        staged = self._stage(document)
+        # Not a daemon: the interpreter does not end before the save has.
+        self._thread = threading.Thread(target=self._commit, args=(staged,), daemon=False)
+        self._thread.start()
+
+    def _stage(self, document: Document) -> Document:
+        total = sum(entry.nbytes for entries in document.parts.values() for entry in entries)
+        if total > self._staging.nbytes:
+            self._staging = np.empty(total, np.uint8)
+        parts: dict[str, Sequence[Entry]] = {}
+        start = 0
+        for part, entries in document.parts.items():
+            copies: list[Entry] = []
+            for entry in entries:
+                target = self._staging[start : start + entry.nbytes]
+                start += entry.nbytes
+                if entry.nbytes:
+                    memoryview(target)[:] = entry.read().cast("B")
+                copies.append(replace(entry, read=lambda target=target: memoryview(target)))
+            parts[part] = copies
+        return replace(document, parts=parts)
+
+    def _commit(self, document: Document) -> None:
+        try:
+            self._last = commit(self._path, document, keep=self._keep, replace=self._replace)
+        except BaseException as error:  # noqa: BLE001 - raised by the next wait
+            self._error = error

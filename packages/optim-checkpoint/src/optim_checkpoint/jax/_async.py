@@ -1,0 +1,38 @@
+"""Saving a JAX training run in the background."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from optim_checkpoint._background import BackgroundCheckpointer
+from optim_checkpoint.jax._save import build_document
+
+
+class AsyncCheckpointer(BackgroundCheckpointer):
+    """Saves in the background; use it as a context manager.
+
+    `save` returns as soon as the state is copied to host memory; its arrays may then be donated.
+    A failed save is raised by the next `save`, by `wait` or at the end of the ``with`` block.
+
+    Args:
+        path: The folder of the run.
+        keep: How many generations to keep; None keeps all.
+        replace: Whether a step that exists gets a newer generation instead of an error.
+    """
+
+    def save(
+        self,
+        step: int,
+        *,
+        params: Any = None,
+        opt_state: Any = None,
+        rng: Any = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Copy the state and save it in the background; the arguments are those of `save`.
+
+        Raises:
+            UnsupportedStateError: For a leaf that cannot be stored.
+            CheckpointError: If the save before this one failed.
+        """
+        self.wait()
+        self._submit(build_document(step, params=params, opt_state=opt_state, rng=rng, extra=extra))

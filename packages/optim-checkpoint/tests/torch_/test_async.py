@@ -1,0 +1,104 @@
+import threading
+
+import optim_checkpoint as oc
+import pytest
+import torch
+from optim_checkpoint import _fs
+from optim_checkpoint import torch as ckpt
+
+
+class SlowOps(_fs.FileOps):
+    """Waits before the first write until it is told to go on."""
+
+    def __init__(self):
+        self.go = threading.Event()
+
+    def write(self, fd, data):
+        assert self.go.wait(30)
+        return super().write(fd, data)
+
+
+def test_a_save_in_the_background_is_a_snapshot(tmp_path, monkeypatch):
+    slow = SlowOps()
+    monkeypatch.setattr(_fs, "ops", slow)
+    model = torch.nn.Linear(3, 2)
+    expected = model.weight.detach().clone()
+    with ckpt.AsyncCheckpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(1, model=model, extra={"n": 1})
+        assert oc.steps(tmp_path) == []
+        with torch.no_grad():
+            model.weight.fill_(9)
+        slow.go.set()
+        assert checkpointer.wait() == tmp_path / "step-00000001"
+        for step in (2, 3):
+            checkpointer.save(step, model=model)
+    assert oc.steps(tmp_path) == [2, 3]
+    other = torch.nn.Linear(3, 2)
+    ckpt.restore(tmp_path, model=other)
+    assert (other.weight == 9).all()
+    with ckpt.AsyncCheckpointer(tmp_path / "again") as checkpointer:
+        checkpointer.save(1, extra={"t": expected})
+        expected_copy = expected.clone()
+        expected.zero_()
+    assert torch.equal(ckpt.restore(tmp_path / "again").extra["t"], expected_copy)
+
+
+def test_the_snapshot_is_what_was_there_at_the_call(tmp_path, monkeypatch):
+    slow = SlowOps()
+    monkeypatch.setattr(_fs, "ops", slow)
+    tensor = torch.arange(5.0)
+    with ckpt.AsyncCheckpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, extra={"t": tensor})
+        tensor.zero_()
+        slow.go.set()
+    assert ckpt.restore(tmp_path).extra["t"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_failed_save_surfaces_at_the_next_call(tmp_path):
+    checkpointer = ckpt.AsyncCheckpointer(tmp_path)
+    checkpointer.save(1)
+    checkpointer.save(1)
+    with pytest.raises(oc.CheckpointExistsError, match="already holds step 1"):
+        checkpointer.save(2)
+    checkpointer.save(2)
+    assert checkpointer.wait() == tmp_path / "step-00000002"
+
+
+def save_twice(folder, then=None):
+    with ckpt.AsyncCheckpointer(folder) as checkpointer:
+        checkpointer.save(1)
+        checkpointer.save(1)
+        if then is not None:
+            raise then
+
+
+def test_a_failed_save_surfaces_at_the_end_of_the_block(tmp_path):
+    with pytest.raises(oc.CheckpointExistsError):
+        save_twice(tmp_path)
+
+
+def test_an_error_in_the_block_is_not_hidden(tmp_path):
+    with (
+        pytest.warns(oc.CheckpointWarning, match="the pending save failed"),
+        pytest.raises(KeyError, match="mine"),
+    ):
+        save_twice(tmp_path, KeyError("mine"))
+
+
+def test_what_cannot_be_stored_is_an_error_at_once(tmp_path):
+    with ckpt.AsyncCheckpointer(tmp_path) as checkpointer:
+        with pytest.raises(oc.UnsupportedStateError):
+            checkpointer.save(1, extra={"f": print})
+        with pytest.raises(ValueError, match="step is -1"):
+            checkpointer.save(-1)
+    assert oc.steps(tmp_path) == []
+
+
+def test_the_staging_memory_is_reused(tmp_path):
+    model = torch.nn.Linear(64, 64)
+    with ckpt.AsyncCheckpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, model=model)
+        checkpointer.wait()
+        memory = checkpointer._staging.ctypes.data
+        checkpointer.save(2, model=model)
+        assert checkpointer._staging.ctypes.data == memory
