@@ -16,7 +16,7 @@ from rich.console import Console
 from optim_bench import ui
 from optim_bench.campaign import progress_of, run_campaign
 from optim_bench.catalog import Request, all_optimizers, build_plan
-from optim_bench.errors import BenchError, unknown_name
+from optim_bench.errors import BenchError, StoppedError, unknown_name
 from optim_bench.executors import DEFAULT_TRAINER, make_executor
 from optim_bench.protocol import Plan
 from optim_bench.records import FRAMEWORKS
@@ -182,15 +182,22 @@ def _carry_out(
     data_dir: Path | None,
 ) -> None:
     console = _console()
+    if data_dir is not None and not data_dir.is_dir():
+        raise BenchError(f"no folder {data_dir}; --data-dir is where the full-size data sets lie")
     workers = make_executor(
         executor, trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=[str(Path.cwd())]
     )
     try:
         with ui.live_progress(console) as listener:
             run_campaign(plan, store, workers, listener)
+    except KeyboardInterrupt as error:
+        raise StoppedError(
+            "interrupted; every finished run is kept: repeat the command to go on"
+        ) from error
     finally:
         workers.close()
-    results = build_results(plan, store.records())
+    # From the files, as `report` does it: the same bytes whoever builds the report.
+    results = build_results(store.plan(), store.records())
     path = write_report(store.root, results)
     show_results(console, results)
     console.print(f"Report: {path.resolve()}", soft_wrap=True, highlight=False)
@@ -237,12 +244,14 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """
     try:
         status = app(args=arguments, standalone_mode=False)
-    except KeyboardInterrupt:
-        _complain("interrupted; every finished run is kept: repeat the command to go on")
-        return 130
-    except (BenchError, MissingExtraError) as error:
+    except BenchError as error:
         _complain(str(error))
-        return 1
+        return error.status
+    except MissingExtraError as error:
+        _complain(str(error))
+        return BenchError.status
+    except (KeyboardInterrupt, typer.Abort):
+        return StoppedError.status
     except Exception as error:
         # typer brought click's errors into its own package: known by what they can do.
         message = getattr(error, "format_message", None)

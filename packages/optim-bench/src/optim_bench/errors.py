@@ -7,6 +7,14 @@ from collections.abc import Iterable
 class BenchError(Exception):
     """Something the user gave or has is wrong; the message says what, and what to do."""
 
+    status = 1
+
+
+class StoppedError(BenchError):
+    """The user pressed Ctrl-C."""
+
+    status = 130
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> BenchError:
     """Return the error for a name that is not registered, with the nearest one that is.

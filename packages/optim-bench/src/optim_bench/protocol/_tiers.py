@@ -72,8 +72,8 @@ class Budget:
 
 TIERS: Mapping[str, Budget] = MappingProxyType(
     {
-        "smoke": Budget(3, 1, 2, 2, defaults=False),
-        "quick": Budget(5, 2, 8, 2, defaults=False),
+        "smoke": Budget(3, 1, 2, 4, defaults=False),
+        "quick": Budget(5, 2, 8, 4, defaults=False),
         "standard": Budget(7, 3, 10, 4, defaults=True),
         "full": Budget(9, 3, 20, 6, defaults=True),
     }

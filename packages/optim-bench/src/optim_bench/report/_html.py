@@ -237,7 +237,7 @@ def _script_json(data: Any) -> Markup:
 
 @functools.cache
 def _vega() -> str:
-    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     return bundle.replace("</script", "<\\/script")
 
 

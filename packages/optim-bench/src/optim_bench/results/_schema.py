@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 
@@ -27,7 +27,7 @@ def validate_results(data: Any) -> list[str]:
         >>> validate_results({"schema_version": 7})
         ['schema_version is 7; this version of optim-bench reads 1']
     """
-    version = data.get("schema_version") if isinstance(data, dict) else None
+    version = cast("dict[str, Any]", data).get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         return [f"schema_version is {version}; this version of optim-bench reads {SCHEMA_VERSION}"]
     errors = Draft202012Validator(schema()).iter_errors(data)

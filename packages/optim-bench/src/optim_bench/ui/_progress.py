@@ -1,7 +1,7 @@
 """Progress of a comparison: a live table on a terminal, a line every few seconds elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console, Group
@@ -21,7 +21,7 @@ PHASE_STYLES = {Phase.TUNING: "yellow", Phase.FRESH: "cyan", Phase.DONE: "green"
 
 
 @contextmanager
-def live_progress(console: Console) -> Iterator[Listener]:
+def live_progress(console: Console) -> Generator[Listener, None, None]:
     """Give a listener that shows the progress on a console."""
     clock = _Clock()
     if not console.is_terminal:

@@ -1,0 +1,347 @@
+"""The command line: what it does, and the one line a user gets for bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optim_bench.cli import build_app, run_app
+from optim_bench.store import Store
+
+SMOKE = ["run", "--tier", "smoke", "--executor", "inline"]
+ONE_CELL = ["--workload", "digits-cnn", "--framework", "jax", "--optimizer", "stam"]
+
+
+@pytest.fixture
+def bench(trainer, capfd):
+    """Run the command line with the fake trainer; gives (exit status, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = run_app(build_app(trainer), [str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def finished(bench, tmp_path) -> Path:
+    folder = tmp_path / "out"
+    assert bench(*SMOKE, *ONE_CELL, "--output", folder)[0] == 0
+    return folder
+
+
+def python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"]])
+def test_no_framework_is_imported(arguments):
+    code = (
+        "import sys; from optim_bench.cli import build_app, run_app\n"
+        "status = run_app(build_app(), sys.argv[1:])\n"
+        "print('LOADED', sorted({'jax', 'torch', 'optax'} & set(sys.modules)), status)"
+    )
+    done = python(code, *arguments)
+    assert done.stdout.rstrip().endswith("LOADED [] 0"), done.stdout + done.stderr
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "optim_bench", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Compare optimizers" in done.stdout
+
+
+def test_a_run_ends_with_verdicts_and_the_path_of_the_report(bench, tmp_path):
+    folder = tmp_path / "out"
+    status, out, err = bench(*SMOKE, "--seeds", "6", *ONE_CELL, "--output", folder)
+    assert (status, err) == (0, "")
+    assert re.search(r"digits-cnn +STAM.* better", out)
+    assert "STAM (published statistics) against equally tuned AdamW in JAX: better" in out
+    assert "says nothing" in out or "far too short" in out
+    assert out.rstrip().endswith(f"Report: {folder / 'report.html'}")
+    names = {"plan.json", "results.json", "report.html", "summary.md", "runs", "figures"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert {p.name for p in (folder / "figures").iterdir()} >= {"forest-jax.svg", "forest-jax.png"}
+
+
+def test_without_a_terminal_progress_is_plain_lines(bench, tmp_path):
+    _, out, _ = bench(*SMOKE, *ONE_CELL, "--output", tmp_path / "out")
+    lines = [line for line in out.splitlines() if "runs," in line]
+    assert lines[0].startswith("0 of 10 runs, 0 s so far")
+    assert lines[-1].startswith("10 of 10 runs")
+    assert len(lines) <= 4
+    assert "\x1b" not in out
+
+
+def test_a_second_run_repeats_nothing(bench, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("runs/*.json")}
+    status, out, _ = bench(*SMOKE, *ONE_CELL, "--output", finished)
+    assert status == 0
+    assert "10 of 10 runs, 0 s so far" in out
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*.json")} == before
+
+
+def test_a_rebuilt_report_has_the_same_bytes(bench, finished):
+    def contents():
+        return {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+
+    before = contents()
+    for path in before:
+        if path.parent.name != "runs" and path.name != "plan.json":
+            path.unlink()
+    assert bench("report", finished)[0] == 0
+    assert contents() == before
+
+
+def test_figures_of_an_earlier_plan_disappear(bench, finished):
+    stale = finished / "figures" / "forest-gone.svg"
+    stale.write_text("old")
+    bench("report", finished)
+    assert not stale.exists()
+
+
+def test_a_killed_run_goes_on_where_it_was(trainer, tmp_path):
+    folder = tmp_path / "out"
+    code = (
+        "import sys; from optim_bench.cli import build_app, run_app\n"
+        "import fake_trainer, time\n"
+        "train = fake_trainer.train\n"
+        "def slow(spec, *, data_dir=None):\n    time.sleep(0.2)\n    return train(spec)\n"
+        "fake_trainer.slow = slow\n"
+        "sys.exit(run_app(build_app('fake_trainer:slow'), sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *SMOKE, *ONE_CELL, "--output", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("runs/*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = Store(folder).records()
+    assert 3 <= len(kept) < 10
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    records = Store(folder).records()
+    assert len(records) == 10
+    assert {key: records[key] for key in kept} == kept
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_so(trainer, tmp_path):
+    folder = tmp_path / "out"
+    arguments = ["run", "--tier", "smoke", *ONE_CELL, "--output", str(folder), "--jobs", "1"]
+    code = (
+        "import sys; from optim_bench.cli import build_app, run_app\n"
+        "sys.exit(run_app(build_app('hanging:train'), sys.argv[1:]))"
+    )
+    Path("hanging.py").write_text(
+        "import time, fake_trainer\n"
+        "def train(spec, *, data_dir=None):\n"
+        "    time.sleep(60 if spec.hyperparameters['learning_rate'] > 1e-3 else 0)\n"
+        "    return fake_trainer.train(spec)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("runs/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == ("error: interrupted; every finished run is kept: repeat the command to go on\n")
+    assert Store(folder).records()
+
+
+BAD_INPUT = [
+    (["run", "--tier", "quik"], "unknown tier 'quik'; did you mean 'quick'? choose from"),
+    (
+        ["run", "--workload", "digit-cnn"],
+        "unknown workload 'digit-cnn'; did you mean 'digits-cnn'?",
+    ),
+    (
+        ["run", "--optimizer", "stamm"],
+        "unknown jax or torch optimizer 'stamm'; did you mean 'stam'?",
+    ),
+    (
+        ["run", "--optimizer", "stac", "--framework", "jax"],
+        "unknown jax optimizer 'stac'; did you mean",
+    ),
+    (["run", "--framework", "tensorflow"], "unknown framework 'tensorflow'; choose from"),
+    (["run", "--optimizer", "adamw,b1=1.5"], "adamw: b1 is 1.5; it has to lie in [0, 1)"),
+    (["run", "--optimizer", "adamw,beta=0.5"], "adamw: no hyperparameter named 'beta'; it takes"),
+    (["run", "--optimizer", "adamw,b1"], "'adamw,b1' has a part 'b1'; write name,hyperparameter="),
+    (["run", "--optimizer", "adamw,learning_rate=-1"], "learning_rate is -1; it has to lie in (0"),
+    (["run", "--optimizer", "no_module:x"], "'no_module:x' cannot be imported"),
+    (["run", "--seeds", "50"], "seeds is 50; use 1 to 20"),
+    (["run", "--executor", "slurm"], "unknown executor 'slurm'; choose from inline, process"),
+    (["run", "--executor", "inline", "--jobs", "3"], "--jobs 3 needs worker processes"),
+    (["run", "--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+    (["run", "--data-dir", "/nowhere/at/all"], "no folder /nowhere/at/all; --data-dir is where"),
+    (["show", "stak"], "unknown name 'stak'; did you mean 'stam'?"),
+    (["status", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
+    (["report", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
+    (["retry", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
+    (["validate", "/nowhere/at/all"], "/nowhere/at/all cannot be read as strict JSON"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT)
+def test_bad_input_gets_one_line_and_status_1(bench, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = bench(*arguments)
+    assert status == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "--seeds", "many"], ["run", "--sedes", "3"], ["runn"], ["show"]]
+)
+def test_bad_usage_gets_one_line_and_status_2(bench, arguments):
+    status, _, err = bench(*arguments)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "optim-bench --help" in err
+
+
+def test_a_missing_framework_is_named_with_its_extra(trainer, tmp_path):
+    code = (
+        "import sys, importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda n, *rest: None if n == 'torch' else find(n, *rest)\n"
+        "from optim_bench.cli import build_app, run_app\n"
+        "sys.exit(run_app(build_app(), sys.argv[1:]))"
+    )
+    done = python(code, "run", "--output", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: torch runs need torch, which is not installed: pip install 'optim-bench[torch]'\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_run_is_named_before_anything_runs(bench, finished):
+    victim = sorted(finished.glob("runs/*.json"))[0]
+    victim.write_text("{")
+    for arguments in ([*SMOKE, *ONE_CELL, "--output", finished], ["report", finished]):
+        status, _, err = bench(*arguments)
+        assert status == 1
+        assert f"{victim} is damaged" in err
+        assert err.count("\n") == 1
+    victim.unlink()
+    assert bench(*SMOKE, *ONE_CELL, "--output", finished)[0] == 0
+
+
+def test_failed_runs_are_reported_and_retried(trainer, bench, tmp_path):
+    folder = tmp_path / "out"
+    module = Path("fake_trainer.py")
+    module.write_text(module.read_text() + BREAKABLE)
+    Path("broken").touch()
+    arguments = ["--executor", "process", "--jobs", "1"]
+    run = ["run", "--tier", "smoke", *ONE_CELL, "--output", folder, *arguments]
+    status, out, err = bench(*run)
+    assert status == 1
+    assert "incomplete" in out
+    assert err.startswith("error: 1 of 10 runs failed, first digits-cnn/jax/stam with OSError: ")
+    assert f"optim-bench retry {folder}" in err
+    assert "1 failed" in bench("status", folder)[1]
+    Path("broken").unlink()
+    status, out, err = bench("retry", folder, *arguments)
+    assert (status, err) == (0, "")
+    assert "1 failed runs to repeat" in out
+    assert "0 failed" in bench("status", folder)[1]
+
+
+BREAKABLE = """
+_whole = train
+
+
+def train(spec, *, data_dir=None):
+    if os.path.exists("broken") and spec.optimizer == "stam" and spec.seed == 100:
+        raise OSError("disk on fire")
+    return _whole(spec)
+"""
+
+
+def test_status_counts_every_cell(bench, finished):
+    status, out, _ = bench("status", finished)
+    assert status == 0
+    assert re.search(r"digits-cnn +JAX +stam +5 of 5 +done", out)
+    assert "0 diverged, 0 failed" in out
+
+
+def test_list_names_workloads_and_optimizers(bench):
+    _, out, _ = bench("list")
+    for name in ("digits-cnn", "diamonds-mlp", "stam_lite", "stac", "adamw"):
+        assert re.search(rf"^ +{name} ", out, re.MULTILINE)
+
+
+def test_show_gives_ranges_and_licences(bench):
+    assert re.search(r"b1 +0\.9 by default, \[0, 1\)", bench("show", "adamw")[1])
+    assert "licence of the data" in bench("show", "digits-cnn")[1]
+    assert bench("show", "torch/adamw")[1].count("by default") < bench("show", "adamw")[1].count(
+        "by default"
+    )
+
+
+def test_validate_accepts_what_run_wrote_and_refuses_a_change(bench, finished):
+    path = finished / "results.json"
+    status, out, _ = bench("validate", path)
+    assert status == 0
+    assert out.endswith("is valid, schema version 1\n")
+    data = json.loads(path.read_text())
+    data["comparisons"][0]["verdict"] = "great"
+    path.write_text(json.dumps(data))
+    status, _, err = bench("validate", path)
+    assert status == 1
+    assert "at comparisons.0.verdict: 'great' is not one of" in err
+
+
+def test_a_readme_gets_the_tables_between_its_markers(bench, finished, tmp_path):
+    readme = tmp_path / "README.md"
+    begin, end = "<!-- optim-bench: begin -->", "<!-- optim-bench: end -->"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    assert bench("report", finished, "--update-readme", readme)[0] == 0
+    once = readme.read_text()
+    summary = (finished / "summary.md").read_text()
+    assert once == f"before\n{begin}\n{summary}{end}\nafter\n"
+    bench("report", finished, "--update-readme", readme)
+    assert readme.read_text() == once
+
+
+def test_a_readme_without_markers_is_left_alone(bench, finished, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing here\n")
+    status, _, err = bench("report", finished, "--update-readme", readme)
+    assert status == 1
+    assert "needs the lines <!-- optim-bench: begin --> and" in err
+    assert readme.read_text() == "nothing here\n"
+    assert "cannot read" in bench("report", finished, "--update-readme", tmp_path / "no.md")[2]
+
+
+def test_a_new_plan_keeps_the_old_runs(bench, finished):
+    before = {path.name for path in finished.glob("runs/*.json")}
+    other = ["--workload", "diamonds-mlp", "--framework", "jax", "--optimizer", "stam"]
+    assert bench(*SMOKE, *other, "--output", finished)[0] == 0
+    assert before < {path.name for path in finished.glob("runs/*.json")}
+    results = json.loads((finished / "results.json").read_text())
+    assert {cell["workload"] for cell in results["cells"]} == {"diamonds-mlp"}

@@ -1,0 +1,260 @@
+"""The page: self-contained, drawn in a real browser, every chart with its table."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from optim_bench.campaign import run_campaign
+from optim_bench.executors import InlineExecutor
+from optim_bench.protocol import Budget
+from optim_bench.report import summary_markdown, write_report
+from optim_bench.report._chart import log_ticks
+from optim_bench.report._html import all_charts
+from optim_bench.results import build_results
+from optim_bench.store import Store
+
+MEGABYTES = 1_000_000
+BUDGET = Budget(grid_points=5, tuning_seeds=2, fresh_seeds=8, extensions=2, defaults=False)
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--virtual-time-budget=20000",
+    "--enable-logging=stderr",
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, trainer_source, make_plan):
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "report_trainer.py").write_text(trainer_source)
+    plan = make_plan(
+        {"jax": ("stam", "stam_lite", "adamw"), "torch": ("stac", "adamw")},
+        BUDGET,
+        workloads=("toy", "other"),
+        target=1.5,
+    )
+    store = Store(folder / "out")
+    store.open()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        run_campaign(plan, store, InlineExecutor("report_trainer:train"), lambda progress: None)
+    return build_results(plan, store.records())
+
+
+@pytest.fixture(scope="module")
+def page(results, tmp_path_factory) -> Path:
+    return write_report(tmp_path_factory.mktemp("page"), results)
+
+
+@pytest.fixture
+def visit(page, tmp_path):
+    """Load the page from file:// without a network, after a script; gives the DOM and the log."""
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine; CI installs it where it may")
+
+    def run(script: str = "", flags: tuple[str, ...] = ()) -> tuple[str, list[str]]:
+        changed = tmp_path / "visited.html"
+        start, end = page.read_text().rsplit("</body>", 1)
+        steps = f"addEventListener('load', () => setTimeout(() => {{{script}}}, 5000))"
+        changed.write_text(f"{start}<script>{steps}</script></body>{end}")
+        done = subprocess.run(
+            [
+                BROWSER,
+                *FLAGS,
+                *flags,
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--dump-dom",
+                changed.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+    return run
+
+
+class Outline(HTMLParser):
+    """Counts of what matters, and every address that a browser would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.plots: list[str] = []
+        self.figures_with_table = 0
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if given.get("class") == "plot":
+            self.plots.append(given["id"])
+        if tag in {"h1", "h2", "h3"}:
+            self.headings.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        self.addresses += [given[name] for name in ("src", "href", "srcset") if name in given]
+        self.figures_with_table += tag == "figure"
+
+
+def test_the_page_fetches_nothing(page):
+    text = page.read_text()
+    assert all(address.startswith("#") for address in Outline(text).addresses)
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\(", text[: text.index("</style>")])
+
+
+def test_the_page_is_small_and_whole(page, results):
+    assert page.stat().st_size < 3 * MEGABYTES
+    text = page.read_text()
+    embedded = re.search(r'id="results">(.*?)</script>', text, re.DOTALL)
+    assert json.loads(embedded.group(1)) == results
+
+
+def test_every_chart_has_its_table(page, results):
+    text = page.read_text()
+    charts = [c for f in ("jax", "torch") for c in all_charts(results, f)]
+    assert Outline(text).plots == [chart.name for chart in charts]
+    figures = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+    assert len(figures) == len(charts)
+    for figure, chart in zip(figures, charts, strict=True):
+        assert figure.count("<tr>") == len(chart.rows) + 1
+        assert html.escape(chart.rows[0][0]) in figure
+
+
+def test_every_kind_of_chart_is_there(results):
+    kinds = {chart.kind for chart in all_charts(results, "jax")}
+    assert kinds == {"forest", "pareto", "sensitivity", "curves", "profile"}
+
+
+def test_ids_are_unique(page):
+    ids = Outline(page.read_text()).ids
+    assert len(ids) == len(set(ids))
+
+
+def test_the_verdict_comes_first_and_counts_right(page, results):
+    text = page.read_text()
+    title = re.search(r"<h1>(.*?)</h1>", text).group(1)
+    assert title == (
+        "Against equally tuned AdamW, 6 comparisons: 2 better, 2 worse, 2 without a detectable "
+        "difference"
+    )
+    assert text.index("<h1>") < text.index(html.escape(results["headline"][0])) < text.index("<h2")
+
+
+def test_names_from_outside_cannot_become_markup(results, tmp_path):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    poisoned = json.loads(json.dumps(results).replace("STAM_LITE", evil))
+    text = write_report(tmp_path, poisoned).read_text()
+    assert "alert(1)" in text
+    assert "<script>alert(1)" not in text
+    assert "<img src=x" not in text
+
+
+def test_the_same_results_give_the_same_files(results, tmp_path):
+    def build():
+        write_report(tmp_path, results)
+        return {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    assert build() == build()
+
+
+def test_figures_are_drawn(page):
+    folder = page.parent / "figures"
+    assert (folder / "forest-jax.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("forest-jax", "curves-torch-toy", "sensitivity-jax-other", "pareto-jax-toy"):
+        text = (folder / f"{name}.svg").read_text()
+        assert text.count('aria-roledescription="') > 3
+        assert "NaN" not in text
+        assert "undefined" not in text
+
+
+def test_summary_has_every_cell_with_interval_and_seeds(results):
+    text = summary_markdown(results)
+    rows = [line for line in text.splitlines() if line.startswith(("| toy", "| other"))]
+    assert len(rows) == len(results["cells"])
+    for row in rows:
+        cells = [part.strip() for part in row.strip("|").split("|")]
+        assert cells[7] == "8"
+        assert cells[-1] == "baseline" or " to " in cells[5]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.86, 1.07), (0.1, 10.0), (0.5, 0.9), (1e-4, 3e-4), (0.97, 1.04), (2.0, 90.0)],
+)
+def test_ticks_are_round_few_and_inside(low, high):
+    ticks = log_ticks(low, high)
+    assert 3 <= len(ticks) <= 9
+    assert all(low <= tick <= high for tick in ticks)
+    assert all(float(f"{tick:.3g}") == tick for tick in ticks)
+
+
+def test_a_browser_draws_every_chart_without_a_complaint(visit, page):
+    dom, log = visit()
+    charts = len(Outline(page.read_text()).plots)
+    assert f'data-drawn="{charts}"' in dom
+    assert dom.count('role="img" aria-label="') == charts
+    assert dom.count('class="mark-') > 5 * charts
+    assert log == []
+
+
+def test_a_click_on_the_legend_isolates_an_optimizer(visit):
+    before, _ = visit()
+    after, log = visit("document.querySelector('.legend button[data-label=stam]').click()")
+    assert 'data-focus="stam"' in after
+    assert len(re.findall(r'data-label="stam"[^>]*>', after)) == 1
+    button = re.search(r"<button[^>]*data-label=\"stam\"[^>]*>", after).group(0)
+    assert 'aria-pressed="true"' in button
+    assert 'opacity="0.12"' not in before
+    # AdamW and STAMLite of JAX are dimmed; PyTorch has its own legend.
+    jax, torch = (after[after.index(f'id="{f}"') :] for f in ("jax", "torch"))
+    assert 'opacity="0.12"' in jax[: len(jax) - len(torch)]
+    assert 'opacity="0.12"' not in torch[: torch.index('id="failures"')]
+    assert log == []
+
+
+def test_a_second_click_shows_everything_again(visit):
+    click = "document.querySelector('.legend button[data-label=stam]').click();"
+    dom, _ = visit(f"{click} setTimeout(() => {{ {click} }}, 1000)")
+    assert 'data-focus=""' in dom
+    assert 'opacity="0.12"' not in dom
+
+
+def test_the_theme_follows_the_system_and_the_button(visit):
+    assert '<html lang="en" data-theme="light"' in visit()[0]
+    dark, log = visit(flags=("--blink-settings=preferredColorScheme=0",))
+    assert '<html lang="en" data-theme="dark"' in dark
+    assert "#5aa9e6" in dark
+    assert log == []
+    clicked, _ = visit("document.getElementById('theme').click()")
+    assert '<html lang="en" data-theme="dark"' in clicked
+
+
+def test_everything_that_acts_can_be_reached_by_keyboard(visit):
+    # What a script focuses is focusable; what has a tabindex of -1 or is a div is not.
+    script = (
+        "const acts = [...document.querySelectorAll('button, summary, .table[tabindex]')];"
+        "document.querySelectorAll('details').forEach((d) => { d.open = true; });"
+        "const reached = acts.filter((e) => { e.focus(); return document.activeElement === e"
+        " && e.tabIndex >= 0; });"
+        "document.documentElement.dataset.reached = `${reached.length} of ${acts.length}`;"
+    )
+    dom, _ = visit(script)
+    reached, total = map(int, re.search(r'data-reached="(\d+) of (\d+)"', dom).groups())
+    assert reached == total > 20

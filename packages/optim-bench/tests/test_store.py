@@ -1,0 +1,168 @@
+"""The store: strict JSON, atomic, resumable, plain about damage."""
+
+import json
+import os
+
+import pytest
+from optim_bench.campaign import progress_of, run_campaign
+from optim_bench.errors import BenchError
+from optim_bench.executors import InlineExecutor
+from optim_bench.protocol import Budget, Phase
+from optim_bench.results import build_results
+from optim_bench.store import Store, read_json, write_bytes, write_json
+
+BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=2, extensions=1, defaults=False)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    made = Store(tmp_path / "out")
+    made.open()
+    return made
+
+
+def test_a_record_survives(store, make_spec, make_record):
+    record = make_record(make_spec(), None)
+    store.write(record)
+    assert store.records() == {record.spec.key(): record}
+
+
+def test_a_file_is_strict_json_named_by_the_hash_of_its_spec(store, make_spec, make_record):
+    record = make_record(make_spec(), None)
+    store.write(record)
+    path = store.runs / f"{record.spec.key()}.json"
+    assert json.loads(path.read_text())["metrics"]["val_loss"] is None
+    assert "NaN" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda text: text[: len(text) // 2], "is damaged"),
+        (lambda text: "", "is damaged"),
+        (lambda text: "[]", "it holds a list, not an object"),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "another hash than its name"),
+        (lambda text: text.replace('"status": "ok"', '"status": "odd"'), "status is 'odd'"),
+        (lambda text: text.replace('"val_loss": 1.0', '"val_loss": NaN'), "NaN is not strict JSON"),
+        (lambda text: text.replace('"error": null,', ""), "RunRecord lacks error"),
+        (lambda text: text.replace('"steps": 40', '"steps": "forty"'), "is damaged"),
+    ],
+)
+def test_damage_gets_one_line_that_says_what_to_do(store, make_spec, make_record, damage, why):
+    record = make_record(make_spec(), 1.0)
+    store.write(record)
+    path = store.runs / f"{record.spec.key()}.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(BenchError) as caught:
+        store.records()
+    message = str(caught.value)
+    assert why in message
+    assert str(path) in message
+    assert "delete it and repeat" in message
+    assert "\n" not in message
+
+
+def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(BenchError, match=r"cannot write .*no space.*; free some space"):
+        write_bytes(tmp_path / "file", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_file_stays_whole_until_the_new_one_is(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+
+    def fail(handle):
+        assert path.read_bytes() == b"old"
+        raise OSError(5, "I/O error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(BenchError):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_results_are_readable_by_others(tmp_path):
+    write_bytes(tmp_path / "file", b"x")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_nan_cannot_be_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "file", {"loss": float("nan")})
+
+
+def test_infinity_cannot_be_read(tmp_path):
+    (tmp_path / "file").write_text('{"loss": Infinity}')
+    with pytest.raises(ValueError, match="Infinity is not strict JSON"):
+        read_json(tmp_path / "file")
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(BenchError, match=r"cannot write to .*out .*; choose another --output"):
+        Store(tmp_path / "out").open()
+
+
+def test_a_folder_without_a_plan_says_how_to_start(tmp_path):
+    with pytest.raises(BenchError, match=r"no comparison in .*; start one: optim-bench run"):
+        Store(tmp_path).plan()
+
+
+def test_a_damaged_plan_says_what_to_do(store):
+    (store.root / "plan.json").write_text("{")
+    with pytest.raises(BenchError, match=r"plan\.json is damaged .*; move it away and repeat"):
+        store.plan()
+
+
+class StopError(Exception):
+    """A kill between two runs."""
+
+
+def test_a_stopped_comparison_ends_like_an_undisturbed_one(tmp_path, trainer, make_plan):
+    plan = make_plan({"jax": ("stam", "adamw")}, BUDGET)
+    whole, parts = Store(tmp_path / "whole"), Store(tmp_path / "parts")
+    whole.open()
+    parts.open()
+    run_campaign(plan, whole, InlineExecutor(trainer), lambda progress: None)
+    for stop_after in (1, 3, 4):
+
+        def stop(progress, limit=stop_after):
+            if progress.new == limit:
+                raise StopError
+
+        with pytest.raises(StopError):
+            run_campaign(plan, parts, InlineExecutor(trainer), stop)
+    seen = []
+    run_campaign(plan, parts, InlineExecutor(trainer), seen.append)
+    assert (len(whole.records()), seen[-1].new) == (10, 2)
+    assert {k: r.metrics for k, r in parts.records().items()} == {
+        k: r.metrics for k, r in whole.records().items()
+    }
+    assert build_results(plan, parts.records()) == build_results(plan, whole.records())
+
+
+def test_a_finished_comparison_runs_nothing(tmp_path, trainer, make_plan):
+    plan = make_plan({"jax": ("stam", "adamw")}, BUDGET)
+    store = Store(tmp_path / "out")
+    store.open()
+    run_campaign(plan, store, InlineExecutor(trainer), lambda progress: None)
+    seen = []
+    run_campaign(plan, store, InlineExecutor(trainer), seen.append)
+    assert len(seen) == 1
+    assert seen[0].finished == seen[0].expected == len(store.records())
+    assert {cell.phase for cell in seen[0].cells.values()} == {Phase.DONE}
+
+
+def test_progress_agrees_with_the_store_at_every_step(tmp_path, trainer, make_plan):
+    plan = make_plan({"jax": ("stam", "adamw")}, BUDGET)
+    store = Store(tmp_path / "out")
+    store.open()
+
+    def check(progress):
+        now = progress_of(plan, store.records())
+        assert progress.finished == now.finished
+        assert now.finished <= now.expected
+
+    run_campaign(plan, store, InlineExecutor(trainer), check)
