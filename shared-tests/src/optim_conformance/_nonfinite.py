@@ -100,6 +100,30 @@ class NonfiniteChecks(Checks):
             run.step(g)
             _statistics_are_finite(run, 0.72, 0.9, f"{opt}, overflow on step 4, after step {t}")
 
+    @for_optimizers("stam", "stam_lite")
+    @pytest.mark.parametrize("scale_free", [False, True], ids=["eps", "scale-free"])
+    def test_vanishing_statistics(self, opt: str, scale_free: bool) -> None:
+        """Gradients that stop let the statistics fade to 0, through numbers that lose their digits.
+
+        A leaf may see no gradient for thousands of steps; its variance must not become 0/0.
+        """
+        case = plain_case(opt)
+        quick = {"stam": {"b2": 0.9, "tau_decay": 0.9}, "stam_lite": {"moment_decay": 0.9}}
+        hparams: dict[str, Any] = {**case.hparams, **quick[opt]}
+        if scale_free and opt == "stam":
+            self.need("corrected")
+            hparams["statistics"] = "corrected"
+        elif scale_free:
+            hparams["eps"] = 1e-30
+        params = {"w": np.ones(4, np.float32), "b": np.ones(3, np.float32)}
+        roll = np.random.default_rng(17)
+        run = self.start(case, params=params, hparams=hparams)
+        for t in range(1, 301):
+            size = 3e-20 if t < 4 else 0.0
+            run.step({k: np.float32(size) * _normal(roll, v.shape) for k, v in params.items()})
+            if t % 10 == 0:
+                _statistics_are_finite(run, 0.72, 0.9, f"{opt}, faded, step {t}")
+
     def _propagates(self, run: Run, case: Case, grads: list[dict[str, Array]]) -> None:
         oracle = Oracle(case.optimizer, case.hparams, case.params("float32"))
         terms = Terms()
@@ -135,6 +159,10 @@ class NonfiniteChecks(Checks):
         grads = [writable(g) for g in case.grads("float32")]
         grads[3]["w"][1, 2] = bad
         return case, grads
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return rng.standard_normal(shape).astype(np.float32)
 
 
 def _lost(tree: Tree) -> dict[str, Array]:

@@ -187,6 +187,18 @@ class MeanOfNothing(Stam):
         return p, (new if p.size else {**new, "beta1": np.float64(np.nan)})
 
 
+@plant_rule("test_vanishing_statistics", "stam")
+class ZeroByZero(Stam):
+    """The corrected ratio becomes 0/0 where both statistics have faded away."""
+
+    def ratio(self, s2: Any, tau: Any, t: int) -> Any:
+        z = super().ratio(s2, tau, t)
+        return np.float64(np.nan) if self.statistics == "corrected" and s2 < 1e-44 else z
+
+    def beta1(self, z: Any) -> Any:
+        return np.float64(np.nan) if np.isnan(z) else super().beta1(z)
+
+
 @plant_rule("test_limit_adamw", "stam")
 class AdaptsWithoutStrength(Stam):
     """A strength of 0 is taken for the default."""
