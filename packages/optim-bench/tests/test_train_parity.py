@@ -9,7 +9,14 @@ from optim_bench.workloads import WORKLOADS
 
 STEPS = 20
 # Learning rates at which SGD moves every model well, without chaos.
-RATES = {"digits-cnn": 0.05, "diamonds-mlp": 0.02}
+RATES = {
+    "digits-cnn": 0.05,
+    "diamonds-mlp": 0.02,
+    "shakespeare-char": 0.1,
+    "patches-denoise": 0.1,
+    "permuted-digits": 0.05,
+    "digits-noisy": 0.02,
+}
 
 
 @pytest.fixture(scope="module")

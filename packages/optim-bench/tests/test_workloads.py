@@ -9,10 +9,15 @@ from optim_bench import workloads
 from optim_bench.workloads import SPLITS, TIERS, WORKLOADS
 from optim_bench.workloads._sampled import epoch_order
 
-# Sizes of train, val and test; number of parameters; sum of the initial parameters of seed 0.
+# Evaluated examples of train, val and test; number of parameters; sums, for seed 0, of the initial
+# parameters and of the inputs and targets of the first two steps.
 FACTS = {
-    "digits-cnn": ((1200, 297, 300), 38_282, 31.823669),
-    "diamonds-mlp": ((40_000, 7_000, 6_775), 20_097, 33.942532),
+    "digits-cnn": ((1200, 297, 300), 38_282, (31.823669, 2508.0625, 514)),
+    "diamonds-mlp": ((10_000, 7_000, 6_775), 20_097, (33.942532, 1559.954399, -3.063615)),
+    "shakespeare-char": ((128, 128, 128), 112_960, (325.150337, 94_977, 95_222)),
+    "patches-denoise": ((1040, 520, 520), 164_672, (-14.984353, -11207.98322, -11213.38817)),
+    "permuted-digits": ((1200, 297, 300), 26_122, (22.038232, 1250.9375, 250)),
+    "digits-noisy": ((1200, 297, 300), 26_122, (22.038232, 144.375, 27)),
 }
 names = pytest.mark.parametrize("name", WORKLOADS)
 
@@ -69,18 +74,74 @@ def test_evaluation_sets_are_finite_and_differ_between_splits(name):
     assert not any(np.array_equal(sets[i][0], sets[j][0]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-@pytest.mark.parametrize("name", FACTS)
+@names
 def test_sizes_and_numbers_are_the_published_ones(name):
     """Another NumPy must not silently change what a version of a workload means."""
-    sizes, parameters, total = FACTS[name]
+    sizes, parameters, sums = FACTS[name]
     task = WORKLOADS[name].task(None)
     initial = task.initial(0)
+    inputs, targets = next(task.chunks(0, [2]))
+    found = [
+        sum(value.astype(np.float64).sum() for value in initial.values()),
+        inputs.sum(dtype=np.float64),
+        targets.sum(dtype=np.float64),
+    ]
 
-    assert tuple(len(task.splits[split][0]) for split in SPLITS) == sizes
+    assert tuple(len(task.evaluation(split, 0, 1)[0]) for split in SPLITS) == sizes
     assert sum(value.size for value in initial.values()) == parameters
-    assert sum(value.astype(np.float64).sum() for value in initial.values()) == pytest.approx(
-        total, abs=1e-3
-    )
+    assert found == pytest.approx(sums, rel=1e-5)
+
+
+def test_noisy_labels_are_wrong_for_exactly_thirty_percent_of_training_alone():
+    noisy = WORKLOADS["digits-noisy"].task(None).splits
+    clean = WORKLOADS["digits-cnn"].task(None).splits
+
+    assert int((noisy["train"][1] != clean["train"][1]).sum()) == 360
+    assert np.array_equal(noisy["val"][1], clean["val"][1])
+    assert np.array_equal(noisy["test"][1], clean["test"][1])
+
+
+def test_permuted_digits_change_with_each_task_and_seed_and_keep_their_pixels():
+    task = WORKLOADS["permuted-digits"].task(None)
+    first, same, later = (task.evaluation("val", 0, step)[0] for step in (1, 60, 61))
+
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, later)
+    assert not np.array_equal(first, task.evaluation("val", 1, 1)[0])
+    assert np.array_equal(np.sort(first, axis=1), np.sort(later, axis=1))
+
+
+def test_permuted_digits_train_and_judge_under_one_permutation():
+    """Step 61 (number 60 from 0) is the first of the second task, in training and in judging."""
+    task = WORKLOADS["permuted-digits"].task(None)
+    inputs, _ = next(task.chunks(0, [61]))
+    for step in (60, 61):
+        pool = {row.tobytes() for row in task.evaluation("train", 0, step)[0]}
+        assert {row.tobytes() for row in inputs[step - 1]} <= pool
+
+
+def test_patch_splits_share_no_pixel_and_hold_the_noise_they_say():
+    task = WORKLOADS["patches-denoise"].task(None)
+    widths = {split: [image.shape[1] for image in task.regions[split]] for split in SPLITS}
+    noisy, clean = task.evaluation("val", 0, 1)
+    _, streamed = next(task.chunks(0, [1]))
+
+    assert widths == {"train": [320, 320], "val": [160, 160], "test": [160, 160]}
+    assert float((noisy - clean).std()) == pytest.approx(0.15, rel=0.01)
+    assert -0.5 <= streamed.min() < streamed.max() <= 0.5
+
+
+def test_text_targets_are_the_next_characters_and_the_splits_are_whole_plays():
+    task = WORKLOADS["shakespeare-char"].task(None)
+    inputs, targets = next(task.chunks(0, [3]))
+
+    assert np.array_equal(inputs[..., 1:], targets[..., :-1])
+    assert task.symbols == 80
+    assert {split: len(task.tokens[split]) for split in SPLITS} == {
+        "train": 887_037,
+        "val": 114_878,
+        "test": 125_230,
+    }
 
 
 def test_no_diamond_and_no_digit_is_in_two_splits():

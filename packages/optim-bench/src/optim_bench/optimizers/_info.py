@@ -105,6 +105,8 @@ class OptimizerInfo:
         parameters: declared hyperparameters; `learning_rate` is always one, its default is the
             centre of the tuning grid.
         schedule: a schedule that the optimizer demands whatever the workload says, or `None`.
+        evaluation: in JAX, `"module:function"` from `(state, params)` to the parameters to judge,
+            for optimizers that average; `None` judges the parameters themselves.
         requires: distribution to install beside the framework, or `None`.
         open_parameters: whether hyperparameters that are not declared are passed on unchecked
             (ad-hoc factories).
@@ -126,6 +128,7 @@ class OptimizerInfo:
     factory: str | Callable[..., Any]
     parameters: Mapping[str, Parameter]
     schedule: str | None = None
+    evaluation: str | None = None
     requires: str | None = None
     open_parameters: bool = False
     defaults: Mapping[str, Value] = field(init=False)

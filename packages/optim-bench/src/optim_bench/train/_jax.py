@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from optim_bench.optimizers import OptimizerInfo
+from optim_bench.optimizers._info import import_object
 from optim_bench.train import _jax_models as models
 from optim_bench.train._session import CHUNK
 from optim_bench.workloads import Array, Workload
@@ -28,6 +29,7 @@ class Program:
         model, loss = models.MODELS[workload.model], models.LOSSES[workload.loss]
         classes = workload.loss == "cross_entropy"
         factory = info.load_factory()
+        average = None if info.evaluation is None else import_object(info.evaluation)
 
         def objective(params: Any, inputs: Any, targets: Any) -> jax.Array:
             return loss(model(params, inputs), targets)
@@ -46,7 +48,9 @@ class Program:
 
             return jax.lax.fori_loop(0, n, body, (params, state, jnp.zeros_like(rates)))
 
-        def judge(params: Any, inputs: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
+        def judge(params: Any, state: Any, inputs: Any, targets: Any) -> Any:
+            if average is not None:
+                params = average(state, params)
             outputs = model(params, inputs)
             hits = models.hits(outputs, targets) if classes else jnp.zeros((), jnp.int32)
             return loss(outputs, targets), hits
@@ -101,7 +105,7 @@ class JaxSession:
 
     def evaluate(self, inputs: Array, targets: Array) -> tuple[float, float]:
         """Return mean loss and accuracy."""
-        loss, hits = self.program.judge(self.params, inputs, targets)
+        loss, hits = self.program.judge(self.params, self.state, inputs, targets)
         return float(loss), int(hits) / targets.size
 
     def parameter_sizes(self) -> list[tuple[int, int]]:

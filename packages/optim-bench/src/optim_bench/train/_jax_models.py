@@ -1,10 +1,13 @@
 """The models in JAX: functions of a flat dictionary of parameters in the layout of `torch.nn`."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from optim_bench.train._session import HEADS, NORM_EPS
 
 Params = Mapping[str, jax.Array]
 
@@ -45,7 +48,37 @@ def cnn(params: Params, x: jax.Array) -> jax.Array:
     return dense(params, "fc2", jax.nn.relu(dense(params, "fc1", x)))
 
 
-MODELS: Mapping[str, Callable[[Params, jax.Array], jax.Array]] = {"mlp": mlp, "cnn": cnn}
+def rms_norm(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Divide by the root mean square over the last axis and scale."""
+    return x * lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + NORM_EPS) * weight
+
+
+def attention(qkv: jax.Array) -> jax.Array:
+    """Attend causally with `HEADS` heads; the last axis holds queries, keys and values."""
+    batch, length, width = qkv.shape
+    q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, HEADS, -1), (2, 3), (0, 2))
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    scores = jnp.where(jnp.tri(length, dtype=bool), scores, -jnp.inf)
+    return (jax.nn.softmax(scores) @ v).swapaxes(1, 2).reshape(batch, length, width // 3)
+
+
+def transformer(params: Params, tokens: jax.Array) -> jax.Array:
+    """Apply a pre-norm transformer with learned positions to (n, length) token numbers."""
+    x = params["token.weight"][tokens] + params["position.weight"][: tokens.shape[-1]]
+    for i in range(sum(name.endswith(".qkv.weight") for name in params)):
+        block = f"blocks.{i}"
+        y = rms_norm(x, params[f"{block}.norm1.weight"])
+        x = x + attention(y @ params[f"{block}.qkv.weight"].T) @ params[f"{block}.out.weight"].T
+        y = rms_norm(x, params[f"{block}.norm2.weight"]) @ params[f"{block}.up.weight"].T
+        x = x + jax.nn.gelu(y) @ params[f"{block}.down.weight"].T
+    return rms_norm(x, params["norm.weight"]) @ params["head.weight"].T
+
+
+MODELS: Mapping[str, Callable[[Params, jax.Array], jax.Array]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "transformer": transformer,
+}
 
 
 def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:

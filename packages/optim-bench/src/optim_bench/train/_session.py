@@ -10,6 +10,9 @@ from optim_bench.workloads import Array
 CHUNK = 32
 # At most so many examples in one evaluation call.
 EVALUATION_SLICE = 2000
+# What no parameter's shape says about the transformer.
+HEADS = 4
+NORM_EPS = 1e-5
 
 
 class Session(Protocol):

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from optim_bench.train._session import HEADS, NORM_EPS
+
 
 class MLP(nn.Module):
     """Fc1, fc2, … with ReLU between them."""
@@ -42,9 +44,50 @@ class CNN(nn.Module):
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
+class Block(nn.Module):
+    """A pre-norm transformer block without biases."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(width, eps=NORM_EPS)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm2 = nn.RMSNorm(width, eps=NORM_EPS)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, length, 3, HEADS, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class Transformer(nn.Module):
+    """A pre-norm transformer with learned positions and a separate head."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        (symbols, width), (context, _) = shapes["token.weight"], shapes["position.weight"]
+        self.token = nn.Embedding(symbols, width)
+        self.position = nn.Embedding(context, width)
+        layers = sum(name.endswith(".qkv.weight") for name in shapes)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.head = nn.Linear(width, symbols, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(x.shape[-1], device=x.device)
+        x = self.token(x) + self.position(places)
+        return self.head(self.norm(self.blocks(x)))
+
+
 MODELS: Mapping[str, Callable[[Mapping[str, tuple[int, ...]]], nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
+    "transformer": Transformer,
 }
 
 

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -233,5 +232,23 @@ def _metrics(workload: Workload, log: _Log, status: str) -> Mapping[str, float |
     names = (*(f"{split}_loss" for split in workloads.SPLITS), *workload.metrics)
     if status != "ok":
         return dict.fromkeys(names)
-    judged: list[dict[str, Any]] = [entry for entry in log.judged if "test_loss" in entry]
-    return {name: float(np.mean([entry[name] for entry in judged])) for name in names}
+    judged = [entry for entry in log.judged if "test_loss" in entry]
+    derived = {"test_bits_per_character", "plasticity_slope"}
+    metrics = {
+        name: float(np.mean([entry[name] for entry in judged]))
+        for name in names
+        if name not in derived
+    }
+    if "test_bits_per_character" in names:
+        metrics["test_bits_per_character"] = metrics["test_loss"] / math.log(2)
+    if "plasticity_slope" in names:
+        metrics["plasticity_slope"] = _slope(log)
+    return metrics
+
+
+def _slope(log: _Log) -> float:
+    """Return the least-squares slope of ln(val loss) per evaluation: above 0, learning decays."""
+    losses = np.log(np.maximum(np.array(log.val_loss, np.float64), 1e-12))
+    if len(losses) < 2:
+        return 0.0
+    return float(np.polyfit(np.arange(len(losses)), losses, 1)[0])

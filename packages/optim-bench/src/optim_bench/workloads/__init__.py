@@ -5,10 +5,23 @@ from types import MappingProxyType
 
 from optim_bench.workloads._diamonds import DIAMONDS_MLP
 from optim_bench.workloads._digits import DIGITS_CNN
+from optim_bench.workloads._digits_mlp import DIGITS_NOISY, PERMUTED_DIGITS
+from optim_bench.workloads._patches import PATCHES_DENOISE
+from optim_bench.workloads._shakespeare import SHAKESPEARE_CHAR
 from optim_bench.workloads._workload import SPLITS, TIERS, Array, Target, Task, Workload
 
 WORKLOADS: Mapping[str, Workload] = MappingProxyType(
-    {workload.name: workload for workload in (DIGITS_CNN, DIAMONDS_MLP)}
+    {
+        workload.name: workload
+        for workload in (
+            DIGITS_CNN,
+            DIAMONDS_MLP,
+            SHAKESPEARE_CHAR,
+            PATCHES_DENOISE,
+            PERMUTED_DIGITS,
+            DIGITS_NOISY,
+        )
+    }
 )
 
 __all__ = ["SPLITS", "TIERS", "WORKLOADS", "Array", "Target", "Task", "Workload", "get"]
