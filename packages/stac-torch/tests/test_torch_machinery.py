@@ -482,7 +482,6 @@ class TestSTACInTorch(TestCase):
         """A state dict from before an option existed takes the option's default."""
         for flag in (
             "foreach",
-            "fused",
             "capturable",
             "maximize",
             "stochastic_rounding",

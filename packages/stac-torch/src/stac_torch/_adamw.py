@@ -1,9 +1,8 @@
 """The AdamW section: torch's own AdamW, called on this section's tensors.
 
 Nothing is reimplemented: ``last_n_layers`` of all layers is ``torch.optim.AdamW`` bit for bit, with
-its loop, foreach, fused and capturable forms. This module adds what torch's function lacks: moments
-in another dtype than the parameter's, a skip flag on the device outside the fused form, and
-stochastic rounding.
+its loop, foreach and capturable forms. This module adds what torch's function lacks: moments in
+another dtype than the parameter's, a skip flag on the device, and stochastic rounding.
 """
 
 from dataclasses import dataclass, field
@@ -92,21 +91,16 @@ def adamw_step_(
 def _torch_step_(
     tensors: AdamWTensors, *, skip: Tensor | None, grad_scale: Tensor | None, **options: Any
 ) -> None:
-    fused = bool(options.get("fused"))
-    if fused:
-        found_inf = None if skip is None else skip.to(torch.float32)
-        _call(tensors, found_inf=found_inf, grad_scale=grad_scale, **options)
-        return
     if grad_scale is not None:
         tensors = AdamWTensors(
             **{**vars(tensors), "grads": [g / grad_scale for g in tensors.grads]}
         )
     if skip is None:
-        _call(tensors, found_inf=None, grad_scale=None, **options)
+        _call(tensors, **options)
         return
     changed = [*tensors.params, *tensors.moments(), *tensors.steps]
     before = [t.clone() for t in changed]
-    _call(tensors, found_inf=None, grad_scale=None, **options)
+    _call(tensors, **options)
     for now, old in zip(changed, before, strict=True):
         now.copy_(torch.where(skip.to(now.device), old, now))
 

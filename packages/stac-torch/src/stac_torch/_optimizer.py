@@ -385,7 +385,7 @@ class STAC(Optimizer):
 
     def _stays_on_device(self) -> bool:
         return torch.compiler.is_compiling() or any(
-            group["capturable"] or group["fused"] for group in self.param_groups
+            group["capturable"] for group in self.param_groups
         )
 
     def state_dict(self) -> dict[str, Any]:

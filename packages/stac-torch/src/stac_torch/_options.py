@@ -26,7 +26,6 @@ GROUP_DEFAULTS: Mapping[str, Any] = {
     "stochastic_rounding": False,
     "rounding_seed": 0,
     "foreach": None,
-    "fused": None,
     "capturable": False,
     "stac_format": FORMAT,
 }
@@ -104,15 +103,14 @@ def check_flags(group: Mapping[str, Any]) -> None:
         if not isinstance(group[key], bool):
             msg = f"{key} must be True or False, got {group[key]!r}"
             raise TypeError(msg)
-    for key in ("foreach", "fused"):
-        if group[key] not in (None, True, False):
-            msg = f"{key} must be None, True or False, got {group[key]!r}"
-            raise TypeError(msg)
+    if group["foreach"] not in (None, True, False):
+        msg = f"foreach must be None, True or False, got {group['foreach']!r}"
+        raise TypeError(msg)
     if isinstance(group["rounding_seed"], bool) or not isinstance(group["rounding_seed"], int):
         msg = f"rounding_seed must be an integer, got {group['rounding_seed']!r}"
         raise TypeError(msg)
-    if group["foreach"] and group["fused"]:
-        msg = "foreach and fused cannot be True together: choose one"
+    if group.get("fused"):
+        msg = "fused=True is not available: use foreach=True, or torch.compile of the step"
         raise ValueError(msg)
     tensor_lr = isinstance(group["lr"], Tensor)
     if tensor_lr and group["foreach"] and not group["capturable"] and group["role"] == "adamw":

@@ -144,7 +144,6 @@ def adamw_section_(
         skip=flags.skip,
         grad_scale=flags.grad_scale,
         foreach=group["foreach"],
-        fused=group["fused"],
         capturable=group["capturable"],
         amsgrad=group["amsgrad"],
         beta1=beta1,

@@ -26,8 +26,7 @@ def new_state(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     if group["role"] == "adamw" or rounds_stochastically(group, parameter):
         # A counter on the host costs no launch; a graph needs it on the device.
-        on_device = group["capturable"] or group["fused"]
-        device = local(parameter).device if on_device else "cpu"
+        device = local(parameter).device if group["capturable"] else "cpu"
         state["step"] = torch.zeros((), dtype=torch.float32, device=device)
     if group["role"] == "sign":
         if group["sign_momentum"] != 0:

@@ -165,10 +165,9 @@ def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) ->
         key: Its key.
         value: The state; ``step`` may be a number.
         parameter: Its parameter.
-        group: The loaded group: a counter lives on the device in capturable and fused groups.
+        group: The loaded group: a counter lives on the device in capturable groups.
     """
     if key == "step":
-        on_device = group["capturable"] or group["fused"]
-        device = parameter.device if on_device else "cpu"
+        device = parameter.device if group["capturable"] else "cpu"
         return torch.as_tensor(value, dtype=torch.float32).to(device)
     return value.to(parameter.device) if isinstance(value, Tensor) else value
