@@ -9,9 +9,10 @@ import numpy as np
 
 from optim_checkpoint._collect import settle
 from optim_checkpoint._errors import shown
+from optim_checkpoint._paths import Path, text
 from optim_checkpoint.jax._leaves import Pending, is_key
 from optim_checkpoint.jax._sections import SavedLeaf, SavedTree
-from optim_checkpoint.jax._tree import Path, leaves, structure, text
+from optim_checkpoint.jax._tree import leaves, structure
 
 
 def match(what: str, saved: SavedTree, template: Any, differences: list[str]) -> Callable[[], Any]:

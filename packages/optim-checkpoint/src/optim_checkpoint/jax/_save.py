@@ -19,6 +19,7 @@ from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_object
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint._typed import encode
+from optim_checkpoint.jax._from_torch import params_tree, state_tree
 from optim_checkpoint.jax._leaves import array_leaf, decode_leaf, pending_leaf, settle_jax
 from optim_checkpoint.jax._match import match
 from optim_checkpoint.jax._sections import decode_tree, encode_params, encode_state
@@ -115,7 +116,7 @@ class Restored:
 
 def _read(generation: Generation, templates: dict[str, Any]) -> dict[str, Any]:
     framework = generation.manifest.framework.get("name")
-    if framework != "jax":
+    if framework not in ("jax", "torch"):
         raise IncompatibleCheckpointError([f"it was saved by {shown(framework)}, not by jax"])
     sections = generation.manifest.sections
     stagings: list[Staging] = []
@@ -132,7 +133,13 @@ def _read(generation: Generation, templates: dict[str, Any]) -> dict[str, Any]:
             continue
         staging = Staging.of(generation, part)
         stagings.append(staging)
-        saved = decode_tree(sections[name], staging)
+        if framework == "jax":
+            saved = decode_tree(sections[name], staging)
+        elif what == "params":
+            saved = params_tree(sections[name], templates[what], staging, differences)
+        else:
+            number = generation.name.step
+            saved = state_tree(sections[name], templates[what], number, staging, differences)
         makers[what] = match(what, saved, templates[what], differences)
     train = as_object(sections.get("train"))
     if train is None:
@@ -142,7 +149,7 @@ def _read(generation: Generation, templates: dict[str, Any]) -> dict[str, Any]:
     loose = {
         name: decode_leaf(train[name], staging, pending_leaf(staging))
         for name in ("rng", "extra")
-        if name in train
+        if name in train and framework == "jax"
     }
     if differences:
         raise IncompatibleCheckpointError(differences)
@@ -159,6 +166,10 @@ def restore(
     The templates decide tree structure, classes, dtypes, shapes and placement: an array goes where
     the template's is sharded. They may be the freshly initialised trees or the result of
     `jax.eval_shape`; their values are not used. Packed statistics go to their parameters by name.
+
+    A checkpoint of PyTorch is read too, where the parameters have the same dotted names and shapes
+    and the optimizers are a pair (AdamW, sign momentum, SGD with momentum); its `extra` and its
+    generators are not.
 
     Args:
         path: The folder of the run.

@@ -12,17 +12,10 @@ from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateErr
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._names import join
 from optim_checkpoint._numpy import AnyArray, bytes_of, dtype_name
+from optim_checkpoint._paths import Path, from_json, text, to_json
 from optim_checkpoint._typed import Typed
 from optim_checkpoint.jax._leaves import decode_leaf, encode_leaf, pending_leaf
-from optim_checkpoint.jax._tree import (
-    Path,
-    from_json,
-    leaves,
-    split,
-    structure,
-    text,
-    to_json,
-)
+from optim_checkpoint.jax._tree import leaves, split, structure
 
 
 def encode_params(params: Any, collector: Collector) -> Typed:

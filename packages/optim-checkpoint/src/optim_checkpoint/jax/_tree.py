@@ -1,8 +1,4 @@
-"""Pytrees as tables of paths.
-
-A path is a tuple of (kind, text) pairs. The kind keeps apart what prints alike, such as the dict
-key ``"0"`` and the list index 0, so that a path names one leaf and no other.
-"""
+"""Pytrees as tables of paths."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,12 +6,8 @@ from typing import Any
 
 import jax
 
-from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
-from optim_checkpoint._json import as_array
-from optim_checkpoint._names import join
-
-Path = tuple[tuple[str, str], ...]
-_KINDS = {"key", "int", "idx", "attr", "flat"}
+from optim_checkpoint._errors import UnsupportedStateError
+from optim_checkpoint._paths import Path
 
 
 def _component(entry: Any, where: str) -> tuple[str, str]:
@@ -40,31 +32,10 @@ def path_of(entries: Iterable[Any], where: str) -> Path:
     return tuple(_component(entry, where) for entry in entries)
 
 
-def text(path: Path) -> str:
-    """Return a path for people: its components joined by dots, ``~`` for the root."""
-    return join(component for _, component in path) or "~"
-
-
 def leaves(tree: Any, where: str) -> list[tuple[Path, Any]]:
     """Return every leaf with its path, in the order of ``jax.tree.leaves``."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(path_of(entries, where), leaf) for entries, leaf in flat]
-
-
-def to_json(path: Path) -> list[list[str]]:
-    """Return a path as JSON."""
-    return [list(component) for component in path]
-
-
-def from_json(value: object, file: str) -> Path:
-    """Read what `to_json` wrote."""
-    path: list[tuple[str, str]] = []
-    for item in as_array(value) or []:
-        pair = as_array(item) or []
-        if len(pair) != 2 or pair[0] not in _KINDS or not isinstance(pair[1], str):
-            raise CorruptCheckpointError(file, f"{shown(value)} is not a path")
-        path.append((str(pair[0]), pair[1]))
-    return tuple(path)
 
 
 @dataclass

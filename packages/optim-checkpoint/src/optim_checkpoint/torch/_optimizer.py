@@ -84,7 +84,8 @@ def encode_optimizer(
             continue
         name = by_id[number]
         state.append({"param": name, "slots": _encode_slots(slots, name, collector)})
-    rest = {key: value for key, value in dumped.items() if key not in ("state", "param_groups")}
+    known = {"state", "param_groups", *_STRUCTURAL}
+    rest = {key: value for key, value in dumped.items() if key not in known}
     general = tensor_leaf(collector, "global.")
     return {
         "kind": kind(optimizer),
@@ -260,7 +261,10 @@ class OptimizerPlan:
             if "param_names" in group:
                 dumped["param_names"] = list(group["param_names"])
             groups.append(dumped)
-        optimizer.load_state_dict({**self.saved.rest, "state": state, "param_groups": groups})
+        # Lists of names beside the groups describe the live order, not the saved one.
+        names = {k: v for k, v in optimizer.state_dict().items() if k in _STRUCTURAL}
+        rest = {**self.saved.rest, **names}
+        optimizer.load_state_dict({**rest, "state": state, "param_groups": groups})
         for parameter, slots in by_param:
             if parameter in optimizer.state:
                 optimizer.state[parameter] = _keep_dtypes(slots, optimizer.state[parameter])

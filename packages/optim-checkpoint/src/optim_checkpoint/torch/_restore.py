@@ -20,6 +20,7 @@ from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint.torch import _rng
+from optim_checkpoint.torch._from_jax import convert_optimizer, model_entries, settle_steps
 from optim_checkpoint.torch._names import (
     model_state,
     name_differences,
@@ -129,7 +130,10 @@ def _plan_model(
 ) -> dict[str, Any]:
     file = staging.staging.file
     typed: dict[str, object] = {}
-    for item in as_array(_section(generation, "model")) or []:
+    section = _section(generation, "model")
+    if generation.manifest.framework.get("name") == "jax":
+        section = model_entries(section, staging)
+    for item in as_array(section) or []:
         pair = as_array(item) or []
         name = pair[0] if len(pair) == 2 else None
         if not isinstance(name, str) or name in typed:
@@ -185,14 +189,21 @@ def _read(generation: Generation, target: _Target) -> _Plan:
     }
     differences: list[str] = []
     framework = generation.manifest.framework.get("name")
-    if framework != "torch":
+    if framework not in ("torch", "jax"):
         raise IncompatibleCheckpointError([f"it was saved by {shown(framework)}, not by torch"])
+    steps: list[tuple[dict[str, Any], torch.Tensor]] = []
     model: dict[str, Any] = {}
     if target.model is not None:
         model = _plan_model(generation, target.model, staged["model"], differences)
     plan = None
     if target.optimizer is not None:
-        saved = decode_optimizer(_section(generation, "optimizer"), staged["optim"])
+        section = _section(generation, "optimizer")
+        if framework == "torch":
+            saved = decode_optimizer(section, staged["optim"])
+        else:
+            saved, steps = convert_optimizer(
+                section, target.optimizer, target.model, staged["optim"], differences
+            )
         plan = plan_optimizer(target.optimizer, target.model, saved)
         differences += plan.differences
     fields = as_object(_section(generation, "train"))
@@ -201,7 +212,7 @@ def _read(generation: Generation, target: _Target) -> _Plan:
     train: dict[str, Any] = {}
     for name in ("scheduler", "scaler", "extra", "rng"):
         wanted = getattr(target, name, True)
-        if name in fields and wanted is not None and wanted is not False:
+        if framework == "torch" and name in fields and wanted not in (None, False):
             train[name] = staged["train"].decode(fields[name])
     if plan is not None and "scheduler" in train and not differences:
         train["scheduler"] = regroup(train["scheduler"], plan.origins, len(plan.saved.groups))
@@ -215,6 +226,7 @@ def _read(generation: Generation, target: _Target) -> _Plan:
     if differences:
         raise IncompatibleCheckpointError(differences)
     read_staged(generation, *(item.staging for item in staged.values()))
+    settle_steps(steps)
     train = {name: settle(value) for name, value in train.items()}
     return _Plan(target, model, plan, train)
 
@@ -235,6 +247,10 @@ def restore(
     hyperparameters are compared with what is live; only then does anything change. The values are
     copied into the model's own tensors; an optimizer's state is matched by parameter name and keeps
     its saved dtypes.
+
+    A checkpoint of JAX is read too, where the parameters have the same dotted names and shapes and
+    the optimizers are a pair (AdamW, sign momentum, SGD with momentum); hyperparameters stay the
+    live ones, and its `extra` and its keys are not read.
 
     Args:
         path: The folder of the run.

@@ -1,0 +1,137 @@
+"""Reading a torch checkpoint into JAX templates, by name."""
+
+from typing import Any
+
+import numpy as np
+
+from optim_checkpoint._collect import Staging
+from optim_checkpoint._convert import MAX_STEP, SCHEDULE, row_of
+from optim_checkpoint._errors import (
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    shown,
+)
+from optim_checkpoint._json import as_array, as_object
+from optim_checkpoint._numpy import AnyArray
+from optim_checkpoint._paths import Path, text
+from optim_checkpoint.jax._leaves import Pending
+from optim_checkpoint.jax._sections import SavedLeaf, SavedTree
+from optim_checkpoint.jax._tree import leaves, structure
+
+
+class PendingCount(Pending):
+    """An int32 count of steps made of the steps that torch keeps per parameter."""
+
+    def __init__(self, steps: list[AnyArray | int], where: str) -> None:
+        super().__init__(np.zeros((), np.int32))
+        self._steps = steps
+        self._where = where
+
+    def value(self, template: Any = None) -> Any:
+        """Return the count, now that the steps are read."""
+        counts = {float(np.asarray(step)) for step in self._steps}
+        if len(counts) != 1 or not all(c.is_integer() and 0 <= c < MAX_STEP for c in counts):
+            found = shown(sorted(counts)[:5])
+            difference = f"{self._where} is one count of at most 2**24, the checkpoint has {found}"
+            raise IncompatibleCheckpointError([difference])
+        self.array = np.array(counts.pop(), np.int32)
+        return super().value(template)
+
+
+def params_tree(
+    section: object, template: Any, staging: Staging, differences: list[str]
+) -> SavedTree:
+    """Present the model section of a torch checkpoint as a tree with the template's paths."""
+    keys: dict[str, object] = {}
+    for item in as_array(section) or []:
+        pair = as_array(item) or []
+        value = as_object(pair[1]) if len(pair) == 2 else None
+        if value is None or not isinstance(pair[0], str):
+            raise CorruptCheckpointError(staging.file, f"{shown(item)} is not a model entry")
+        keys[pair[0]] = value.get("tensor")
+    table: dict[Path, SavedLeaf] = {}
+    for path, _ in leaves(template, "params"):
+        key = keys.pop(text(path), None)
+        if key is not None:
+            table[path] = SavedLeaf(Pending(staging.array(key)))
+    differences += [f"params has no leaf {name}, the checkpoint has" for name in sorted(keys)]
+    return SavedTree(table, {})
+
+
+def state_tree(
+    section: object, template: Any, step: int, staging: Staging, differences: list[str]
+) -> SavedTree:
+    """Present the optimizer section of a torch checkpoint as an optax state.
+
+    Args:
+        section: The section.
+        template: The optax state to fill.
+        step: The checkpoint's step, for counts that torch does not keep.
+        staging: The optimizer part.
+        differences: Receives what has no counterpart.
+    """
+    fields = as_object(section) or {}
+    kind = str(fields.get("kind"))
+    state = _slots(fields, staging)
+    unused = {(param, slot) for param, slots in state.items() for slot in slots} - {
+        (param, "step") for param in state
+    }
+    nodes = structure(template, "opt_state").nodes
+    table: dict[Path, SavedLeaf] = {}
+    members: dict[Path, list[str]] = {}
+    rows = leaves(template, "opt_state")
+    for path, _ in rows:
+        cut = _owner(path, nodes)
+        row = None if cut is None else row_of(nodes[cut], kind)
+        if cut is None or row is None or path[len(cut)][1] not in row.slots:
+            continue
+        slot, param = row.slots[path[len(cut)][1]], text(path[len(cut) + 1 :])
+        members.setdefault(cut, []).append(param)
+        if slot in state.get(param, {}):
+            unused.discard((param, slot))
+            table[path] = SavedLeaf(Pending(staging.array(state[param][slot])))
+    for path, _ in rows:
+        cut = _owner(path, nodes)
+        if path in table or cut is None or path[len(cut)][1] != "count":
+            continue
+        row = row_of(nodes[cut], kind)
+        if row is None and nodes[cut] != SCHEDULE:
+            continue
+        owners = members.get(cut, []) if row is not None and row.step else list(state)
+        found = [state[name]["step"] for name in owners if "step" in state.get(name, {})]
+        steps = [value if isinstance(value, int) else staging.array(value) for value in found]
+        table[path] = SavedLeaf(PendingCount(steps or [step], f"opt_state {text(path)}"))
+    differences += [
+        f"{slot} of {param} in {kind} has no counterpart in opt_state"
+        for param, slot in sorted(unused)
+    ]
+    return SavedTree(table, {})
+
+
+def _owner(path: Path, nodes: dict[Path, str]) -> Path | None:
+    for end in range(len(path) - 1, -1, -1):
+        if path[:end] in nodes:
+            return path[:end]
+    return None
+
+
+def _slots(fields: dict[str, object], staging: Staging) -> dict[str, dict[str, Any]]:
+    """Return tensor keys and integers by parameter and slot."""
+    result: dict[str, dict[str, Any]] = {}
+    for item in as_array(fields.get("state")) or []:
+        entry = as_object(item) or {}
+        pairs = as_array((as_object(entry.get("slots")) or {}).get("dict"))
+        if pairs is None:
+            raise CorruptCheckpointError(staging.file, f"{shown(item)} is not a parameter's state")
+        slots: dict[str, Any] = {}
+        for pair in pairs:
+            both = as_array(pair) or [None, None]
+            name, value = as_object(both[0]) or {}, as_object(both[1]) or {}
+            if "tensor" in value:
+                slots[str(name.get("str"))] = value["tensor"]
+            elif "int" in value and str(value["int"]).isdecimal():
+                slots[str(name.get("str"))] = int(str(value["int"]))
+            elif value.get("none") != 1:
+                slots[str(name.get("str"))] = None
+        result[str(entry.get("param"))] = slots
+    return result

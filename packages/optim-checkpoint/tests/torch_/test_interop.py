@@ -1,0 +1,42 @@
+"""Torch's own tools read the files without knowing of this package."""
+
+import optim_checkpoint as oc
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from optim_checkpoint import torch as ckpt
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_the_hugging_face_reader_of_dcp_loads_the_optimizer_folder(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    path = ckpt.save(tmp_path, 1, model=model, optimizer=optimizer)
+    state = {
+        f"state.{name}.{slot}": torch.full_like(value, 7)
+        for name, parameter in model.named_parameters()
+        for slot, value in optimizer.state[parameter].items()
+    }
+    reader = dcp.HuggingFaceStorageReader(str(path / "optim"))
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    for name, parameter in model.named_parameters():
+        for slot, value in optimizer.state[parameter].items():
+            assert torch.equal(state[f"state.{name}.{slot}"], value)
+
+
+def test_a_sharded_tensor_is_refused_with_its_name(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        tensor = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+        with pytest.raises(oc.UnsupportedStateError, match=r"^extra\['t'\]: a DTensor is a tensor"):
+            ckpt.save(tmp_path / "run", 1, extra={"t": tensor})
+    finally:
+        dist.destroy_process_group()
