@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,12 @@ def test_failures_show_their_values(tmp_path):
     done = run(tmp_path, "-k", "declares")
     assert done.returncode == 1
     assert "assert not ['teleport']" in done.stdout
+
+
+def test_the_adapter_of_the_readme_passes(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    block = readme.split("```python\n")[1].split("```")[0]
+    (tmp_path / "test_readme.py").write_text(block)
+    done = run(tmp_path, "-q", "-W", "error")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

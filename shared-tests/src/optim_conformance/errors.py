@@ -47,7 +47,7 @@ _NEGATIVE = (-0.25, NAN, INF)
 
 _TABLE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "stam": {
-        "learning_rate": (-0.25, NAN),
+        "learning_rate": (-0.25, 0.0, NAN, INF),
         "b1_base": _OPEN,
         "b2": _OPEN,
         "tau_decay": _OPEN,
@@ -61,7 +61,7 @@ _TABLE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "stat_sample": (0, -3),
     },
     "stam_lite": {
-        "learning_rate": (-0.25, NAN),
+        "learning_rate": (-0.25, 0.0, NAN, INF),
         "b1_base": _OPEN,
         "moment_decay": _OPEN,
         "eps": _NEGATIVE,

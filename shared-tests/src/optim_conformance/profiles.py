@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
+from hypothesis.errors import InvalidArgument
 
 NIGHTLY = "nightly"
 
@@ -21,10 +22,18 @@ def register() -> None:
 
 def activate() -> None:
     """Register both and load `ci`, unless this session has chosen another profile."""
-    chosen = settings.get_current_profile_name()
+    chosen = settings.default is not settings.get_profile("default") and not _is_builtin_ci()
     register()
-    if chosen in ("default", "ci"):
+    if not chosen:
         settings.load_profile("ci")
+
+
+def _is_builtin_ci() -> bool:
+    """Tell whether the profile is the one that hypothesis chooses itself on a build machine."""
+    try:
+        return settings.default is settings.get_profile("ci")
+    except InvalidArgument:
+        return False
 
 
 def few(test: Callable[..., Any]) -> Callable[..., Any]:

@@ -44,6 +44,8 @@ def _allowed(opt: str, name: str, value: Any) -> str | None:
         return None if value in _CHOICES[name] else f"one of {_CHOICES[name]}"
     if name == "b2" and opt in ("stac", "adamw"):
         return None if 0 <= value < 1 else "in [0, 1)"
+    if name == "learning_rate" and opt in ("stam", "stam_lite"):
+        return None if 0 < value < math.inf else "finite and above 0"
     if name in _OPEN:
         return None if 0 < value < 1 else "strictly between 0 and 1"
     if name in _HALF_OPEN:
