@@ -84,7 +84,7 @@ def test_a_broken_plugin_is_reported_and_stops_nothing(plugin, target, problem):
 
     assert discover().problems["broken"].startswith(problem)
     assert resolve("adamw", "torch").title == "AdamW"
-    with pytest.raises(ValueError, match="no torch optimizer named 'heavy'.*; plugin broken: "):
+    with pytest.raises(ValueError, match=r"no torch optimizer named 'heavy'.*; plugin broken: "):
         resolve("heavy", "torch")
 
 

@@ -16,6 +16,11 @@ RATES = {
     "patches-denoise": 0.1,
     "permuted-digits": 0.05,
     "digits-noisy": 0.02,
+    "shifted-mlp": 0.02,
+    "shifted-mlp-b8": 0.02,
+    "shifted-mlp-b4": 0.02,
+    "rosenbrock": 1e-4,
+    "ill-conditioned-quadratic": 0.1,
 }
 
 

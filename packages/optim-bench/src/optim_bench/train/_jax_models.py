@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optim_bench.train._session import HEADS, NORM_EPS
+from optim_bench.workloads import curvature
 
 Params = Mapping[str, jax.Array]
 
@@ -74,10 +75,24 @@ def transformer(params: Params, tokens: jax.Array) -> jax.Array:
     return rms_norm(x, params["norm.weight"]) @ params["head.weight"].T
 
 
+def rosenbrock(params: Params, noise: jax.Array) -> jax.Array:
+    """Return (1-x)^2 + 100 (y-x^2)^2 plus the linear noise, one value per row of noise."""
+    x, y = params["point.weight"]
+    return (1 - x) ** 2 + 100 * (y - x**2) ** 2 + noise @ params["point.weight"]
+
+
+def quadratic(params: Params, noise: jax.Array) -> jax.Array:
+    """Return p^T H p / 2 plus the linear noise, one value per row of noise."""
+    point = params["point.weight"]
+    return point @ curvature() @ point / 2 + noise @ point
+
+
 MODELS: Mapping[str, Callable[[Params, jax.Array], jax.Array]] = {
     "mlp": mlp,
     "cnn": cnn,
     "transformer": transformer,
+    "rosenbrock": rosenbrock,
+    "quadratic": quadratic,
 }
 
 
@@ -92,9 +107,15 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.square(outputs - targets).mean()
 
 
+def objective(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the mean of outputs that are losses already; there are no targets."""
+    return outputs.mean()
+
+
 LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "cross_entropy": cross_entropy,
     "squared_error": squared_error,
+    "objective": objective,
 }
 
 

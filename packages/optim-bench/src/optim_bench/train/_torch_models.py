@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from optim_bench.train._session import HEADS, NORM_EPS
+from optim_bench.workloads import curvature
 
 
 class MLP(nn.Module):
@@ -84,10 +85,50 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
+class Point(nn.Module):
+    """A bare parameter vector, so that it has a module to belong to."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dimensions))
+
+    def forward(self) -> torch.Tensor:
+        return self.weight
+
+
+class Rosenbrock(nn.Module):
+    """(1-x)^2 + 100 (y-x^2)^2 plus the linear noise, one value per row of noise."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.point = Point(*shapes["point.weight"])
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        x, y = point = self.point()
+        return (1 - x) ** 2 + 100 * (y - x**2) ** 2 + noise @ point
+
+
+class Quadratic(nn.Module):
+    """p^T H p / 2 plus the linear noise, one value per row of noise."""
+
+    curvature: torch.Tensor
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.point = Point(*shapes["point.weight"])
+        self.register_buffer("curvature", torch.tensor(curvature()), persistent=False)
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        point = self.point()
+        return point @ self.curvature @ point / 2 + noise @ point
+
+
 MODELS: Mapping[str, Callable[[Mapping[str, tuple[int, ...]]], nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
     "transformer": Transformer,
+    "rosenbrock": Rosenbrock,
+    "quadratic": Quadratic,
 }
 
 
@@ -107,9 +148,15 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten().long())
 
 
+def objective(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean of outputs that are losses already; there are no targets."""
+    return outputs.mean()
+
+
 LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "cross_entropy": cross_entropy,
     "squared_error": F.mse_loss,
+    "objective": objective,
 }
 
 

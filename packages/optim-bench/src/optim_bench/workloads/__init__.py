@@ -8,6 +8,14 @@ from optim_bench.workloads._digits import DIGITS_CNN
 from optim_bench.workloads._digits_mlp import DIGITS_NOISY, PERMUTED_DIGITS
 from optim_bench.workloads._patches import PATCHES_DENOISE
 from optim_bench.workloads._shakespeare import SHAKESPEARE_CHAR
+from optim_bench.workloads._synthetic import (
+    ILL_CONDITIONED_QUADRATIC,
+    ROSENBROCK,
+    SHIFTED_MLP,
+    SHIFTED_MLP_B4,
+    SHIFTED_MLP_B8,
+    curvature,
+)
 from optim_bench.workloads._workload import SPLITS, TIERS, Array, Target, Task, Workload
 
 WORKLOADS: Mapping[str, Workload] = MappingProxyType(
@@ -20,11 +28,26 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
             PATCHES_DENOISE,
             PERMUTED_DIGITS,
             DIGITS_NOISY,
+            SHIFTED_MLP,
+            SHIFTED_MLP_B8,
+            SHIFTED_MLP_B4,
+            ROSENBROCK,
+            ILL_CONDITIONED_QUADRATIC,
         )
     }
 )
 
-__all__ = ["SPLITS", "TIERS", "WORKLOADS", "Array", "Target", "Task", "Workload", "get"]
+__all__ = [
+    "SPLITS",
+    "TIERS",
+    "WORKLOADS",
+    "Array",
+    "Target",
+    "Task",
+    "Workload",
+    "curvature",
+    "get",
+]
 
 
 def get(name: str) -> Workload:

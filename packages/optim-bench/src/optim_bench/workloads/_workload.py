@@ -59,7 +59,7 @@ class Workload:
         kind: `"real"` data or `"synthetic"`; a synthetic workload stays out of every aggregate.
         model: name of the model in `optim_bench.train`.
         loss: `"cross_entropy"`, `"squared_error"` or `"objective"` (the model's output is the
-            loss).
+            loss, and there are no examples).
         metrics: what a run reports beside `train_loss`, `val_loss` and `test_loss`.
         steps: the horizon for each tier.
         batch: examples per step.
