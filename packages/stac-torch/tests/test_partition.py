@@ -228,3 +228,10 @@ def test_nothing_to_train():
 def test_not_a_model():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
         partition_trainable_layers([])
+
+
+def test_groups_that_others_replaced_have_made_up_names():
+    optimizer = STAC(mlp())
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][:2]
+    assert optimizer.partition.sign_parameter_names == ("<group 0>.0", "<group 0>.1")
+    assert optimizer.partition.adamw_parameter_names == ("4.weight", "4.bias")

@@ -6,6 +6,7 @@ from stam_core import STACRole
 from torch import Tensor, nn
 
 from stac_torch._nonfinite import POLICIES, Policy
+from stac_torch._options import check_hyperparameters
 from stac_torch._partition import clean_name
 
 
@@ -49,6 +50,20 @@ def split_names(params: list[Any]) -> tuple[list[Any], tuple[str, ...] | None]:
     return [parameter for _, parameter in named], tuple(clean_name(name) for name, _ in named)
 
 
+def section_decay(shared: float, sign: float | None, adamw: float | None) -> dict[STACRole, float]:
+    """Return the weight decay of each section.
+
+    Raises:
+        ValueError: One is out of range.
+        TypeError: One is not a number.
+    """
+    check_hyperparameters(weight_decay=shared, sign_weight_decay=sign, adamw_weight_decay=adamw)
+    return {
+        "sign": shared if sign is None else sign,
+        "adamw": shared if adamw is None else adamw,
+    }
+
+
 def refuse_partition_options(options: dict[str, Any]) -> None:
     """Raise if an option that chooses sections was given where every parameter has one already.
 
@@ -56,17 +71,13 @@ def refuse_partition_options(options: dict[str, Any]) -> None:
         ValueError: One was.
     """
     for name, value in options.items():
-        if value is not None and value is not False and len_or_one(value):
+        empty = isinstance(value, (list, tuple)) and not value
+        if value is not None and value is not False and not empty:
             msg = (
                 f"{name}={value!r} partitions a model, got parameters that have a role: pass the "
                 "model, or param_groups(model, ...)"
             )
             raise ValueError(msg)
-
-
-def len_or_one(value: Any) -> int:
-    """Return the length of a sequence, 1 for anything else."""
-    return len(value) if isinstance(value, (list, tuple)) else 1
 
 
 def nonfinite_policy(nonfinite: Policy, *, error_if_nonfinite: bool, capturable: bool) -> Policy:

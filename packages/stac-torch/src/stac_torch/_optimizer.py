@@ -12,18 +12,19 @@ from stac_torch._arguments import (
     materialized,
     nonfinite_policy,
     refuse_partition_options,
+    section_decay,
     skip_limit,
     split_names,
 )
 from stac_torch._groups import find_partition, groups_of
 from stac_torch._nonfinite import NonfiniteGuard, Policy
-from stac_torch._options import GROUP_DEFAULTS, check_hyperparameters, checked_group, complete
+from stac_torch._options import GROUP_DEFAULTS, checked_group, complete
 from stac_torch._partition import (
     ModuleSelector,
     SharedOwner,
     STACPartition,
-    gathered_layers,
-    layer_name,
+    live_partition,
+    names_of,
 )
 from stac_torch._report import Tally, int8_saturation, table
 from stac_torch._sections import Flags, GroupLists, adamw_section_, fill_lists, sign_section_
@@ -141,24 +142,11 @@ class STAC(Optimizer):
         if differentiable:
             msg = "differentiable=True is refused: the sign has no gradient, use torch.optim.AdamW"
             raise ValueError(msg)
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            msg = "Tensor lr must be 1-element"
-            raise ValueError(msg)
         policy = nonfinite_policy(
             nonfinite, error_if_nonfinite=error_if_nonfinite, capturable=capturable
         )
         self._guard = NonfiniteGuard(policy, skip_limit(max_consecutive_nonfinite), nonfinite_group)
-        for name, value in (
-            ("weight_decay", weight_decay),
-            ("sign_weight_decay", sign_weight_decay),
-            ("adamw_weight_decay", adamw_weight_decay),
-        ):
-            if value is not None:
-                check_hyperparameters(**{name: value})
-        self._decay: dict[STACRole, float] = {
-            "sign": weight_decay if sign_weight_decay is None else sign_weight_decay,
-            "adamw": weight_decay if adamw_weight_decay is None else adamw_weight_decay,
-        }
+        self._decay = section_decay(weight_decay, sign_weight_decay, adamw_weight_decay)
         self._track_diagnostics = track_diagnostics
         self._tally: Tally | None = None
         self._names: list[tuple[str, ...] | None] = []
@@ -250,23 +238,7 @@ class STAC(Optimizer):
 
         Parameters without names form one layer per group, ``"<group 0>"`` and so on.
         """
-        sections: dict[str, list[tuple[str, str, Tensor]]] = {"sign": [], "adamw": []}
-        for index, group in enumerate(self.param_groups):
-            for name, parameter in zip(self._names_of(index), group["params"], strict=True):
-                layer = f"<group {index}>" if self._names[index] is None else layer_name(name)
-                sections[group["role"]].append((layer, name, parameter))
-        return STACPartition(
-            gathered_layers(sections["sign"], self._layers),
-            gathered_layers(sections["adamw"], self._layers),
-        )
-
-    def _names_of(self, index: int) -> tuple[str, ...]:
-        """Return a name for each parameter of a group, made up where none was given."""
-        names = self._names[index]
-        if names is None:
-            count = len(self.param_groups[index]["params"])
-            return tuple(f"<group {index}>.{position}" for position in range(count))
-        return names
+        return live_partition(self.param_groups, self._names, self._layers)
 
     @property
     def nonfinite_skipped_steps(self) -> int:
@@ -292,14 +264,7 @@ class STAC(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 sizes[parameter] = state_bytes(group, parameter, self.state.get(parameter, {}))
-        partition = self.partition
-        order = {layer: position for position, layer in enumerate(self._layers)}
-        rows = [
-            (layer, role, sum(sizes[p] for p in layer.parameters))
-            for role, layers in (("sign", partition.sign_layers), ("adamw", partition.adamw_layers))
-            for layer in layers
-        ]
-        return table(sorted(rows, key=lambda row: order.get(row[0].name, len(order))))
+        return table(self.partition, sizes, self._layers)
 
     def diagnostics(self) -> dict[str, float | int | None]:
         """Return counts of the last step and of the run; reading them waits for the device.
@@ -354,7 +319,7 @@ class STAC(Optimizer):
             self._init_group(group, *lists)
             if lists.params:
                 section = sign_section_ if group["role"] == "sign" else adamw_section_
-                section(group, lists, self._names_of(index), flags)
+                section(group, lists, names_of(index, group, self._names), flags)
         return loss
 
     def _init_group(

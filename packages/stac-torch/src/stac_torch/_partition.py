@@ -6,10 +6,10 @@ update.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -215,16 +215,40 @@ def named_layers(named_parameters: Iterable[tuple[str, Tensor]]) -> list[Layer]:
     ]
 
 
-def gathered_layers(
-    entries: Iterable[tuple[str, str, Tensor]], order: Sequence[str]
-) -> tuple[LayerGroup, ...]:
-    """Return the layers of (layer, name, parameter) entries, in ``order``, unknown ones last."""
-    members: dict[str, list[tuple[str, Tensor]]] = {}
-    for layer, name, parameter in entries:
-        members.setdefault(layer, []).append((name, parameter))
+def names_of(
+    index: int, group: Mapping[str, Any], names: Sequence[tuple[str, ...] | None]
+) -> tuple[str, ...]:
+    """Return a name for each parameter of a group, made up where none is known.
+
+    Names are kept by position: whoever replaces the parameters of a group keeps their order, and
+    whoever replaces the groups themselves gets made-up names.
+    """
+    count = len(group["params"])
+    known = names[index] if index < len(names) else None
+    if known is not None and len(known) == count:
+        return known
+    return tuple(f"<group {index}>.{position}" for position in range(count))
+
+
+def live_partition(
+    groups: Sequence[Mapping[str, Any]],
+    names: Sequence[tuple[str, ...] | None],
+    order: Sequence[str],
+) -> STACPartition:
+    """Return the partition that an optimizer's groups hold, its layers in ``order``."""
+    sections: dict[str, dict[str, list[tuple[str, Tensor]]]] = {"sign": {}, "adamw": {}}
+    for index, group in enumerate(groups):
+        for name, parameter in zip(names_of(index, group, names), group["params"], strict=True):
+            made_up = name.startswith("<group ")
+            layer = f"<group {index}>" if made_up else layer_name(name)
+            sections[group["role"]].setdefault(layer, []).append((name, parameter))
     rank = {layer: position for position, layer in enumerate(order)}
-    ordered = sorted(members.items(), key=lambda item: rank.get(item[0], len(rank)))
-    return tuple(LayerGroup(layer, *zip(*mine, strict=True)) for layer, mine in ordered)
+
+    def layers(role: str) -> tuple[LayerGroup, ...]:
+        ordered = sorted(sections[role].items(), key=lambda item: rank.get(item[0], len(rank)))
+        return tuple(LayerGroup(layer, *zip(*mine, strict=True)) for layer, mine in ordered)
+
+    return STACPartition(layers("sign"), layers("adamw"))
 
 
 def split_layers(

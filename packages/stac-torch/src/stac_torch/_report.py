@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stac_torch._int8 import saturated_share
 from stac_torch._local import local
-from stac_torch._partition import LayerGroup
+from stac_torch._partition import STACPartition
 
 
 @dataclass
@@ -52,14 +52,26 @@ def int8_saturation(states: Sequence[Mapping[str, Any]]) -> float | None:
     return float(shares.sum()) / entries
 
 
-def table(rows: Sequence[tuple[LayerGroup, str, int]]) -> str:
-    """Return layers as a text table: layer, role, parameters, state bytes, and the sum."""
+def table(partition: STACPartition, sizes: Mapping[Tensor, int], order: Sequence[str]) -> str:
+    """Return layers as a text table: layer, role, parameters, state bytes, and the sums.
+
+    Args:
+        partition: The layers.
+        sizes: Bytes of state of each parameter.
+        order: Layer names in registration order; others come last.
+    """
+    layers = [(layer, "sign") for layer in partition.sign_layers]
+    layers += [(layer, "adamw") for layer in partition.adamw_layers]
+    rank = {name: position for position, name in enumerate(order)}
+    layers.sort(key=lambda entry: rank.get(entry[0].name, len(rank)))
     cells = [("layer", "role", "parameters", "state bytes")]
-    for layer, role, size in rows:
+    total = [0, 0]
+    for layer, role in layers:
         entries = sum(p.numel() for p in layer.parameters)
+        size = sum(sizes[p] for p in layer.parameters)
+        total = [total[0] + entries, total[1] + size]
         cells.append((layer.name, role, f"{entries:,}", f"{size:,}"))
-    total = sum(p.numel() for layer, _, _ in rows for p in layer.parameters)
-    cells.append(("total", "", f"{total:,}", f"{sum(size for _, _, size in rows):,}"))
+    cells.append(("total", "", f"{total[0]:,}", f"{total[1]:,}"))
     widths = [max(len(row[column]) for row in cells) for column in range(4)]
     return "\n".join(
         f"{name:<{widths[0]}}  {role:<{widths[1]}}  {n:>{widths[2]}}  {size:>{widths[3]}}"
