@@ -1,0 +1,49 @@
+"""The class interface: the same optimizers, with updates to subtract."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import stam_jax
+from stam_jax import descent
+
+PARAMS = {"w": jnp.asarray([[1.0, -2.0], [0.5, 4.0]]), "b": jnp.asarray([0.3, -0.2])}
+ROWS = [
+    (descent.STAM, stam_jax.stam, {"b2": 0.99, "tau_decay": 0.9, "statistics": "corrected"}),
+    (descent.STAM, stam_jax.stam, {"fallback_threshold": 2.0, "nonfinite": "skip"}),
+    (descent.STAMLite, stam_jax.stam_lite, {"beta1_update_interval": 2, "moment_decay": 0.9}),
+    (descent.STAMLite, stam_jax.stam_lite, {"state_dtype": "bfloat16", "stat_sample": 2}),
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "options"), ROWS)
+def test_updates_are_the_negative_of_the_transformations(kind, make, options):
+    ours, theirs = kind(learning_rate=0.1, **options), make(learning_rate=0.1, **options)
+    state, other = ours.init(PARAMS), theirs.init(PARAMS)
+    for t in range(4):
+        grads = jax.tree.map(lambda p, t=t: jnp.sin(p + t), PARAMS)
+        updates, state = jax.jit(ours.update)(grads, state, PARAMS)
+        expected, other = jax.jit(theirs.update)(grads, other, PARAMS)
+        for name in PARAMS:
+            np.testing.assert_array_equal(updates[name], -expected[name])
+
+
+@pytest.mark.parametrize("kind", [descent.STAM, descent.STAMLite])
+def test_subtracting_the_updates_descends(kind):
+    optimizer = kind(learning_rate=0.1, weight_decay=0.0)
+    params, state = PARAMS, optimizer.init(PARAMS)
+
+    def loss(params):
+        return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+
+    for _ in range(100):
+        updates, state = jax.jit(optimizer.update)(jax.grad(loss)(params), state, params)
+        params = jax.tree.map(lambda p, u: p - u, params, updates)
+    assert loss(params) < 0.05 * loss(PARAMS)
+
+
+@pytest.mark.parametrize("kind", [descent.STAM, descent.STAMLite])
+def test_it_cannot_be_mistaken_for_an_optax_transformation(kind):
+    assert not isinstance(kind(), tuple)
+    with pytest.raises(ValueError, match=r"^adapt_strength must be in \[0, 0\.5\], got 0\.9"):
+        kind(adapt_strength=0.9)

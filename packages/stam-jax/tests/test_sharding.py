@@ -1,0 +1,118 @@
+"""One device against eight, and two processes: the numbers are the same."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import stam_jax
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+HERE = Path(__file__).parent
+FLOWS = [
+    "fully_sharded",
+    "zero1",
+    "map_params_specs",
+    "shard_map_with_axis_name",
+    "shard_map_skips_on_all_shards",
+    "shard_map_without_axis_name_is_refused",
+    "rounding_does_not_depend_on_sharding",
+]
+# Sharding in types came after the oldest JAX that is supported.
+FLOWS += ["explicit_mesh"] if hasattr(jax, "set_mesh") else []
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices():
+    """The report of run_sharded.py, which needs a process of its own."""
+    result = subprocess.run(
+        [sys.executable, str(HERE / "run_sharded.py")], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stam", "stam_lite"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_eight_devices_compute_what_one_does(on_eight_devices, flow, kind):
+    difference = on_eight_devices[f"{flow}-{kind}"]
+    assert isinstance(difference, float), difference
+    assert difference <= 2e-6
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "run_two_processes.py"), str(port), str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-4000:]
+    reports = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    assert [report["devices"] for report in reports] == [4, 4]
+    assert max(report["difference"] for report in reports) <= 2e-6
+
+
+def one_device_shardings():
+    mesh = jax.make_mesh((1,), ("x",))
+    return {"w": NamedSharding(mesh, PartitionSpec("x", None))}
+
+
+def test_state_shardings_of_a_chain_with_schedules():
+    params = {"w": jnp.ones((4, 2))}
+    optimizer = stam_jax.stam(lambda count: 1e-3, weight_decay=lambda count: 1e-3)
+    shardings = stam_jax.state_shardings(one_device_shardings(), params, optimizer)
+    assert jax.tree.structure(shardings) == jax.tree.structure(optimizer.init(params))
+    assert tuple(shardings[0].nu["w"].spec) == ("x", None)
+    assert tuple(shardings[1].count.spec) == ()
+
+
+@pytest.mark.parametrize(
+    ("shardings", "axis", "error", "says"),
+    [
+        ({}, None, ValueError, "params_shardings is empty"),
+        (
+            one_device_shardings,
+            "y",
+            ValueError,
+            r"zero1_axis 'y' is not an axis of the mesh: it has",
+        ),
+        (
+            lambda: {"w": SingleDeviceSharding(jax.devices()[0])},
+            None,
+            TypeError,
+            "params_shardings must hold NamedSharding, got SingleDeviceSharding",
+        ),
+    ],
+)
+def test_bad_shardings(shardings, axis, error, says):
+    shardings = shardings() if callable(shardings) else shardings
+    with pytest.raises(error, match=says):
+        stam_jax.state_shardings(
+            shardings, {"w": jnp.ones((4, 2))}, stam_jax.stam(), zero1_axis=axis
+        )
