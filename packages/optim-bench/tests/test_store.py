@@ -1,5 +1,6 @@
 """The store: strict JSON, atomic, resumable, plain about damage."""
 
+import dataclasses
 import json
 import os
 
@@ -166,3 +167,19 @@ def test_progress_agrees_with_the_store_at_every_step(tmp_path, trainer, make_pl
         assert now.finished <= now.expected
 
     run_campaign(plan, store, InlineExecutor(trainer), check)
+
+
+def test_cells_that_need_the_same_run_share_it(tmp_path, trainer, make_plan):
+    plan = make_plan({"jax": ("stam", "adamw")}, BUDGET)
+    twin = dataclasses.replace(plan.cells[1], label="twin")
+    titles = {**plan.titles, "jax/twin": "TWIN"}
+    families = {**plan.families, "jax/twin": "ours"}
+    cells = (*plan.cells, twin)
+    shared = dataclasses.replace(plan, cells=cells, titles=titles, families=families)
+    store = Store(tmp_path / "out")
+    store.open()
+    seen = []
+    run_campaign(shared, store, InlineExecutor(trainer), seen.append)
+    assert seen[-1].new == len(store.records()) == 10
+    assert {cell.phase for cell in seen[-1].cells.values()} == {Phase.DONE}
+    assert seen[-1].finished == seen[-1].expected == 15

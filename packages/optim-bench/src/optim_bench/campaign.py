@@ -81,12 +81,14 @@ def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listene
     """
     records = store.records()
     cells = {cell.name: _CellState(cell, plan.budget) for cell in plan.cells}
-    owner: dict[str, _CellState] = {}
+    # Two cells may need one run, for example a variant that spells out the defaults.
+    owners: dict[str, list[_CellState]] = {}
 
     def advance(state: _CellState) -> None:
         for spec in state.update(records):
-            executor.submit(spec)
-            owner[spec.key()] = state
+            if spec.key() not in owners:
+                executor.submit(spec)
+            owners.setdefault(spec.key(), []).append(state)
 
     def report(record: RunRecord | None, new: int) -> None:
         states = {
@@ -99,16 +101,18 @@ def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listene
         advance(state)
     report(None, 0)
     new = 0
-    while owner:
+    while owners:
         record = executor.wait()
         store.write(record)
         records[record.spec.key()] = record
         new += 1
-        state = owner.pop(record.spec.key())
-        state.in_flight -= 1
-        state.finished += 1
-        if state.in_flight == 0:
-            advance(state)
+        states = owners.pop(record.spec.key())
+        for state in states:
+            state.in_flight -= 1
+            state.finished += 1
+        for state in states:
+            if state.in_flight == 0:
+                advance(state)
         report(record, new)
 
 

@@ -5,8 +5,9 @@ non-zero exit status: 1 for what is wrong with names, files and installations, 2
 the command line, 130 for Ctrl-C.
 """
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +19,28 @@ from optim_bench.campaign import progress_of, run_campaign
 from optim_bench.catalog import Request, all_optimizers, build_plan
 from optim_bench.errors import BenchError, StoppedError, unknown_name
 from optim_bench.executors import DEFAULT_TRAINER, make_executor
-from optim_bench.protocol import Plan
+from optim_bench.protocol import Cell, Plan
 from optim_bench.records import FRAMEWORKS
 from optim_bench.report import update_readme, write_report
-from optim_bench.results import build_results, validate_results
-from optim_bench.store import Store, read_json
+from optim_bench.results import FRAMEWORK_TITLES, build_results, validate_results
+from optim_bench.store import Store, read_json, write_json
+from optim_bench.timing import TimingRequest, measure_times, summarize
 from optim_bench.train import MissingExtraError, require_framework
 from optim_bench.workloads import WORKLOADS
 
 DEFAULT_OUTPUT = Path("optim-bench-results")
 
+Workloads = Annotated[
+    list[str] | None, typer.Option(help="Repeatable [default: the two of the main job].")
+]
+Optimizers = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME, NAME,hyperparameter=value,... or module:factory; repeatable "
+        "[default: our optimizers]. AdamW always takes part."
+    ),
+]
+FrameworkName = Annotated[str, typer.Option(help="jax, torch or all.")]
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Runs at a time [default: one per core, at most 4].")
 ]
@@ -55,17 +68,9 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
     @app.command()
     def run(  # pyright: ignore[reportUnusedFunction] - typer calls it
         tier: Annotated[str, typer.Option(help="smoke, quick, standard or full.")] = "quick",
-        workload: Annotated[
-            list[str] | None, typer.Option(help="Repeatable [default: the two of the main job].")
-        ] = None,
-        optimizer: Annotated[
-            list[str] | None,
-            typer.Option(
-                help="NAME, NAME,hyperparameter=value,... or module:factory; repeatable "
-                "[default: our optimizers]. AdamW always takes part."
-            ),
-        ] = None,
-        framework: Annotated[str, typer.Option(help="jax, torch or all.")] = "all",
+        workload: Workloads = None,
+        optimizer: Optimizers = None,
+        framework: FrameworkName = "all",
         seeds: Annotated[
             int | None, typer.Option(help="Fresh seeds per optimizer [default: the tier's].")
         ] = None,
@@ -155,6 +160,57 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         for table in tables:
             _console().print(table)
 
+    @app.command("time")
+    def time_(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        workload: Workloads = None,
+        optimizer: Optimizers = None,
+        framework: FrameworkName = "all",
+        rounds: Annotated[int, typer.Option(min=2, help="Interleaved rounds.")] = 20,
+        json_file: Annotated[
+            Path | None, typer.Option("--json", help="Write the numbers to this file, too.")
+        ] = None,
+    ) -> None:
+        """Time training steps: warmed, interleaved, compilation apart, with an A/A band."""
+        plan = _measured_plan(workload, optimizer, framework)
+        found: list[dict[str, Any]] = []
+        for name, where, cells in _groups(plan):
+            # The baseline comes last in a plan and first in a timing.
+            chosen = [(c.label, c.optimizer, c.hyperparameters) for c in reversed(cells)]
+            measured = measure_times(TimingRequest(name, where, chosen, rounds=rounds))
+            summary = summarize(measured, plan.baseline)
+            title = f"{name} in {FRAMEWORK_TITLES[where]}"
+            _console().print(ui.time_table(summary, title, plan.baseline))
+            found.append({"workload": name, "framework": where, **summary})
+        if any(summary["busy"] for summary in found):
+            _note("this machine is busy: these times are noise, do not publish them")
+        if json_file is not None:
+            write_json(json_file, {"schema_version": 1, "times": found})
+
+    @app.command()
+    def memory(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        workload: Workloads = None,
+        optimizer: Optimizers = None,
+        framework: FrameworkName = "all",
+        jobs: Jobs = None,
+    ) -> None:
+        """Count the exact bytes of each optimizer's state."""
+        plan = _measured_plan(workload, optimizer, framework)
+        workers = make_executor("process", trainer, jobs=jobs, path=[str(Path.cwd())])
+        specs = {
+            c.name: dataclasses.replace(c.spec(c.default_rate, 0), steps=2) for c in plan.cells
+        }
+        try:
+            for spec in specs.values():
+                workers.submit(spec)
+            records = {r.spec.key(): r for r in (workers.wait() for _ in specs)}
+        finally:
+            workers.close()
+        for name, where, cells in _groups(plan):
+            rows = [(cell.label, records[specs[cell.name].key()]) for cell in cells]
+            _console().print(ui.memory_table(rows, f"{name} in {FRAMEWORK_TITLES[where]}"))
+        if failed := [r for r in records.values() if r.status == "failed"]:
+            raise BenchError(f"{len(failed)} runs failed, first with {failed[0].error}")
+
     @app.command()
     def validate(  # pyright: ignore[reportUnusedFunction] - typer calls it
         file: Annotated[Path, typer.Argument(help="A results.json.")],
@@ -219,7 +275,28 @@ def show_results(console: Console, results: dict[str, Any]) -> None:
     for sentence in results["headline"]:
         console.print(f"- {sentence}", markup=False, highlight=False)
     for caution in results["cautions"]:
-        console.print(f"Note: {caution}", style="yellow", markup=False, highlight=False)
+        _note(caution)
+
+
+def _measured_plan(workload: list[str] | None, optimizer: list[str] | None, framework: str) -> Plan:
+    request = Request(
+        workloads=tuple(workload or ()),
+        optimizers=tuple(optimizer or ()),
+        frameworks=_frameworks(framework),
+    )
+    for name in request.frameworks:
+        require_framework(name)
+    return build_plan(request)
+
+
+def _groups(plan: Plan) -> Iterator[tuple[str, str, list[Cell]]]:
+    """Give the cells that share a workload and a framework."""
+    for name, where in dict.fromkeys((c.workload, c.framework) for c in plan.cells):
+        yield name, where, [c for c in plan.cells if (c.workload, c.framework) == (name, where)]
+
+
+def _note(text: str) -> None:
+    _console().print(f"Note: {text}", style="yellow", markup=False, highlight=False)
 
 
 def _frameworks(text: str) -> Sequence[str]:

@@ -9,7 +9,7 @@ from optim_bench.executors._base import (
 )
 from optim_bench.executors._inline import InlineExecutor
 from optim_bench.executors._make import EXECUTORS, make_executor
-from optim_bench.executors._pinning import available_cores, worker_environment
+from optim_bench.executors._pinning import available_cores, pin, worker_environment
 from optim_bench.executors._process import ProcessExecutor
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "failed_record",
     "load_trainer",
     "make_executor",
+    "pin",
     "worker_environment",
 ]

@@ -3,17 +3,21 @@
 from optim_bench.ui._progress import live_progress
 from optim_bench.ui._tables import (
     list_tables,
+    memory_table,
     show_optimizer,
     show_workload,
     status_table,
+    time_table,
     verdict_tables,
 )
 
 __all__ = [
     "list_tables",
     "live_progress",
+    "memory_table",
     "show_optimizer",
     "show_workload",
     "status_table",
+    "time_table",
     "verdict_tables",
 ]

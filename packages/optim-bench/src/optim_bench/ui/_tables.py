@@ -67,6 +67,46 @@ def _verdict(comparison: Mapping[str, Any] | None) -> Text:
     return Text(LABELS[verdict], style=VERDICT_STYLES.get(verdict, "yellow"))
 
 
+def time_table(summary: Mapping[str, Any], title: str, baseline: str) -> Table:
+    """Give step times with their ratios, and the A/A band that a ratio has to leave."""
+    low, high = summary["band"]
+    band = f"{baseline} against a copy of itself: {low:.2f} to {high:.2f}; inside it is noise"
+    table = _table(title, f"{band}. {summary['rounds']} rounds, medians.")
+    table.add_column("optimizer")
+    for heading in ("ms per step", "quartiles", "ratio", "5 to 95 %", "first call, s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, row in summary["rows"].items():
+        table.add_row(
+            label,
+            f"{1e3 * row['median']:.3f}",
+            f"{1e3 * row['low']:.3f} to {1e3 * row['high']:.3f}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+            f"{row['first']:.2f}",
+        )
+    return table
+
+
+def memory_table(records: Sequence[tuple[str, RunRecord]], title: str) -> Table:
+    """Give exact bytes of parameters and optimizer state, counted on live objects."""
+    table = _table(title, "after two steps, counted on the live arrays")
+    table.add_column("optimizer")
+    for heading in ("parameters", "bytes", "bytes of state", "state / parameters"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, record in records:
+        if record.status == "failed":
+            table.add_row(label, "", "", "failed", Text(record.error or ""))
+            continue
+        table.add_row(
+            label,
+            f"{record.parameters:,}",
+            f"{record.parameter_bytes:,}",
+            f"{record.state_bytes:,}",
+            f"{record.state_bytes / record.parameter_bytes:.3f}",
+        )
+    return table
+
+
 def status_table(progress: Progress, records: Sequence[RunRecord]) -> Table:
     """Give the state of every cell."""
     table = _table("Runs")

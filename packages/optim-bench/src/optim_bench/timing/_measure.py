@@ -1,0 +1,88 @@
+"""The measuring process: `python -m optim_bench.timing._measure CORE`, a request in, rounds out.
+
+What is timed is a whole training step as the benchmark runs it: gradients, update, transfer of the
+batch and of the losses. Each optimizer has its own live session; a round is as many steps as fill
+its duration, with one wait at the end of each call; rounds of the optimizers alternate in random
+order, so that a slow moment of the machine meets all of them.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from optim_bench.executors import pin
+
+STEPS_PER_CALL = 32
+WARM_CALLS = 2
+ORDER_SEED = 0
+
+
+def main() -> None:
+    """Read a request from the standard input and print the rounds as one line of JSON."""
+    pin(int(sys.argv[1]))
+    # Frameworks may print; the result is the last line of the real standard output.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    answer.write(json.dumps(measure(json.loads(sys.stdin.read()))) + "\n")
+    answer.flush()
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Return label -> seconds per step per round, and label -> seconds of the first call."""
+    # Imported here: NumPy reads the thread variables when it loads, after the pinning.
+    workloads = importlib.import_module("optim_bench.workloads")
+    optimizers = importlib.import_module("optim_bench.optimizers")
+    backend = importlib.import_module(f"optim_bench.train._{request['framework']}")
+    workload = workloads.get(request["workload"])
+    task = workload.task(None)
+    inputs, targets = next(iter(task.chunks(0, [STEPS_PER_CALL])))
+    first: dict[str, float] = {}
+    calls: dict[str, Callable[[], None]] = {}
+    with contextlib.ExitStack() as stack:
+        baseline = request["optimizers"][0]
+        for label, name, given in [*request["optimizers"], ["A/A", *baseline[1:]]]:
+            info = optimizers.resolve(name, request["framework"])
+            hyperparameters = info.validate(given)
+            session = stack.enter_context(
+                backend.session(workload, info, hyperparameters, task.initial(0), "cpu")
+            )
+            # Too small to change the loss: a step costs the same at any rate.
+            rates = [1e-6] * STEPS_PER_CALL
+
+            def call(session: Any = session, rates: list[float] = rates) -> None:
+                session.advance(inputs, targets, rates)
+
+            started = time.perf_counter()
+            call()
+            first[label] = time.perf_counter() - started
+            for _ in range(WARM_CALLS):
+                call()
+            calls[label] = call
+        return {"seconds": _rounds(calls, request), "first": first}
+
+
+def _rounds(
+    calls: dict[str, Callable[[], None]], request: dict[str, Any]
+) -> dict[str, list[float]]:
+    order = list(calls)
+    shuffle = random.Random(ORDER_SEED).shuffle  # noqa: S311 - an order, not a secret
+    seconds: dict[str, list[float]] = {label: [] for label in calls}
+    for _ in range(request["rounds"]):
+        shuffle(order)
+        for label in order:
+            steps, started = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - started) < request["round_seconds"]:
+                calls[label]()
+                steps += STEPS_PER_CALL
+            seconds[label].append(elapsed / steps)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Step times and state bytes, measured on real sessions."""
+
+import json
+
+import pytest
+from optim_bench.cli import build_app, run_app
+from optim_bench.errors import BenchError
+from optim_bench.executors import DEFAULT_TRAINER
+from optim_bench.timing import TimingRequest, measure_times, summarize
+
+PAIR = (("adamw", "adamw", {}), ("stam_lite", "stam_lite", {}))
+
+
+@pytest.fixture(scope="module", params=["jax", "torch"])
+def measured(request):
+    names = PAIR if request.param == "jax" else (PAIR[0], ("stac", "stac", {}))
+    return measure_times(TimingRequest("diamonds-mlp", request.param, names, 3, 0.01))
+
+
+def test_every_optimizer_and_the_copy_have_every_round(measured):
+    assert len(measured["seconds"]) == 3
+    assert "A/A" in measured["seconds"]
+    assert all(len(rounds) == 3 for rounds in measured["seconds"].values())
+    assert all(0 < second < 1 for rounds in measured["seconds"].values() for second in rounds)
+
+
+def test_compilation_is_apart_from_the_rounds(measured):
+    assert measured["first"]["adamw"] > measured["seconds"]["adamw"][0]
+
+
+def test_a_summary_hides_the_copy_in_the_band(measured):
+    summary = summarize(measured, "adamw")
+    assert "A/A" not in summary["rows"]
+    assert summary["rows"]["adamw"]["ratio"] == 1.0
+    assert summary["band"][0] <= summary["band"][1]
+
+
+def test_an_optimizer_that_cannot_start_is_named():
+    broken = (*PAIR, ("x", "no_such", {}))
+    with pytest.raises(BenchError, match="timing jax on diamonds-mlp failed: ValueError: no jax"):
+        measure_times(TimingRequest("diamonds-mlp", "jax", broken, 2, 0.01))
+
+
+def test_the_command_prints_the_band_and_writes_the_numbers(capfd, tmp_path):
+    file = tmp_path / "times.json"
+    arguments = ["time", "--workload", "diamonds-mlp", "--framework", "torch", "--rounds", "2"]
+    assert run_app(build_app(), [*arguments, "--json", str(file)]) == 0
+    assert "adamw against a copy of itself" in capfd.readouterr().out
+    (found,) = json.loads(file.read_text())["times"]
+    assert set(found["rows"]) == {"adamw", "stac"}
+
+
+def test_memory_counts_two_moments_for_adamw_and_one_for_stam_lite(capfd):
+    arguments = ["memory", "--workload", "diamonds-mlp", "--framework", "jax", "--jobs", "1"]
+    assert run_app(build_app(DEFAULT_TRAINER), arguments) == 0
+    rows = {
+        line.split()[0]: line.split()
+        for line in capfd.readouterr().out.splitlines()
+        if line.strip()
+    }
+    assert float(rows["adamw"][-1]) == pytest.approx(2.0, abs=0.001)
+    assert float(rows["stam_lite"][-1]) == pytest.approx(1.0, abs=0.01)
