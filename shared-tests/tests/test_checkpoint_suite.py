@@ -176,3 +176,15 @@ def test_broken_formats_are_caught(broken, check, tmp_path):
 def test_every_check_catches_a_broken_format():
     checks = {n for n in dir(CheckpointConformance) if n.startswith("test_")}
     assert checks == {check for _, check in BROKEN}
+
+
+class Marked(Digested):
+    """A correct format that also leaves an empty marker file."""
+
+    def save(self, folder, step, tree):
+        super().save(folder, step, tree)
+        (folder / "lock").touch()
+
+
+class TestMarked(CheckpointConformance):
+    adapter = Marked()

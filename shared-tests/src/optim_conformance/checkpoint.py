@@ -108,13 +108,13 @@ class CheckpointConformance:
         tree, like = self._saved(tmp_path / "good")
         for file in files(tmp_path / "good"):
             size = (tmp_path / "good" / file).stat().st_size
-            for keep in {0, size // 2, size - 1} - {size}:
+            for keep in sorted({0, size // 2, size - 1} & set(range(size))):
                 damaged = tmp_path / "cut"
                 shutil.copytree(tmp_path / "good", damaged)
                 with (damaged / file).open("r+b") as stream:
                     stream.truncate(keep)
                 what = f"{file} cut to {keep} of {size} bytes"
-                assert self._right_or_refused(damaged, like, tree, what) or size == 0, what
+                assert self._right_or_refused(damaged, like, tree, what), what
                 shutil.rmtree(damaged)
 
     def test_missing_file_is_seen(self, tmp_path: Path) -> None:
