@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import optax
 import optim_checkpoint.jax
 import optim_checkpoint.torch
 import pytest
