@@ -53,11 +53,13 @@ def runs():
     return run
 
 
-names = pytest.mark.parametrize("name", WORKLOADS)
+names = pytest.mark.parametrize("name", RATES)
 
 
 def test_every_workload_is_compared():
-    assert set(RATES) == set(WORKLOADS)
+    carried = {name for name, workload in WORKLOADS.items() if not workload.files}
+
+    assert set(RATES) == carried
 
 
 @names

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -70,7 +72,7 @@ class DamagedDataError(RuntimeError):
 
 
 @functools.cache
-def load(name: str) -> Mapping[str, NDArray[Any]]:
+def load(name: str) -> Mapping[str, Array]:
     """Return the arrays of a vendored file, read-only, after checking its SHA-256.
 
     Args:
@@ -98,7 +100,7 @@ def notice() -> str:
     return (resources.files("optim_bench.data") / "files" / "NOTICE.md").read_text("utf-8")
 
 
-def _unpack(name: str, packed: bytes, expected: str) -> dict[str, NDArray[Any]]:
+def _unpack(name: str, packed: bytes, expected: str) -> dict[str, Array]:
     actual = hashlib.sha256(packed).hexdigest()
     if actual != expected:
         raise DamagedDataError(

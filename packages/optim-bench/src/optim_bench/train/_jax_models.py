@@ -40,8 +40,12 @@ def mlp(params: Params, x: jax.Array) -> jax.Array:
 
 
 def cnn(params: Params, x: jax.Array) -> jax.Array:
-    """Apply two convolutions, the second with stride 2, and two dense layers to images."""
-    x = jax.nn.relu(convolve(params, "conv1", x[..., None]))
+    """Apply two convolutions, the second with stride 2, and two dense layers.
+
+    Images are (n, h, w) or channels-last.
+    """
+    x = x if x.ndim == 4 else x[..., None]
+    x = jax.nn.relu(convolve(params, "conv1", x))
     x = jax.nn.relu(convolve(params, "conv2", x, stride=2))
     # Flattened in torch's order (channel, row, column), so that fc1 holds the same numbers in both
     # frameworks.

@@ -34,14 +34,15 @@ class CNN(nn.Module):
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
-        (c1, _, _, _), (c2, _, _, _) = shapes["conv1.weight"], shapes["conv2.weight"]
-        self.conv1 = nn.Conv2d(1, c1, 3, padding=1)
+        (c1, c0, _, _), (c2, _, _, _) = shapes["conv1.weight"], shapes["conv2.weight"]
+        self.conv1 = nn.Conv2d(c0, c1, 3, padding=1)
         self.conv2 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
         self.fc1 = nn.Linear(shapes["fc1.weight"][1], shapes["fc1.weight"][0])
         self.fc2 = nn.Linear(shapes["fc2.weight"][1], shapes["fc2.weight"][0])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv2(F.relu(self.conv1(x[:, None]))))
+        x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None]
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 

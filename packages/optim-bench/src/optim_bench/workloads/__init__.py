@@ -6,6 +6,7 @@ from types import MappingProxyType
 from optim_bench.workloads._diamonds import DIAMONDS_MLP
 from optim_bench.workloads._digits import DIGITS_CNN
 from optim_bench.workloads._digits_mlp import DIGITS_NOISY, PERMUTED_DIGITS
+from optim_bench.workloads._full_size import CIFAR10_CNN, GPT2_TOKENS, MNIST_CNN
 from optim_bench.workloads._patches import PATCHES_DENOISE
 from optim_bench.workloads._shakespeare import SHAKESPEARE_CHAR
 from optim_bench.workloads._synthetic import (
@@ -28,6 +29,9 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
             PATCHES_DENOISE,
             PERMUTED_DIGITS,
             DIGITS_NOISY,
+            MNIST_CNN,
+            CIFAR10_CNN,
+            GPT2_TOKENS,
             SHIFTED_MLP,
             SHIFTED_MLP_B8,
             SHIFTED_MLP_B4,

@@ -70,6 +70,7 @@ class Workload:
         unrolled: whether JAX runs several steps per call (`True`) or one (convolutions are slower
             inside a loop on the CPU: 6.3 against 1.3 ms a step measured for digits-cnn).
         sources: names of the vendored files it reads.
+        files: names of the files that the user has to bring in `data_dir`.
         licence: terms of the data in one line.
         target: pre-registered goal for steps-to-target, or `None`.
         task: builds the task; `data_dir` is where full-size sets lie, and vendored workloads
@@ -87,6 +88,7 @@ class Workload:
     batch: int
     task: Callable[[Path | None], Task]
     sources: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     licence: str = ""
     schedule: str = "cosine"
     judged: str = "last"

@@ -1,0 +1,127 @@
+"""Readers of full-size data sets in their original formats; nothing here downloads anything."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+
+from optim_bench.data._vendored import Array, DamagedDataError
+
+CIFAR_SIDE, CIFAR_CLASSES = 32, 10
+_CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2
+_TOKEN_MAGIC, _TOKEN_VERSION, _TOKEN_HEADER = 20240520, 1, 256
+_IDX_BYTES, _GZIP_MAGIC = 0x08, b"\x1f\x8b"
+
+
+class MissingDataError(ValueError):
+    """A run needs a file that is not in the data folder."""
+
+
+def find(data_dir: Path | None, name: str, origin: str) -> Path:
+    """Return the path of `name`, or of `name.gz`, in the data folder or one of its subfolders.
+
+    Args:
+        data_dir: the folder, or `None` where the user gave none.
+        name: file name without `.gz`.
+        origin: where such a file comes from, for the message.
+
+    Raises:
+        MissingDataError: there is no folder, or no such file; the message says what to put where.
+    """
+    if data_dir is None:
+        raise MissingDataError(f"{name} is needed ({origin}); say where it lies with --data-dir")
+    for candidate in (name, f"{name}.gz"):
+        for path in (data_dir / candidate, *sorted(data_dir.glob(f"*/{candidate}"))):
+            if path.is_file():
+                return path
+    raise MissingDataError(f"{data_dir} holds no {name} or {name}.gz; it comes from {origin}")
+
+
+def read_idx(path: Path) -> Array:
+    """Read an IDX file of unsigned bytes, gzipped or not (the format of MNIST and Fashion-MNIST).
+
+    Four bytes (0, 0, type, number of axes), one big-endian int32 for each axis, then the entries.
+
+    Raises:
+        DamagedDataError: the file is no such file, or is cut off or too long.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "labels"
+        >>> _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
+        >>> read_idx(path).tolist()
+        [7, 8, 9]
+    """
+    content = _read(path)
+    if len(content) < 4 or content[:3] != bytes([0, 0, _IDX_BYTES]) or not content[3]:
+        raise DamagedDataError(
+            f"{path} starts with {content[:4].hex()}; an IDX file of bytes starts with 000008"
+        )
+    start = 4 + 4 * content[3]
+    shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">i4"))
+    expected = start + int(np.prod(shape, dtype=np.int64))
+    if len(shape) < content[3] or len(content) != expected:
+        raise DamagedDataError(
+            f"{path} has {len(content)} bytes; its header {shape} asks for {expected}"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def read_cifar10(path: Path) -> tuple[Array, Array]:
+    """Read one batch of CIFAR-10's binary version: images (n, 32, 32, 3) and labels (n,), uint8.
+
+    Each record is a label and three planes (red, green, blue) of 1,024 bytes. The other version of
+    CIFAR-10 is a pickle, which can run code when it is read, and is not supported.
+
+    Raises:
+        DamagedDataError: the size is no whole number of records, or a label is above 9.
+    """
+    content = np.frombuffer(_read(path), np.uint8)
+    if not len(content) or len(content) % _CIFAR_RECORD:
+        raise DamagedDataError(
+            f"{path} has {len(content)} bytes; CIFAR-10's binary records have {_CIFAR_RECORD} each"
+        )
+    records = content.reshape(-1, _CIFAR_RECORD)
+    labels = records[:, 0]
+    if int(labels.max()) >= CIFAR_CLASSES:
+        raise DamagedDataError(f"{path} has a label {int(labels.max())}; CIFAR-10's are 0 to 9")
+    planes = records[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+    return planes.transpose(0, 2, 3, 1), labels
+
+
+def read_tokens(path: Path) -> Array:
+    """Map a file of uint16 tokens, with or without the 256-int32 header of the GPT speed runs.
+
+    Args:
+        path: nanoGPT's `train.bin` (bare tokens), or a shard that starts with the magic number
+            20240520, version 1 and the number of tokens.
+
+    Returns:
+        The tokens, read from disk as they are used.
+
+    Raises:
+        DamagedDataError: an odd size, another version, or another length than the header says.
+    """
+    size = path.stat().st_size
+    if size % 2 or size < 4:
+        raise DamagedDataError(f"{path} has {size} bytes; uint16 tokens need an even number")
+    header = np.fromfile(path, "<i4", count=min(_TOKEN_HEADER, size // 4))
+    if header[0] != _TOKEN_MAGIC:
+        return np.memmap(path, "<u2", "r")
+    if len(header) < _TOKEN_HEADER or header[1] != _TOKEN_VERSION:
+        found = f"version {header[1]}" if len(header) > 1 else "no version"
+        raise DamagedDataError(f"{path} has a token header with {found}; version 1 is supported")
+    tokens = np.memmap(path, "<u2", "r", offset=4 * _TOKEN_HEADER)
+    if len(tokens) != header[2]:
+        raise DamagedDataError(f"{path} holds {len(tokens)} tokens; its header says {header[2]}")
+    return tokens
+
+
+def _read(path: Path) -> bytes:
+    content = path.read_bytes()
+    if not content.startswith(_GZIP_MAGIC):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError) as error:
+        raise DamagedDataError(f"{path} is a damaged gzip file: {error}") from error
