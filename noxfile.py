@@ -233,6 +233,33 @@ def jax_build(session: nox.Session, build: str) -> None:
     done(session)
 
 
+@nox.session(python="3.13")  # The published stac-optimizer needs it.
+@nox.parametrize(
+    "package, published",
+    [
+        nox.param("stam-jax", "stam-optimizer==0.1.0", id="stam-jax", tags=["stam-jax"]),
+        nox.param("stac-torch", "stac-optimizer==0.1.5", id="stac-torch", tags=["stac-torch"]),
+    ],
+)
+def parity(session: nox.Session, package: str, published: str) -> None:
+    """The trajectories of the published package that ours descends from."""
+    install_editable(session, package)
+    session.install(published)
+    files = sorted((ROOT / "packages" / package / "tests_parity").glob("*.py"))
+    pytest(session, *map(str, files), markers="")
+    done(session)
+
+
+@nox.session(python=NEWEST, tags=["optim-checkpoint"])
+def siblings(session: nox.Session) -> None:
+    """optim-checkpoint with the optimizers of this workspace, which it must not depend on."""
+    install_editable(session, "optim-checkpoint")
+    others = ("stam-core", "stam-jax", "stac-torch")
+    session.install(*(flag for name in others for flag in ("-e", f"packages/{name}")))
+    pytest(session, "packages/optim-checkpoint/tests_siblings", markers="")
+    done(session)
+
+
 @nox.session(python=NEWEST)
 def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
