@@ -119,6 +119,8 @@ def test_names_of_wrappers_are_stripped(prefix):
     assert STAC(named).partition == STAC(model).partition
 
 
+# Torch 2.10 says so of itself when dynamo is imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_a_compiled_model_is_looked_through():
     model = mlp()
     assert STAC(torch.compile(model)).partition == STAC(model).partition

@@ -34,8 +34,7 @@ def found_nonfinite(
     if not filled and not reduced and group is None:
         return None
     if filled:
-        largest = torch.nn.utils.get_total_norm(filled, float("inf"))
-        flag = largest.isfinite().logical_not()
+        flag = _all_finite(filled).logical_not()
     else:
         flag = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
     groups = [mesh.get_group(dim) for mesh in reduced for dim in range(mesh.ndim)]
@@ -46,6 +45,16 @@ def found_nonfinite(
     for each in groups:
         dist.all_reduce(count, op=dist.ReduceOp.MAX, group=each)
     return count > 0
+
+
+def _all_finite(grads: Sequence[Tensor]) -> Tensor:
+    """Tell whether the largest magnitude is finite, on the device of the first gradient."""
+    infinity = float("inf")
+    if not torch.compiler.is_compiling():
+        return torch.nn.utils.get_total_norm(grads, infinity).isfinite()
+    # Its grouping by device breaks the graph; a compiler needs no multi-tensor form.
+    finite = [torch.linalg.vector_norm(g, infinity).isfinite() for g in grads]
+    return torch.stack([each.to(grads[0].device) for each in finite]).all()
 
 
 class NonfiniteGuard:

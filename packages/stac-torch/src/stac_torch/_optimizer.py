@@ -236,7 +236,7 @@ class STAC(Optimizer):
     def partition(self) -> STACPartition:
         """The layers of each section, over the parameters that the groups hold now.
 
-        Parameters without names form one layer per group, ``"<group 0>"`` and so on.
+        Parameters without names form one layer per group, ``"<group 0>"`` for the first.
         """
         return live_partition(self.param_groups, self._names, self._layers)
 
@@ -307,7 +307,8 @@ class STAC(Optimizer):
         skip = self._guard.skip(self.param_groups, supplied, on_device=self._stays_on_device())
         if skip is True:
             return loss
-        self._tally = Tally() if self._track_diagnostics else None
+        if self._track_diagnostics:
+            self._tally = Tally()
         flags = Flags(
             skip=None if skip is False else skip,
             grad_scale=getattr(self, "grad_scale", None),
@@ -342,16 +343,14 @@ class STAC(Optimizer):
         fill_lists(group, self.state, GroupLists(*lists))
 
     def _check_capture(self) -> None:
-        # Torch 2.15 renamed its check.
-        name = "_accelerator_graph_capture_health_check"
-        check = getattr(self, name, None) or getattr(self, "_cuda_graph_capture_health_check", None)
-        if check is not None:
-            check()
+        # Torch renamed its check between 2.10 and 2.15.
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            if hasattr(self, name):
+                return getattr(self, name)()
+        return None
 
     def _stays_on_device(self) -> bool:
-        return torch.compiler.is_compiling() or any(
-            group["capturable"] for group in self.param_groups
-        )
+        return torch.compiler.is_compiling() or any(g["capturable"] for g in self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``state`` and ``param_groups`` as torch does, and ``param_names`` if any.
