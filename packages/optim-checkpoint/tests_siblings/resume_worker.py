@@ -1,4 +1,3 @@
-# ruff: noqa: D103
 """Trains or resumes STAC, STAM and STAMLite; prints the bits each run ends with as JSON.
 
 Run by path: ``resume_worker.py train|resume FOLDER``.

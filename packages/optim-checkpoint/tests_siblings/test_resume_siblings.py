@@ -1,4 +1,3 @@
-# ruff: noqa: D103, S101, S603
 """The optimizers of this repository resume bitwise; needs stam-jax, stac-torch and both extras."""
 
 import importlib.util
