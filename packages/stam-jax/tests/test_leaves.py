@@ -43,7 +43,7 @@ def test_masked_leaves_are_passed_over(make):
 @BOTH
 def test_partitioned_leaves_have_an_optimizer_each(make):
     params = {"a": jnp.ones(3), "w": jnp.asarray([1.0, -2.0])}
-    optimizer = optax.partition(
+    optimizer = optax.transforms.partition(
         {"ours": make(0.1), "sgd": optax.sgd(0.1)}, {"a": "sgd", "w": "ours"}
     )
     moved, state = steps(optimizer, params)

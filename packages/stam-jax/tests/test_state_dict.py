@@ -18,7 +18,7 @@ MAKERS = {
     "stam": lambda: stam_jax.stam(lambda c: 1e-2, weight_decay=lambda c: 0.1, mu_dtype="bfloat16"),
     "stam_lite": lambda: stam_jax.stam_lite(1e-2, state_dtype="bfloat16"),
     "masked": lambda: optax.masked(stam_jax.stam(1e-2), {"a": False, "b": True, "w": True}),
-    "partitioned": lambda: optax.partition(
+    "partitioned": lambda: optax.transforms.partition(
         {"x": stam_jax.stam(1e-2), "y": stam_jax.stam_lite(1e-2)}, {"a": "x", "b": "y", "w": "x"}
     ),
 }

@@ -1,0 +1,100 @@
+"""Parity mode against the published stam-optimizer 0.1.0, in an environment that has both.
+
+    nox -s parity
+
+The folder lies outside the default test paths, because the package is no dependency of ours.
+"""
+
+import importlib.metadata
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import stam_optimizer
+from stam_jax import descent
+
+STEPS = 200
+PARITY = {"parity": "stam-optimizer-0.1.0"}
+SHAPES = {"b": (6,), "emb": (40, 4), "w": (8, 5)}
+
+
+def grid(**choices):
+    """Return every combination of the choices, as keyword arguments."""
+    return [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
+
+
+STAM_GRID = grid(
+    b1_base=(0.9, 0.6),
+    b2=(0.999, 0.95),
+    adapt_strength=(0.0, 0.2, 0.5),
+    weight_decay=(0.0, 0.1),
+    tau_decay=(0.99, 0.8),
+    fallback_threshold=(100.0, 1.5),
+)
+LITE_GRID = grid(
+    b1_base=(0.9, 0.6),
+    adapt_strength=(0.0, 0.2, 0.5),
+    weight_decay=(0.0, 0.1),
+    moment_decay=(0.99, 0.8),
+    beta1_update_interval=(1, 5),
+)
+
+
+def gradients(kind):
+    """Dense noise, a scale that falls by a thousand on step 100, or one row in twenty."""
+    rng = np.random.default_rng(11)
+    for t in range(STEPS):
+        g = {k: rng.standard_normal(s) for k, s in SHAPES.items()}
+        if kind == "shift" and t >= 100:
+            g = {k: 1e-3 * x + 1e-4 for k, x in g.items()}
+        if kind == "sparse":
+            g = {k: x * (rng.random((len(x), *[1] * (x.ndim - 1))) < 0.05) for k, x in g.items()}
+        if kind == "nonfinite" and t % 40 == 7:
+            g["w"][0, 0], g["b"][1] = np.nan, np.inf
+        yield {k: jnp.asarray(x, jnp.float32) for k, x in g.items()}
+
+
+def drive(optimizer, kind):
+    rng = np.random.default_rng(12)
+    params = {k: jnp.asarray(rng.uniform(-1, 1, s), jnp.float32) for k, s in SHAPES.items()}
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for g in gradients(kind):
+        updates, state = update(g, state, params)
+        params = jax.tree.map(lambda p, u: p - u, params, updates)
+    return params
+
+
+def test_the_package_is_the_one_meant():
+    assert importlib.metadata.version("stam-optimizer") == "0.1.0"
+
+
+@pytest.mark.parametrize("kind", ["dense", "shift", "sparse", "nonfinite"])
+@pytest.mark.parametrize("options", STAM_GRID, ids=str)
+def test_stam(options, kind):
+    theirs = drive(stam_optimizer.STAM(**options), kind)
+    ours = drive(descent.STAM(**options, **PARITY), kind)
+    for name in SHAPES:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("kind", ["dense", "shift", "sparse", "nonfinite"])
+@pytest.mark.parametrize("options", LITE_GRID, ids=str)
+def test_stam_lite(options, kind):
+    theirs = drive(stam_optimizer.STAMLite(**options), kind)
+    ours = drive(descent.STAMLite(**options, **PARITY), kind)
+    for name in SHAPES:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=5e-6)
+
+
+def test_without_parity_mode_the_difference_would_show():
+    options = {"fallback_threshold": 1.5}
+    theirs, ours = (
+        drive(stam_optimizer.STAM(**options), "sparse"),
+        drive(descent.STAM(**options), "sparse"),
+    )
+    assert max(float(jnp.abs(ours[k] - theirs[k]).max()) for k in SHAPES) > 1e-4
