@@ -193,6 +193,8 @@ BAD_INPUT = [
     (["run", "--executor", "inline", "--jobs", "3"], "--jobs 3 needs worker processes"),
     (["run", "--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
     (["run", "--data-dir", "/nowhere/at/all"], "no folder /nowhere/at/all; --data-dir is where"),
+    (["run", "--workload", "mnist-cnn"], "say where it lies with --data-dir"),
+    (["run", "--workload", "mnist-cnn", "--data-dir", "."], "mnist-cnn: . holds no"),
     (["show", "stak"], "unknown name 'stak'; did you mean 'stam'?"),
     (["status", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
     (["report", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),

@@ -157,6 +157,7 @@ def test_synthetic_workloads_are_exploratory_and_in_no_aggregate(score):
     assert comparison(results)["p_adjusted"] is None
     assert results["aggregates"] == []
     assert any("Synthetic" in caution for caution in results["cautions"])
+    assert results["headline"] == []
 
 
 def test_frameworks_are_compared_within_themselves_only(score):

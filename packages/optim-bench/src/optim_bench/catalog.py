@@ -10,7 +10,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from optim_bench.data import DamagedDataError
 from optim_bench.errors import BenchError, unknown_name
 from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, discover, resolve
 from optim_bench.protocol import BASELINE, TIERS, Cell, Plan
@@ -78,6 +80,21 @@ def build_plan(request: Request) -> Plan:
         )
     except ValueError as error:
         raise BenchError(str(error)) from error
+
+
+def check_data(plan: Plan, data_dir: Path | None) -> None:
+    """Read the files that the user has to bring, before anything trains.
+
+    Raises:
+        BenchError: one is missing or damaged; the message says which, and what to do.
+    """
+    for name in plan.workloads:
+        workload = _workload(name)
+        if workload.files:
+            try:
+                workload.task(data_dir)
+            except (ValueError, DamagedDataError, OSError) as error:
+                raise BenchError(f"{name}: {error}") from error
 
 
 def _workload(name: str) -> Workload:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from optim_bench import ui
 from optim_bench.campaign import progress_of, run_campaign
-from optim_bench.catalog import Request, all_optimizers, build_plan
+from optim_bench.catalog import Request, all_optimizers, build_plan, check_data
 from optim_bench.errors import BenchError, StoppedError, unknown_name
 from optim_bench.executors import DEFAULT_TRAINER, make_executor
 from optim_bench.protocol import Cell, Plan
@@ -91,6 +91,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         for name in request.frameworks:
             require_framework(name)
         plan = build_plan(request)
+        check_data(plan, _data_folder(data_dir))
         store = Store(output)
         store.open()
         store.records()
@@ -108,6 +109,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         """Repeat the failed runs of a comparison, and finish it."""
         store = Store(directory)
         plan = store.plan()
+        check_data(plan, _data_folder(data_dir))
         store.open()
         failed = [key for key, record in store.records().items() if record.status == "failed"]
         _console().print(f"{len(failed)} failed runs to repeat")
@@ -238,8 +240,6 @@ def _carry_out(
     data_dir: Path | None,
 ) -> None:
     console = _console()
-    if data_dir is not None and not data_dir.is_dir():
-        raise BenchError(f"no folder {data_dir}; --data-dir is where the full-size data sets lie")
     workers = make_executor(
         executor, trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=[str(Path.cwd())]
     )
@@ -265,6 +265,12 @@ def _carry_out(
             f"{first['framework']}/{first['optimizer']} with {first['error']}; mend the cause, "
             f"then: optim-bench retry {store.root}"
         )
+
+
+def _data_folder(data_dir: Path | None) -> Path | None:
+    if data_dir is not None and not data_dir.is_dir():
+        raise BenchError(f"no folder {data_dir}; --data-dir is where the full-size data sets lie")
+    return data_dir
 
 
 def show_results(console: Console, results: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _title(results: Results) -> str:
-    verdicts = [c["verdict"] for c in results["comparisons"] if c["verdict"] != "exploratory"]
+    verdicts = [c["verdict"] for c in results["comparisons"] if c["tests"] is not None]
     if not verdicts:
         return "No registered comparison with tuned AdamW"
     counts = {name: verdicts.count(name) for name in ("better", "worse", "no difference")}

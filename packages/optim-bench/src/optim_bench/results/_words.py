@@ -75,12 +75,11 @@ def detectable_in_words(ratio: float) -> str:
 def headline(
     comparisons: Sequence[Mapping[str, Any]], framework: str, baseline_title: str
 ) -> list[str]:
-    """Say in one sentence per optimizer what happened on all workloads."""
+    """Say in one sentence per optimizer what its registered tests found."""
     sentences: list[str] = []
-    for label in dict.fromkeys(c["label"] for c in comparisons):
-        mine = [c for c in comparisons if c["label"] == label]
-        if all(c["verdict"] == "exploratory" for c in mine):
-            continue
+    registered = [c for c in comparisons if c["tests"] is not None]
+    for label in dict.fromkeys(c["label"] for c in registered):
+        mine = [c for c in registered if c["label"] == label]
         by_verdict = {
             verdict: [c["workload"] for c in mine if c["verdict"] == verdict] for verdict in LABELS
         }
