@@ -108,12 +108,15 @@ def test_idx_is_read_as_it_was_written(tmp_path, rng):
 
 
 def test_cifar_planes_become_channels(tmp_path):
-    record = bytes([7]) + bytes([10]) * 1024 + bytes([20]) * 1024 + bytes([30]) * 1024
+    red = np.full((32, 32), 10, np.uint8)
+    red[5, 6] = 99
+    record = bytes([7]) + red.tobytes() + bytes([20]) * 1024 + bytes([30]) * 1024
     (tmp_path / "b").write_bytes(record)
     images, labels = data.read_cifar10(tmp_path / "b")
 
     assert images.shape == (1, 32, 32, 3)
-    assert images[0, 5, 6].tolist() == [10, 20, 30]
+    assert images[0, 5, 6].tolist() == [99, 20, 30]
+    assert images[0, 6, 5].tolist() == [10, 20, 30]
     assert labels.tolist() == [7]
 
 

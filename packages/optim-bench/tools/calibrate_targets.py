@@ -3,7 +3,8 @@
     python packages/optim-bench/tools/calibrate_targets.py [WORKLOAD ...]
 
 For each workload: AdamW (JAX) at its `standard` horizon, seven learning rates a half decade apart
-with three tuning seeds, the best by mean log validation loss, then twenty fresh seeds at that rate.
+with three tuning seeds (and further ones while the best lies on the edge), the best by mean log
+validation loss, then twenty fresh seeds at that rate.
 The target is the median over those seeds of the validation loss at three quarters of the horizon:
 tuned AdamW reaches it there with half of its seeds. The levels are then written into the workload
 files by hand, before any other optimizer is compared.
@@ -50,17 +51,24 @@ def score(records: list[RunRecord]) -> float:
 def main() -> None:
     """Print one line for each workload."""
     for name in sys.argv[1:] or [n for n, w in WORKLOADS.items() if w.kind == "real"]:
-        scores = {rate: score([run(name, rate, s) for s in TUNING_SEEDS]) for rate in RATES}
-        best = min(scores, key=scores.__getitem__)
+        scores: dict[float, float] = {}
+        waiting, best = list(RATES), RATES[0]
+        while waiting:
+            rate = waiting.pop()
+            scores[rate] = score([run(name, rate, seed) for seed in TUNING_SEEDS])
+            best = min(scores, key=scores.__getitem__)
+            if not waiting and best == max(scores):
+                waiting.append(best * math.sqrt(10))
+            elif not waiting and best == min(scores):
+                waiting.append(best / math.sqrt(10))
         levels = []
         for seed in FRESH_SEEDS:
             curve = run(name, best, seed).curve
             horizon = WORKLOADS[name].steps["standard"]
             index = next(i for i, step in enumerate(curve["step"]) if step >= 0.75 * horizon)
             levels.append(curve["val_loss"][index])
-        edge = " (edge of the grid)" if best in (RATES[0], RATES[-1]) else ""
         print(  # noqa: T201
-            f"{name}: target {statistics.median(levels):.4g}, learning rate {best:.3g}{edge}, "
+            f"{name}: target {statistics.median(levels):.4g}, learning rate {best:.3g}, "
             f"range {min(levels):.4g} to {max(levels):.4g}",
             flush=True,
         )
