@@ -3,8 +3,6 @@
 Not collected by default: it needs the published package beside this one.
 """
 
-# ruff: noqa: D102, D103, S101
-
 import copy
 import math
 

@@ -335,10 +335,7 @@ class STAC(Optimizer):
         steps: list[Tensor],
         positions: list[int],
     ) -> None:
-        """Fill the lists of one group.
-
-        ``torch.compile`` knows this method by its name and runs it instead of tracing it.
-        """
+        """Fill the lists; ``torch.compile`` knows this name and runs it instead of tracing it."""
         lists = params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, scales, steps, positions
         fill_lists(group, self.state, GroupLists(*lists))
 
