@@ -38,5 +38,15 @@ def test_a_sharded_tensor_is_refused_with_its_name(tmp_path):
         tensor = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
         with pytest.raises(oc.UnsupportedStateError, match=r"^extra\['t'\]: a DTensor is a tensor"):
             ckpt.save(tmp_path / "run", 1, extra={"t": tensor})
+        model = torch.nn.Linear(4, 4)
+        ckpt.save(tmp_path / "run", 1, model=model)
+        other = torch.nn.Linear(4, 4)
+        other.weight = torch.nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
+        bias = other.bias.detach().clone()
+        with pytest.raises(
+            oc.IncompatibleCheckpointError, match="model entry weight is a DTensor: restore before"
+        ):
+            ckpt.restore(tmp_path / "run", model=other)
+        assert torch.equal(other.bias, bias)
     finally:
         dist.destroy_process_group()

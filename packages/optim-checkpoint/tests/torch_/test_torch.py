@@ -435,3 +435,9 @@ def test_saving_does_not_draw_from_the_generators(tmp_path):
     ckpt.save(tmp_path, 1, model=model, optimizer=optimizer)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
+
+
+def test_a_model_without_memory_is_refused(tmp_path):
+    ckpt.save(tmp_path, 1, model=torch.nn.Linear(2, 2))
+    with pytest.raises(oc.IncompatibleCheckpointError, match="weight is on the meta device"):
+        ckpt.restore(tmp_path, model=torch.nn.Linear(2, 2, device="meta"))

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optim_checkpoint._errors import CheckpointWarning, UnsupportedStateError
+from optim_checkpoint.torch._tensors import DTYPES
 
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
@@ -115,12 +117,17 @@ def shape_differences(
     what: str, saved: Mapping[str, tuple[str, tuple[int, ...]]], live: Mapping[str, torch.Tensor]
 ) -> list[str]:
     """List the tensors of both whose dtype or shape differs."""
-    from optim_checkpoint.torch._tensors import DTYPES
-
     differences: list[str] = []
     for name in sorted(saved.keys() & live.keys()):
         dtype, shape = saved[name]
         tensor = live[name]
+        # A copy into these would change nothing, or fail half way.
+        if tensor.is_meta:
+            differences.append(f"{what} {name} is on the meta device: give it memory first")
+        elif is_traceable_wrapper_subclass(tensor):
+            differences.append(
+                f"{what} {name} is a {type(tensor).__name__}: restore before sharding or quantizing"
+            )
         if shape != tuple(tensor.shape):
             differences.append(
                 f"{what} {name} has shape {list(shape)} in the checkpoint, {list(tensor.shape)} "
