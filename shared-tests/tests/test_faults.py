@@ -8,6 +8,8 @@ import pytest
 from optim_conformance import OptimizerConformance
 from optim_conformance.faults import FAULTS
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 from optim_conformance import OptimizerConformance
 from optim_conformance.faults import FAULTS

@@ -6,6 +6,7 @@ nothing but pytest, and the rest of this package only when a test asks for it.
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 
 import pytest
@@ -46,5 +47,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Name the version, and the profile that property checks run under."""
-    profile = config.getoption(_OPTION, default=None) or "ci"
+    chosen = config.getoption(_OPTION, default=None)
+    profile = chosen or os.environ.get("HYPOTHESIS_PROFILE", "ci")
     return f"optim-conformance: {version('optim-conformance')}, hypothesis profile {profile}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +22,14 @@ def register() -> None:
 
 
 def activate() -> None:
-    """Register both and load `ci`, unless this session has chosen another profile."""
+    """Register both and load `ci`, unless this session has chosen another profile.
+
+    It chooses by `--hypothesis-profile`, or by HYPOTHESIS_PROFILE in the environment.
+    """
     chosen = settings.default is not settings.get_profile("default") and not _is_builtin_ci()
     register()
     if not chosen:
-        settings.load_profile("ci")
+        settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def _is_builtin_ci() -> bool:
