@@ -233,3 +233,13 @@ def test_the_quadratic_has_the_condition_number_it_says_and_no_axis_to_exploit()
 
     assert eigenvalues[-1] / eigenvalues[0] == pytest.approx(1e4, rel=0.02)
     assert np.abs(matrix - np.diag(np.diag(matrix))).max() > 0.01
+
+
+def test_targets_are_in_the_curve_and_say_where_they_come_from():
+    targets = {name: w.target for name, w in WORKLOADS.items() if w.target is not None}
+
+    assert {"digits-noisy", "permuted-digits"} <= set(targets)
+    for name, target in targets.items():
+        assert target.metric == "val_loss"
+        assert 0 < target.value < 3, name
+        assert "three quarters of the standard horizon" in target.origin

@@ -10,7 +10,7 @@ import numpy as np
 from optim_bench import data
 from optim_bench.workloads import _digits, _layers
 from optim_bench.workloads._sampled import SampledTask, epoch_order
-from optim_bench.workloads._workload import Array, Workload, generator
+from optim_bench.workloads._workload import Array, Target, Workload, generator
 
 NOISE = 0.3
 TASK_STEPS = 60
@@ -99,6 +99,7 @@ DIGITS_NOISY = Workload(
     steps={"smoke": 100, "quick": 1500, "standard": 4000, "full": 12_000},
     batch=4,
     task=_noisy_task,
+    target=Target("val_loss", 0.4545),
     sources=("digits",),
     licence=data.SOURCES["digits"].licence,
 )
@@ -114,6 +115,7 @@ PERMUTED_DIGITS = Workload(
     steps={"smoke": 120, "quick": 1200, "standard": 3000, "full": 12_000},
     batch=32,
     task=_permuted_task,
+    target=Target("val_loss", 0.3406),
     sources=("digits",),
     licence=data.SOURCES["digits"].licence,
     schedule="constant",

@@ -44,7 +44,10 @@ class Target:
 
     metric: str
     value: float
-    origin: str
+    origin: str = (
+        "median validation loss of tuned AdamW over 20 seeds at three quarters of the standard "
+        "horizon (tools/calibrate_targets.py)"
+    )
 
 
 @dataclass(frozen=True)
