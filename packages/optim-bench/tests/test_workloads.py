@@ -238,7 +238,7 @@ def test_the_quadratic_has_the_condition_number_it_says_and_no_axis_to_exploit()
 def test_targets_are_in_the_curve_and_say_where_they_come_from():
     targets = {name: w.target for name, w in WORKLOADS.items() if w.target is not None}
 
-    assert {"digits-noisy", "permuted-digits"} <= set(targets)
+    assert {"digits-cnn", "diamonds-mlp", "digits-noisy", "permuted-digits"} <= set(targets)
     for name, target in targets.items():
         assert target.metric == "val_loss"
         assert 0 < target.value < 3, name

@@ -8,7 +8,7 @@ import numpy as np
 from optim_bench import data
 from optim_bench.workloads import _layers
 from optim_bench.workloads._sampled import SampledTask
-from optim_bench.workloads._workload import Array, Workload
+from optim_bench.workloads._workload import Array, Target, Workload
 
 TRAIN, VAL = 40_000, 7_000  # the remaining 6,775 are the test split
 NUMBERS = ("carat", "depth", "table", "x", "y", "z")
@@ -52,6 +52,7 @@ DIAMONDS_MLP = Workload(
     steps={"smoke": 60, "quick": 600, "standard": 3000, "full": 10_000},
     batch=256,
     task=_task,
+    target=Target("val_loss", 0.00957),
     sources=("diamonds",),
     licence=data.SOURCES["diamonds"].licence,
 )

@@ -8,7 +8,7 @@ import numpy as np
 from optim_bench import data
 from optim_bench.workloads import _layers
 from optim_bench.workloads._sampled import SampledTask
-from optim_bench.workloads._workload import Array, Workload
+from optim_bench.workloads._workload import Array, Target, Workload
 
 TRAIN, VAL = 1200, 297  # the remaining 300 are the test split
 
@@ -49,6 +49,7 @@ DIGITS_CNN = Workload(
     steps={"smoke": 40, "quick": 400, "standard": 1500, "full": 3000},
     batch=64,
     task=_cnn_task,
+    target=Target("val_loss", 0.07304),
     sources=("digits",),
     licence=data.SOURCES["digits"].licence,
     unrolled=False,
