@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import stam_core
+from jax import lax
 from stam_core import STAMHyperparams, STAMStatistics
 
 from stam_jax import _dtypes, _hyperparams, _tree
@@ -76,12 +77,14 @@ def _update_leaf(
     g_wide, mu_wide, nu_wide = g.astype(dtype), mu.astype(dtype), nu.astype(real)
     if hp.parity is not None:
         g_wide = stam_core.zero_nonfinite(g_wide, xp=jnp)
-    mean_square, mean_abs = stam_core.residual_means(
-        sample(g_wide, hp.stat_sample, config.kept),
-        sample(mu_wide, hp.stat_sample, config.kept),
-        xp=jnp,
-        mean=mean_of_sample(config.kept, hp.stat_sample, config.axis_name),
-    )
+    mean = mean_of_sample(config.kept, hp.stat_sample, config.axis_name)
+    read = tuple(sample(x, hp.stat_sample, config.kept) for x in (g_wide, mu_wide))
+    mean_square, _ = stam_core.residual_means(*read, xp=jnp, mean=mean)
+    # XLA's CPU compiler would put both sums into one loop, which it does not vectorise: two loops
+    # behind a barrier are faster, though they read twice. The unused half of each call is dropped.
+    # The mean itself stays outside, where old versions of shard_map see that it is replicated.
+    *read, _ = lax.optimization_barrier((*read, mean_square))
+    _, mean_abs = stam_core.residual_means(read[0], read[1], xp=jnp, mean=mean)
     shape = statistics.s2.shape
     statistics, beta1, s = stam_core.update_statistics(
         statistics,
