@@ -5,6 +5,7 @@
 The folder lies outside the default test paths, because the package is no dependency of ours.
 """
 
+import functools
 import importlib.metadata
 import itertools
 
@@ -18,6 +19,9 @@ from stam_jax import descent
 STEPS = 200
 PARITY = {"parity": "stam-optimizer-0.1.0"}
 SHAPES = {"b": (6,), "emb": (40, 4), "w": (8, 5)}
+
+
+NOISE = pytest.mark.parametrize("noise", ["dense", "shift", "sparse", "nonfinite"])
 
 
 def grid(**choices):
@@ -58,43 +62,78 @@ def gradients(kind):
         yield {k: jnp.asarray(x, jnp.float32) for k, x in g.items()}
 
 
-def drive(optimizer, kind):
+def initial():
     rng = np.random.default_rng(12)
-    params = {k: jnp.asarray(rng.uniform(-1, 1, s), jnp.float32) for k, s in SHAPES.items()}
+    return {k: jnp.asarray(rng.uniform(-1, 1, s), jnp.float32) for k, s in SHAPES.items()}
+
+
+def published(kind, options, noise):
+    """The package's parameters after all steps; its own jit takes the hyperparameters as values."""
+    optimizer, params = kind(**options), initial()
     state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
-    for g in gradients(kind):
-        updates, state = update(g, state, params)
+    for g in gradients(noise):
+        updates, state = optimizer.update(g, state, params)
         params = jax.tree.map(lambda p, u: p - u, params, updates)
     return params
+
+
+def ours(kind, options, noise, **fixed):
+    """Ours, in one loop."""
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *gradients(noise))
+
+    def step(carry, g):
+        params, state = carry
+        updates, state = optimizer.update(g, state, params)
+        return (jax.tree.map(lambda p, u: p - u, params, updates), state), None
+
+    optimizer, params = kind(**options, **fixed), initial()
+    return jax.lax.scan(step, (params, optimizer.init(params)), stacked)[0][0]
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "noise"))
+def ours_traced(kind, options, noise):
+    """Ours with the hyperparameters as values, so that the grid compiles once per kind of noise."""
+    return ours(kind, options, noise, **PARITY)
+
+
+def assert_close(a, b):
+    for name in SHAPES:
+        np.testing.assert_allclose(a[name], b[name], rtol=0, atol=5e-6)
+
+
+def as_arrays(options):
+    return {
+        k: jnp.asarray(v, jnp.int32 if isinstance(v, int) else None) for k, v in options.items()
+    }
 
 
 def test_the_package_is_the_one_meant():
     assert importlib.metadata.version("stam-optimizer") == "0.1.0"
 
 
-@pytest.mark.parametrize("kind", ["dense", "shift", "sparse", "nonfinite"])
+@NOISE
 @pytest.mark.parametrize("options", STAM_GRID, ids=str)
-def test_stam(options, kind):
-    theirs = drive(stam_optimizer.STAM(**options), kind)
-    ours = drive(descent.STAM(**options, **PARITY), kind)
-    for name in SHAPES:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=5e-6)
+def test_stam(options, noise):
+    theirs = published(stam_optimizer.STAM, options, noise)
+    assert_close(ours_traced(descent.STAM, as_arrays(options), noise), theirs)
 
 
-@pytest.mark.parametrize("kind", ["dense", "shift", "sparse", "nonfinite"])
+@NOISE
 @pytest.mark.parametrize("options", LITE_GRID, ids=str)
-def test_stam_lite(options, kind):
-    theirs = drive(stam_optimizer.STAMLite(**options), kind)
-    ours = drive(descent.STAMLite(**options, **PARITY), kind)
-    for name in SHAPES:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=5e-6)
+def test_stam_lite(options, noise):
+    theirs = published(stam_optimizer.STAMLite, options, noise)
+    assert_close(ours_traced(descent.STAMLite, as_arrays(options), noise), theirs)
+
+
+@NOISE
+@pytest.mark.parametrize("name", ["STAM", "STAMLite"])
+def test_the_defaults_as_python_numbers(name, noise):
+    theirs = published(getattr(stam_optimizer, name), {}, noise)
+    assert_close(ours(getattr(descent, name), {}, noise, **PARITY), theirs)
 
 
 def test_without_parity_mode_the_difference_would_show():
     options = {"fallback_threshold": 1.5}
-    theirs, ours = (
-        drive(stam_optimizer.STAM(**options), "sparse"),
-        drive(descent.STAM(**options), "sparse"),
-    )
-    assert max(float(jnp.abs(ours[k] - theirs[k]).max()) for k in SHAPES) > 1e-4
+    theirs = published(stam_optimizer.STAM, options, "sparse")
+    plain = ours(descent.STAM, options, "sparse")
+    assert max(float(jnp.abs(plain[k] - theirs[k]).max()) for k in SHAPES) > 1e-4
