@@ -1,1 +1,1 @@
-"""Optimizer comparisons that a sceptic accepts: real data, equal tuning budgets, paired intervals."""
+"""Optimizer comparisons that a sceptic accepts: real data, equal budgets, paired intervals."""

@@ -224,8 +224,9 @@ def normalised_variance(
     if hp.statistics == "corrected":
         variance = s2 / one_minus_power(hp.b2, t, xp=xp)
         scale = tau / one_minus_power(hp.tau_decay, t, xp=xp)
-        moving = variance > 0
         floor = scale * scale + variance / hp.fallback_threshold
+        # Not variance > 0: of fading statistics the floor underflows first, and z would be x/0.
+        moving = floor > 0
         return xp.where(
             moving, variance / xp.where(moving, floor, xp.ones_like(floor)), xp.zeros_like(floor)
         )
