@@ -36,16 +36,18 @@ def problems(folder: Path) -> list[str]:
 
 
 def problems_of_results(results: dict) -> list[str]:
-    """Optimizers that are missing or whose test losses are not all finite numbers."""
-    losses: dict[str, list[float | None]] = {}
-    for run in results["runs"]:
-        if run["phase"] == "fresh":
-            name = f"{run['spec']['framework']}/{run['spec']['optimizer']}"
-            losses.setdefault(name, []).append(run["metrics"]["test_loss"])
-    found = [f"no fresh run of {name}" for name in sorted(EXPECTED - losses.keys())]
-    for name, values in sorted(losses.items()):
-        if any(value is None or not math.isfinite(value) for value in values):
-            found.append(f"{name} has test losses that are not finite: {values}")
+    """Optimizers that are missing or whose fresh runs did not all end with finite losses."""
+    found = []
+    seen = {f"{cell['framework']}/{cell['optimizer']}" for cell in results["cells"]}
+    found += [f"{name} was not compared" for name in sorted(EXPECTED - seen)]
+    for cell in results["cells"]:
+        fresh = cell["fresh"]
+        if not fresh["planned"] or fresh["ok"] != fresh["planned"]:
+            found.append(f"{cell['name']}: {fresh['ok']} of {fresh['planned']} fresh runs are ok")
+        for run in fresh["runs"]:
+            losses = [run[metric] for metric in ("train_loss", "val_loss", "test_loss")]
+            if any(loss is None or not math.isfinite(loss) for loss in losses):
+                found.append(f"{cell['name']}, seed {run['seed']}: losses are {losses}")
     return found
 
 
