@@ -104,7 +104,7 @@ def build(session: nox.Session) -> Path:
     From a clean clone, because hatchling packs the untracked files of a working tree.
     """
     dist = ROOT / ".nox" / "dist"
-    head = session.run("git", "rev-parse", "HEAD", silent=True, external=True)
+    head = str(session.run("git", "rev-parse", "HEAD", silent=True, external=True))
     built_from = dist / "HEAD"
     if built_from.exists() and built_from.read_text(encoding="utf-8") == head:
         return dist
@@ -371,7 +371,7 @@ def verify_release(session: nox.Session) -> None:
     for dependent in (name for name, siblings in SIBLINGS.items() if package in siblings):
         session.install(*group("release"))
         command = ("python", f"{SCRIPTS}/release.py", "published", dependent)
-        if session.run(*command, silent=True).strip():
+        if str(session.run(*command, silent=True)).strip():
             session.install(reference(dist, package), dependent)
             session.run("python", "-I", f"{SCRIPTS}/check_alone.py", dependent)
         else:
