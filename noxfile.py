@@ -79,13 +79,17 @@ def done(session: nox.Session) -> None:
 def install_editable(session: nox.Session, package: str, *options: str) -> None:
     """Install a package of the working tree with its extras and siblings, then its test tools.
 
-    The tools come second, so that options such as a lowest resolution concern the package alone.
+    The tools come second, and may not move what is there: options such as a lowest resolution
+    decide about the package and its dependencies alone.
     """
     editable = [f"packages/{name}" for name in SIBLINGS[package]]
     editable.append(f"packages/{package}{EXTRAS.get(package, '')}")
     session.install(*options, *(flag for target in editable for flag in ("-e", target)))
+    frozen = str(session.run("uv", "pip", "freeze", "--exclude-editable", silent=True))
+    constraints = Path(session.create_tmp(), "frozen.txt")
+    constraints.write_text(frozen, encoding="utf-8")
     tools = [*group("test-tools"), *group(f"test-{package}")]
-    session.install("-e", "shared-tests", *tools)
+    session.install("--constraints", str(constraints), "-e", "shared-tests", *tools)
 
 
 def pytest(session: nox.Session, *args: str, markers: str) -> None:
@@ -187,9 +191,9 @@ def minimums(session: nox.Session, package: str) -> None:
     ],
 )
 def jax(session: nox.Session, jax: str, optax: str) -> None:
-    """stam-jax on an older JAX and the optax of its time."""
+    """stam-jax on an older JAX and the optax of its time, optax's own suites included."""
     install_editable(session, "stam-jax", f"jax=={jax}", f"optax=={optax}")
-    pytest(session, "packages/stam-jax/tests", markers=" and not slow")
+    pytest(session, "packages/stam-jax/tests", markers="")
     done(session)
 
 
@@ -384,8 +388,10 @@ def verify_release(session: nox.Session) -> None:
 def nightly(session: nox.Session, package: str) -> None:
     """The long campaigns of one package."""
     install_editable(session, package)
-    command = ("pytest", "-m", "nightly and not gpu", f"packages/{package}/tests")
-    session.run(*command, *session.posargs, env={"HYPOTHESIS_PROFILE": "nightly"})
+    # With the nightly profile the property checks of the conformance suites are a campaign too.
+    selected = ("-m", "(nightly or not slow) and not gpu")
+    command = ("pytest", *selected, f"packages/{package}/tests", *session.posargs)
+    session.run(*command, env={"HYPOTHESIS_PROFILE": "nightly"})
     done(session)
 
 

@@ -142,7 +142,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(trainer, tmp_path):
     folder = tmp_path / "out"
     arguments = ["run", "--tier", "smoke", *ONE_CELL, "--output", str(folder), "--jobs", "1"]
     code = (
-        "import sys; from optim_bench.cli import build_app, run_app\n"
+        # What a shell starts in the background inherits an ignored interrupt.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from optim_bench.cli import build_app, run_app\n"
         "sys.exit(run_app(build_app('hanging:train'), sys.argv[1:]))"
     )
     Path("hanging.py").write_text(
