@@ -85,7 +85,8 @@ def install_editable(session: nox.Session, package: str, *options: str) -> None:
     editable = [f"packages/{name}" for name in SIBLINGS[package]]
     editable.append(f"packages/{package}{EXTRAS.get(package, '')}")
     session.install(*options, *(flag for target in editable for flag in ("-e", target)))
-    frozen = str(session.run("uv", "pip", "freeze", "--exclude-editable", silent=True))
+    freeze = ("uv", "pip", "freeze", "--exclude-editable")
+    frozen = str(session.run(*freeze, silent=True, stderr=subprocess.DEVNULL, external=True))
     constraints = Path(session.create_tmp(), "frozen.txt")
     constraints.write_text(frozen, encoding="utf-8")
     tools = [*group("test-tools"), *group(f"test-{package}")]
