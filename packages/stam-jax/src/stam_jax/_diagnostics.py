@@ -42,8 +42,10 @@ def diagnostics(
     ``jax.lax.scan``.
 
     Args:
-        state: An optimizer state that holds one of ours: chained, masked, partitioned, injected.
-        params: The parameters it belongs to.
+        state: An optimizer state that holds one of ours: chained, masked, partitioned, injected;
+            the ``opt_state`` of a ``flax.nnx.Optimizer`` too.
+        params: The parameters it belongs to; ``nnx.state(model, nnx.Param)`` for Flax NNX, whose
+            paths end in ``/value``.
         stat_axes: The callable that the optimizer was built with, if any.
 
     Returns:
@@ -90,7 +92,15 @@ def diagnostics(
 
 
 def _packed_diagnostics(state: ScaleByStamState | ScaleByStamLiteState) -> LeafDiagnostics:
-    z = state.s / (1 - state.s)
+    beta1, s = _vector(state.beta1), _vector(state.s)
+    z = s / (1 - s)
     if isinstance(state, ScaleByStamState):
-        return LeafDiagnostics(state.beta1, z, state.s2, state.tau)
-    return LeafDiagnostics(state.beta1, z, z * state.e2, jnp.sqrt(state.e2))
+        return LeafDiagnostics(beta1, z, _vector(state.s2), _vector(state.tau))
+    e2 = _vector(state.e2)
+    return LeafDiagnostics(beta1, z, z * e2, jnp.sqrt(e2))
+
+
+def _vector(field: Any) -> jax.Array:
+    """Return a packed field without the variable in which ``flax.nnx.Optimizer`` keeps it."""
+    (vector,) = jax.tree.leaves(field)
+    return vector
