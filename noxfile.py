@@ -291,7 +291,7 @@ def wheels(session: nox.Session, package: str) -> None:
     # The README shows what the extras are for, so they come in now, and the test tools with them.
     siblings = [wheel(dist, name) for name in SIBLINGS[package]]
     session.install(
-        *siblings, reference(dist, package), *group("test-tools"), *group(f"docs-{package}")
+        *siblings, reference(dist, package), *group("docs-tools"), *group(f"docs-{package}")
     )
     run_blocks(session, ROOT / "packages" / package / "README.md")
     done(session)
@@ -302,7 +302,7 @@ def docs(session: nox.Session) -> None:
     """The root README's blocks, with the wheel of every package installed."""
     dist = build(session)
     named = [reference(dist, package) for package in PACKAGES]
-    session.install(*named, *group("test-tools"))
+    session.install(*named, *group("docs-tools"))
     run_blocks(session, ROOT / "README.md")
     done(session)
 

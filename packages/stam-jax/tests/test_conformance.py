@@ -26,6 +26,11 @@ def double_precision(wanted):
         jax.config.update("jax_enable_x64", before)
 
 
+def own_arrays(tree):
+    """Copy before JAX sees them: its own copy is made later, when the caller may have moved on."""
+    return {name: jnp.asarray(np.array(array)) for name, array in tree.items()}
+
+
 class Stepper:
     """A step and the number of its compilations, shared by all runs with equal settings."""
 
@@ -55,13 +60,13 @@ class JaxRun:
             own.setdefault("state_dtype", None)
         self.stepper = stepper(opt, tuple(sorted(own.items())), jit)
         with double_precision(self.double):
-            self.leaves = {name: jnp.array(p) for name, p in params.items()}
+            self.leaves = own_arrays(params)
             self.opt_state = self.stepper.make().init(self.leaves)
 
     def step(self, grads, *, lr=None):
         with double_precision(self.double):
             rate = {} if lr is None else {"learning_rate": jnp.asarray(lr)}
-            grads = {name: jnp.array(g) for name, g in grads.items()}
+            grads = own_arrays(grads)
             self.leaves, self.opt_state = self.stepper.take(
                 self.leaves, self.opt_state, grads, rate
             )

@@ -64,7 +64,8 @@ def test_stacked_layers_equal_unstacked_ones(make, options):
 
     kept = make(0.1, stat_axes=lambda path, leaf: (0,) if path == "layers" else (), **options)
     (p, state), (q, expected) = drive(kept, stacked), drive(make(0.1, **options), apart)
-    np.testing.assert_allclose(p["layers"], jnp.stack(list(q.values())), rtol=1e-6)
+    # Five float32 steps whose sums XLA orders differently for the two shapes.
+    np.testing.assert_allclose(p["layers"], jnp.stack(list(q.values())), rtol=3e-6)
     np.testing.assert_allclose(state[0].beta1, expected[0].beta1, rtol=1e-6)
     merged, _ = drive(make(0.1, **options), stacked)
     assert float(jnp.abs(merged["layers"] - p["layers"]).max()) > 1e-3
