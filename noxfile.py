@@ -55,6 +55,9 @@ each_package = nox.parametrize(
     "package", [nox.param(package, id=package, tags=[package]) for package in PACKAGES]
 )
 
+# Without the tag: what is asked for by name only must not come along with it.
+each_package_by_name = nox.parametrize("package", PACKAGES, ids=PACKAGES)
+
 # What needs a GPU or hours is collected, and run by name.
 MARKERS = "not gpu and not nightly"
 
@@ -218,7 +221,8 @@ def torch(session: nox.Session, torch: str) -> None:
 @nox.parametrize("backend", ["cpu", "cu128", "cu130"])
 def torch_backend(session: nox.Session, backend: str) -> None:
     """stac-torch on another build of PyTorch, from PyTorch's own index where it can be reached."""
-    command = ["uv", "pip", "install", "--dry-run", f"--torch-backend={backend}", "torch"]
+    command = ["uv", "pip", "install", "--dry-run", "--python", session.virtualenv.location]
+    command += [f"--torch-backend={backend}", "torch"]
     found = subprocess.run(command, check=False, capture_output=True, text=True)
     if "error sending request" in found.stderr:
         session.skip(f"the index of the {backend} builds cannot be reached from this machine")
@@ -385,7 +389,7 @@ def verify_release(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST, default=False)
-@each_package
+@each_package_by_name
 def nightly(session: nox.Session, package: str) -> None:
     """The long campaigns of one package."""
     install_editable(session, package)
@@ -397,12 +401,10 @@ def nightly(session: nox.Session, package: str) -> None:
 
 
 @nox.session(python=NEWEST, default=False)
-@each_package
+@nox.parametrize("package", ["stac-torch"], ids=["stac-torch"])
 def gpu(session: nox.Session, package: str) -> None:
     """What needs a CUDA device, on a machine that has one."""
     install_editable(session, package)
-    if package == "stam-jax":
-        session.install("jax[cuda13]")
     session.run("pytest", "-m", "gpu", f"packages/{package}/tests", *session.posargs)
     done(session)
 

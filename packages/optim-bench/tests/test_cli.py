@@ -342,9 +342,15 @@ def test_a_readme_without_markers_is_left_alone(bench, finished, tmp_path):
     assert "cannot read" in bench("report", finished, "--update-readme", tmp_path / "no.md")[2]
 
 
-def test_a_new_plan_keeps_the_old_runs(bench, finished):
+def test_another_plan_is_refused_until_the_old_one_is_moved_away(bench, finished):
     before = {path.name for path in finished.glob("runs/*.json")}
+    plan = (finished / "plan.json").read_bytes()
     other = ["--workload", "diamonds-mlp", "--framework", "jax", "--optimizer", "stam"]
+    status, _, err = bench(*SMOKE, *other, "--output", finished)
+    assert status == 1
+    assert "registers another comparison; choose another --output, or move that file away" in err
+    assert (finished / "plan.json").read_bytes() == plan
+    (finished / "plan.json").rename(finished / "plan-of-before.json")
     assert bench(*SMOKE, *other, "--output", finished)[0] == 0
     assert before < {path.name for path in finished.glob("runs/*.json")}
     results = json.loads((finished / "results.json").read_text())

@@ -111,6 +111,12 @@ def test_a_folder_without_a_plan_says_how_to_start(tmp_path):
         Store(tmp_path).plan()
 
 
+def test_what_cannot_be_read_is_not_called_damaged(store, make_spec, make_record):
+    (store.runs / f"{make_spec().key()}.json").mkdir()
+    with pytest.raises(BenchError, match=r"cannot read .*; make it readable"):
+        store.records()
+
+
 def test_a_damaged_plan_says_what_to_do(store):
     (store.root / "plan.json").write_text("{")
     with pytest.raises(BenchError, match=r"plan\.json is damaged .*; move it away and repeat"):

@@ -95,7 +95,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         store = Store(output)
         store.open()
         store.records()
-        store.write_plan(plan)
+        store.register(plan)
         _carry_out(plan, store, trainer, executor, jobs, timeout, data_dir)
 
     @app.command()
@@ -225,7 +225,8 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         if problems := validate_results(data):
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise BenchError(f"{file} is not valid: {problems[0]}{more}; rebuild it: report DIR")
-        _console().print(f"{file} is valid, schema version {data['schema_version']}")
+        line = f"{file} is valid, schema version {data['schema_version']}"
+        _console().print(line, soft_wrap=True, highlight=False)
 
     return app
 

@@ -63,9 +63,19 @@ class Store:
         """
         return {path.stem: self._read(path) for path in sorted(self.runs.glob("*.json"))}
 
-    def write_plan(self, plan: Plan) -> None:
-        """Write down what is compared."""
-        write_json(self.root / "plan.json", plan.to_json())
+    def register(self, plan: Plan) -> None:
+        """Write down what is compared, once: a family chosen after its results would be no test.
+
+        Raises:
+            BenchError: another comparison is registered here.
+        """
+        path = self.root / "plan.json"
+        if path.is_file() and self.plan().to_json() != plan.to_json():
+            raise BenchError(
+                f"{path} registers another comparison; choose another --output, or move that file "
+                "away to plan anew over the runs that are there"
+            )
+        write_json(path, plan.to_json())
 
     def plan(self) -> Plan:
         """Return the plan.
@@ -80,6 +90,8 @@ class Store:
             )
         try:
             return Plan.from_json(read_json(path))
+        except OSError as error:
+            raise BenchError(f"cannot read {path} ({_reason(error)}); make it readable") from error
         except ValueError as error:
             raise BenchError(
                 f"{path} is damaged ({error}); move it away and repeat your optim-bench run, "
@@ -91,6 +103,8 @@ class Store:
             record = RunRecord.from_json(read_json(path))
             if record.spec.key() != path.stem:
                 raise ValueError("its spec has another hash than its name")
+        except OSError as error:
+            raise BenchError(f"cannot read {path} ({_reason(error)}); make it readable") from error
         except (ValueError, TypeError, AttributeError) as error:
             raise BenchError(
                 f"{path} is damaged ({error}); delete it and repeat your optim-bench run, "
