@@ -44,8 +44,9 @@ CASES = {
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=cosine),
     "MultiSteps": lambda: optax.MultiSteps(optax.adam(1e-2), 3),
     "noise": lambda: optax.chain(optax.add_noise(0.1, 0.5, 4), optax.sgd(1e-2)),
-    "muon": lambda: optax.contrib.muon(1e-2),
 }
+if hasattr(optax.contrib, "muon"):  # optax 0.2.5 brought it.
+    CASES["muon"] = lambda: optax.contrib.muon(1e-2)
 
 
 def initial(name):
