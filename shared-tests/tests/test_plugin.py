@@ -39,6 +39,7 @@ def test_plugin_imports_nothing_heavy(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("build_machine", [False, True])
 @pytest.mark.parametrize(
     ("option", "variable", "profile", "examples"),
     [
@@ -47,7 +48,9 @@ def test_plugin_imports_nothing_heavy(tmp_path, monkeypatch):
         (None, "nightly", "nightly", 2000),
     ],
 )
-def test_profiles(tmp_path, monkeypatch, option, variable, profile, examples):
+def test_profiles(tmp_path, monkeypatch, option, variable, profile, examples, build_machine):
+    # hypothesis looks for the variables of a dozen services; this one is common to them.
+    monkeypatch.setenv("CI", "true") if build_machine else monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("HYPOTHESIS_PROFILE", raising=False)
     if variable:
         monkeypatch.setenv("HYPOTHESIS_PROFILE", variable)
