@@ -5,6 +5,7 @@ tools. An interpreter that a machine cannot provide skips with its reason; the l
 `summary`, counts what ran.
 """
 
+import os
 import shutil
 import subprocess
 import tomllib
@@ -17,6 +18,10 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
+
+# Container images often set this. Tests start hundreds of processes, and each would compile its
+# framework anew: importing PyTorch takes 9 s of one core so, and 3 s with what the first one wrote.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = Path(__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -273,7 +278,8 @@ def siblings(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
-    session.install("-e", "shared-tests", *group("test-tools"), *group("release"))
+    tools = (*group("test-tools"), *group("release"), *group("nox"))
+    session.install("-e", "shared-tests", *tools)
     pytest(session, "shared-tests/tests", f"{SCRIPTS}/tests", markers="")
     done(session)
 
