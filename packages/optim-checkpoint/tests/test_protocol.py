@@ -124,23 +124,21 @@ def test_every_sync_is_needed(tmp_path, make_document, monkeypatch, steps):
 
 MUTANTS = {
     "no rename": (
-        "        _fs.ops.rename(temporary, str(target), root)\n",
-        "        pass\n",
+        "    _fs.ops.rename(temporary, str(target), root)\n",
+        "    pass\n",
     ),
     "rename before the manifest": (
-        "            _write_manifest(folder, manifest)\n",
+        "            seal(folder, files, records",
         """\
             _fs.ops.rename(temporary, str(target), root)
-            _write_manifest(folder, manifest)
-            return
-""",
+            return seal(folder, files, records""",
     ),
     "retire before the commit is durable": (
-        "            _write(root, target, layouts, document)\n",
+        "            _write(root, target, files, document)\n",
         """\
             if keep is not None:
-                _try_retire(root, target, present, keep)
-            _write(root, target, layouts, document)
+                try_retire(root, target, present, keep)
+            _write(root, target, files, document)
 """,
     ),
     "files in the final folder": (

@@ -21,10 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optim_checkpoint import _fs, _manifest
+from optim_checkpoint._boxes import Shape
 from optim_checkpoint._errors import (
     CheckpointExistsError,
     CheckpointWarning,
     CheckpointWriteError,
+    UnsupportedStateError,
+)
+from optim_checkpoint._files import (
+    MAX_SHARD_SIZE,
+    PlannedFile,
+    ShardEntry,
+    check_max_shard_size,
+    index_name,
+    index_of,
+    plan_files,
 )
 from optim_checkpoint._folder import (
     TEMPORARY,
@@ -36,10 +47,10 @@ from optim_checkpoint._folder import (
     locked,
     make_root,
 )
-from optim_checkpoint._json import dumps
-from optim_checkpoint._shard import Entry, Layout, lay_out, write_shard
+from optim_checkpoint._shard import Entry, write_shard
 
 _SLACK = 64 << 10
+Record = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +62,14 @@ class Document:
         framework: Name and versions, for the manifest.
         sections: What the face stores beside tensors.
         parts: The tensors of "model", "optim" and "train"; an empty part writes no file.
+        own: What only this one of several processes has; goes to the section "train".
     """
 
     step: int
     framework: Mapping[str, object]
     sections: Mapping[str, object]
     parts: Mapping[str, Sequence[Entry]]
+    own: Mapping[str, object] | None = None
 
 
 def check_keep(keep: object) -> int | None:
@@ -69,7 +82,12 @@ def check_keep(keep: object) -> int | None:
 
 
 def commit(
-    path: StrPath, document: Document, *, keep: int | None = None, replace: bool = False
+    path: StrPath,
+    document: Document,
+    *,
+    keep: int | None = None,
+    replace: bool = False,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Path:
     """Write a generation and make it durable.
 
@@ -78,6 +96,7 @@ def commit(
         document: What to write.
         keep: How many generations to keep, the new one included; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.
+        max_shard_size: Greatest number of bytes of tensors in one file, unless one alone has more.
 
     Returns:
         The path of the committed generation. When this returns, it survives a power cut.
@@ -88,27 +107,46 @@ def commit(
             holds it. What was committed before is untouched.
     """
     step, keep = check_step(document.step), check_keep(keep)
-    layouts = {
-        part: lay_out(
-            entries,
-            {"format": "pt", "optim_checkpoint": dumps({"part": part, "v": 1}).decode()},
-        )
-        for part, entries in document.parts.items()
-        if entries
-    }
-    needed = sum(layout.size for layout in layouts.values()) + _SLACK
+    for entries in document.parts.values():
+        for entry in entries:
+            if isinstance(entry, ShardEntry):
+                raise UnsupportedStateError(
+                    entry.name,
+                    "is spread over processes; they save it together with save(), nobody alone",
+                )
+    files = plan_files(document.parts, check_max_shard_size(max_shard_size))
+    needed = bytes_needed(files)
     try:
         with _fs.opened(make_root(path)) as root, locked(root, path):
-            _sweep(root)
-            present = generations(root)
-            target = _target(step, present, path, replace=replace)
-            _check_space(root, path, needed)
-            _write(root, target, layouts, document)
+            target, present = prepare(root, path, step, needed, replace=replace)
+            _write(root, target, files, document)
             if keep is not None:
-                _try_retire(root, target, present, keep)
+                try_retire(root, target, present, keep)
     except OSError as error:
-        raise _write_error(path, step, needed, error) from error
+        raise write_error(path, step, needed, error) from error
     return Path(path) / str(target)
+
+
+def bytes_needed(files: Sequence[PlannedFile]) -> int:
+    """Return how much room a save needs, with some for the manifest and the folders."""
+    return sum(file.layout.size for file in files) + _SLACK
+
+
+def prepare(
+    root: int, path: StrPath, step: int, needed: int, *, replace: bool
+) -> tuple[GenerationName, list[GenerationName]]:
+    """Clear what an interrupted writer left and say what the new generation is called.
+
+    Only the holder of the lock may call this.
+
+    Returns:
+        The new name and the generations that are there.
+    """
+    _sweep(root)
+    present = generations(root)
+    target = _target(step, present, path, replace=replace)
+    _check_space(root, path, needed)
+    return target, present
 
 
 def _target(
@@ -142,7 +180,8 @@ def _check_space(root: int, path: StrPath, needed: int) -> None:
         )
 
 
-def _write_error(path: StrPath, step: int, needed: int, error: OSError) -> CheckpointWriteError:
+def write_error(path: StrPath, step: int, needed: int, error: OSError) -> CheckpointWriteError:
+    """Return what to raise for an error of the file system during a save."""
     try:
         with _fs.opened(_fs.open_folder(path)) as root:
             free = _free(root)
@@ -158,40 +197,88 @@ def _write_error(path: StrPath, step: int, needed: int, error: OSError) -> Check
 
 
 def _write(
-    root: int, target: GenerationName, layouts: Mapping[str, Layout], document: Document
+    root: int, target: GenerationName, files: Sequence[PlannedFile], document: Document
 ) -> None:
-    temporary = f"{TEMPORARY}{target}-{secrets.token_hex(8)}"
-    _fs.ops.make_folder(temporary, root)
+    temporary = make_temporary(root, target)
     try:
         with _fs.opened(_fs.open_folder(temporary, root)) as folder:
-            files = [_write_part(folder, part, layout) for part, layout in layouts.items()]
-            manifest = _manifest.build(document.step, document.framework, files, document.sections)
-            _write_manifest(folder, manifest)
-            _fs.ops.sync(folder)
-        _fs.ops.rename(temporary, str(target), root)
+            make_parts(folder, files)
+            records = [write_file(folder, file) for file in files]
+            seal(folder, files, records, document.step, document.framework, document.sections)
+        publish(root, temporary, target)
     except BaseException:
-        _discard(temporary, root)
+        discard(temporary, root)
         raise
+
+
+def make_temporary(root: int, target: GenerationName) -> str:
+    """Make the folder that will become a generation."""
+    temporary = f"{TEMPORARY}{target}-{secrets.token_hex(8)}"
+    _fs.ops.make_folder(temporary, root)
+    return temporary
+
+
+def make_parts(folder: int, files: Sequence[PlannedFile]) -> None:
+    """Make the folders of the parts that have files."""
+    for part in dict.fromkeys(file.part for file in files):
+        _fs.ops.make_folder(part, folder)
+
+
+def write_file(folder: int, file: PlannedFile) -> Record:
+    """Write a file, make it durable, and return what the manifest says about it."""
+    with _fs.opened(_fs.open_folder(file.part, folder)) as inner:
+        record = write_shard(file.layout, file.base, inner)
+        # The bytes and the name: both are needed after a power cut.
+        _fs.ops.sync(inner)
+    record = {"name": f"{file.part}/{file.base}", **record}
+    if file.offsets:
+        record["offsets"] = {key: list(offset) for key, offset in file.offsets.items()}
+    return record
+
+
+def seal(
+    folder: int,
+    files: Sequence[PlannedFile],
+    records: Sequence[Record],
+    step: int,
+    framework: Mapping[str, object],
+    sections: Mapping[str, object],
+    shards: Mapping[str, Mapping[str, Shape]] | None = None,
+) -> None:
+    """Write the indexes and the manifest of a folder whose files are there, and sync it."""
+    _write_indexes(folder, files)
+    manifest = _manifest.build(step, framework, list(records), sections, shards)
+    _write_small(folder, _manifest.NAME, manifest)
+    _fs.ops.sync(folder)
+
+
+def publish(root: int, temporary: str, target: GenerationName) -> None:
+    """Give a sealed folder its name: this is the commit."""
+    _fs.ops.rename(temporary, str(target), root)
     try:
         _fs.ops.sync(root)
     except OSError:
         # Visible but perhaps not durable: take it back, so that a save that failed left nothing.
         _rename_unread(root, str(target), temporary)
-        _discard(temporary, root)
         raise
 
 
-def _write_part(folder: int, part: str, layout: Layout) -> dict[str, object]:
-    base = f"{part}.safetensors"
-    _fs.ops.make_folder(part, folder)
-    with _fs.opened(_fs.open_folder(part, folder)) as inner:
-        record = write_shard(layout, base, inner)
-        _fs.ops.sync(inner)
-    return {"name": f"{part}/{base}", **record}
+def _write_indexes(folder: int, files: Sequence[PlannedFile]) -> None:
+    for part in dict.fromkeys(file.part for file in files):
+        mine = [file for file in files if file.part == part]
+        if len(mine) == 1 or any(file.offsets for file in mine):
+            continue
+        with _fs.opened(_fs.open_folder(part, folder)) as inner:
+            raw = index_of(
+                (file.base, {entry.name: entry.nbytes for entry in file.layout.entries})
+                for file in mine
+            )
+            _write_small(inner, index_name(part), raw)
+            _fs.ops.sync(inner)
 
 
-def _write_manifest(folder: int, raw: bytes) -> None:
-    fd = _fs.ops.create(_manifest.NAME, folder)
+def _write_small(folder: int, name: str, raw: bytes) -> None:
+    fd = _fs.ops.create(name, folder)
     closed = False
     try:
         _fs.allocate(fd, len(raw))
@@ -204,8 +291,8 @@ def _write_manifest(folder: int, raw: bytes) -> None:
             os.close(fd)
 
 
-def _discard(name: str, root: int) -> None:
-    # Best effort: the next save sweeps what stays, and no reader looks at it.
+def discard(name: str, root: int) -> None:
+    """Remove a folder as far as it goes: the next save sweeps what stays, and no reader looks."""
     try:
         _fs.remove_tree(name, root)
     except OSError:
@@ -216,13 +303,13 @@ def _sweep(root: int) -> None:
     """Remove what an interrupted writer left; only the holder of the lock may call this."""
     for name in sorted(os.listdir(root)):
         if name.startswith((TEMPORARY, TRASH)):
-            _discard(name, root)
+            discard(name, root)
 
 
-def _try_retire(
+def try_retire(
     root: int, new: GenerationName, present: Sequence[GenerationName], keep: int
 ) -> None:
-    # The new generation is committed: that an old one could not be removed must not hide it.
+    """Retire old generations, with a warning where that fails: the new one is committed."""
     try:
         _retire(root, new, present, keep)
     except OSError as error:
@@ -248,7 +335,7 @@ def _retire(root: int, new: GenerationName, present: Sequence[GenerationName], k
     if trashed:
         _fs.ops.sync(root)
     for trash in trashed:
-        _discard(trash, root)
+        discard(trash, root)
 
 
 def _rename_unread(root: int, name: str, trash: str) -> bool:

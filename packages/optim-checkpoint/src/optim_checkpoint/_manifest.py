@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from optim_checkpoint._boxes import Offset, Shape
 from optim_checkpoint._digest import ALGORITHM, digest
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._header import MAX_BYTES, MAX_DIMENSION, MAX_DIMENSIONS
 from optim_checkpoint._json import Limits, as_array, as_object, dumps, loads
 
 FORMAT = "optim-checkpoint"
@@ -21,6 +23,7 @@ NAME = "manifest.json"
 MAX_MANIFEST = 64 << 20
 MAX_FILES = 4096
 PARTS = ("model", "optim", "train")
+SHARDED = "sharded"
 _FILE = re.compile(r"(model|optim|train)/([A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors)\Z")
 _HEX = re.compile(r"[0-9a-f]{32}\Z")
 _STEP = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
@@ -36,6 +39,7 @@ class FileRecord:
     size: int
     header: str
     tensors: Mapping[str, str]
+    offsets: Mapping[str, Offset]
 
     @property
     def name(self) -> str:
@@ -52,6 +56,7 @@ class Manifest:
         framework: Name and versions of what wrote it.
         files: The files, in the order of the manifest.
         sections: Everything a framework face stored: "model", "optimizer", "train".
+        shards: For each part the tensors that are spread over files, with their whole shapes.
         checkpoint_id: The manifest's digest.
     """
 
@@ -59,6 +64,7 @@ class Manifest:
     framework: Mapping[str, object]
     files: tuple[FileRecord, ...]
     sections: Mapping[str, object]
+    shards: Mapping[str, Mapping[str, Shape]]
     checkpoint_id: str
 
 
@@ -67,19 +73,25 @@ def build(
     framework: Mapping[str, object],
     files: list[dict[str, object]],
     sections: Mapping[str, object],
+    shards: Mapping[str, Mapping[str, Shape]] | None = None,
 ) -> bytes:
-    """Return the bytes of a manifest."""
+    """Return the bytes of a manifest; with `shards` it needs a reader that knows them."""
     body: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
         "min_reader": VERSION,
-        "features": [],
+        "features": [] if shards is None else [SHARDED],
         "step": str(step),
         "framework": dict(framework),
         "digest": ALGORITHM,
         "files": files,
         **sections,
     }
+    if shards is not None:
+        body["shards"] = {
+            part: {key: list(shape) for key, shape in shapes.items()}
+            for part, shapes in shards.items()
+        }
     body["self_digest"] = digest(dumps(body))
     raw = dumps(body)
     if len(raw) > MAX_MANIFEST:
@@ -120,12 +132,17 @@ def parse(raw: bytes, file: str = NAME) -> Manifest:
     framework = as_object(body["framework"])
     if framework is None:
         raise CorruptCheckpointError(file, f"framework is {shown(body['framework'])}")
+    sharded = body["features"] == [SHARDED]
+    if sharded != ("shards" in body):
+        raise CorruptCheckpointError(file, "shards and the feature 'sharded' come together")
+    shards = _shards(body.pop("shards"), file) if sharded else {}
     sections = {key: value for key, value in body.items() if key not in _REQUIRED}
     return Manifest(
         int(step),
         framework,
-        _files(body["files"], file),
+        _files(body["files"], shards if sharded else None, file),
         sections,
+        shards,
         actual,
     )
 
@@ -141,7 +158,7 @@ def _check_version(body: Mapping[str, object], file: str) -> None:
             file, f"needs a reader of format {least}, this one reads {VERSION}: update the package"
         )
     features = body["features"]
-    if features != []:
+    if features not in ([], [SHARDED]):
         raise CorruptCheckpointError(
             file, f"needs the features {shown(features)}, which this reader lacks: update it"
         )
@@ -151,7 +168,55 @@ def _check_version(body: Mapping[str, object], file: str) -> None:
         )
 
 
-def _files(value: object, file: str) -> tuple[FileRecord, ...]:
+def _dimensions(value: object) -> tuple[int, ...] | None:
+    listed = as_array(value)
+    if listed is None or len(listed) > MAX_DIMENSIONS:
+        return None
+    # bool is an int in Python, and `true` is no offset.
+    numbers = [item for item in listed if type(item) is int and 0 <= item <= MAX_DIMENSION]
+    return tuple(numbers) if len(numbers) == len(listed) else None
+
+
+def _shards(value: object, file: str) -> dict[str, dict[str, Shape]]:
+    result: dict[str, dict[str, Shape]] = {}
+    for part, listed in (as_object(value) or {"": None}).items():
+        keys = as_object(listed)
+        if part not in PARTS or not keys:
+            raise CorruptCheckpointError(file, f"the shards of {shown(part)} are malformed")
+        for key, dims in keys.items():
+            shape = _dimensions(dims)
+            extent = 1
+            for size in shape or ():
+                extent *= size
+            if shape is None or not 0 < extent <= MAX_BYTES:
+                raise CorruptCheckpointError(
+                    file, f"a sharded tensor has the shape {shown(dims)}", tensor=key
+                )
+            result.setdefault(part, {})[key] = shape
+    return result
+
+
+def _offsets(
+    name: str, value: object, keys: Mapping[str, object], shapes: Mapping[str, Shape], file: str
+) -> dict[str, Offset]:
+    result: dict[str, Offset] = {}
+    for key, dims in (as_object(value) or {"": None}).items():
+        offset = _dimensions(dims)
+        if key not in keys or key not in shapes or offset is None:
+            raise CorruptCheckpointError(
+                file, f"{shown(name)} places it at {shown(dims)}", tensor=key
+            )
+        if len(offset) != len(shapes[key]):
+            raise CorruptCheckpointError(
+                file, f"{shown(name)} places it at {shown(dims)} of {list(shapes[key])}", tensor=key
+            )
+        result[key] = offset
+    return result
+
+
+def _files(
+    value: object, shards: Mapping[str, Mapping[str, Shape]] | None, file: str
+) -> tuple[FileRecord, ...]:
     listed = as_array(value)
     if listed is None:
         raise CorruptCheckpointError(file, f"files is {shown(value)}")
@@ -161,6 +226,7 @@ def _files(value: object, file: str) -> tuple[FileRecord, ...]:
     seen: set[str] = set()
     for item in listed:
         fields = as_object(item) or {}
+        offsets = fields.pop("offsets", None) if shards is not None else None
         if fields.keys() != {"name", "size", "header", "tensors"}:
             raise CorruptCheckpointError(file, f"the file entry {shown(item)} is malformed")
         name, size, header, tensors = (fields[key] for key in ("name", "size", "header", "tensors"))
@@ -178,7 +244,18 @@ def _files(value: object, file: str) -> tuple[FileRecord, ...]:
             isinstance(text, str) and _HEX.match(text) for text in digests.values()
         ):
             raise CorruptCheckpointError(file, f"{shown(name)} lacks a tensor digest")
+        shapes = (shards or {}).get(match[1], {})
+        placed = {} if offsets is None else _offsets(match.string, offsets, digests, shapes, file)
+        unplaced = digests.keys() & shapes.keys() - placed.keys()
+        if unplaced:
+            raise CorruptCheckpointError(
+                file, f"{shown(name)} does not say where its shard lies", tensor=min(unplaced)
+            )
         records.append(
-            FileRecord(match[1], match[2], size, header, cast("dict[str, str]", digests))
+            FileRecord(match[1], match[2], size, header, cast("dict[str, str]", digests), placed)
         )
+    for part, shapes in (shards or {}).items():
+        found = {key for record in records if record.part == part for key in record.offsets}
+        for key in sorted(shapes.keys() - found):
+            raise CorruptCheckpointError(file, "no file holds a shard of it", tensor=key)
     return tuple(records)

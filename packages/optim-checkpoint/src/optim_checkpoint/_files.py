@@ -1,0 +1,132 @@
+# pyright: strict
+"""Which file each tensor goes to, and what the files are called.
+
+One file holds at most one shard of a tensor, under the tensor's own key: so every file is a plain
+safetensors file, and torch's distributed reader, which finds shards by key and offset, reads all of
+them. A part of whole tensors in several files gets the index that Hugging Face's loaders look for.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from optim_checkpoint._boxes import Offset, Shape
+from optim_checkpoint._json import dumps
+from optim_checkpoint._shard import Entry, Layout, lay_out
+
+# What Hugging Face's loaders write by default.
+MAX_SHARD_SIZE = 5 * 10**9
+SHARDING = "DCP_SHARDING_INFO"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry(Entry):
+    """One box of a tensor that is spread over processes.
+
+    Attributes:
+        offset: Where the box starts.
+        whole: The shape of the whole tensor.
+    """
+
+    offset: Offset
+    whole: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file to write.
+
+    Attributes:
+        part: Its folder.
+        base: Its name in that folder.
+        layout: Its content.
+        offsets: Where its shards lie, by key.
+    """
+
+    part: str
+    base: str
+    layout: Layout
+    offsets: Mapping[str, Offset]
+
+
+def check_max_shard_size(value: object) -> int:
+    """Return `value` if it is an integer of at least 1."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"max_shard_size is {value!r}; it must be an integer of at least 1 byte")
+    return value
+
+
+def split(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
+    """Distribute entries over files of at most `limit` bytes of data, in their order.
+
+    A larger tensor gets a file of its own; the second shard of a tensor never shares a file with
+    the first.
+    """
+    levels: list[list[Entry]] = []
+    count: dict[str, int] = {}
+    for entry in entries:
+        level = count.get(entry.name, 0)
+        count[entry.name] = level + 1
+        if level == len(levels):
+            levels.append([])
+        levels[level].append(entry)
+    files: list[list[Entry]] = []
+    for level in levels:
+        size = limit + 1
+        for entry in level:
+            if size + entry.nbytes > limit:
+                files.append([])
+                size = 0
+            files[-1].append(entry)
+            size += entry.nbytes
+    return files
+
+
+def plan_file(part: str, number: int, total: int, entries: Sequence[Entry]) -> PlannedFile:
+    """Lay out file `number` (from 0) of the `total` files of a part."""
+    base = f"{part}.safetensors"
+    if total > 1:
+        base = f"{part}-{number + 1:05d}-of-{total:05d}.safetensors"
+    offsets = {entry.name: entry.offset for entry in entries if isinstance(entry, ShardEntry)}
+    metadata = {"format": "pt", "optim_checkpoint": dumps({"part": part, "v": 1}).decode()}
+    if offsets:
+        shapes = {entry.name: entry.shape for entry in entries}
+        metadata |= {"DCP_VERSION": "1.0", SHARDING: sharding_info(shapes, offsets)}
+    return PlannedFile(part, base, lay_out(entries, metadata), offsets)
+
+
+def plan_files(parts: Mapping[str, Sequence[Entry]], limit: int) -> list[PlannedFile]:
+    """Lay out the files of a save by one process."""
+    planned: list[PlannedFile] = []
+    for part, entries in parts.items():
+        groups = split(entries, limit)
+        planned += [plan_file(part, i, len(groups), group) for i, group in enumerate(groups)]
+    return planned
+
+
+def sharding_info(shapes: Mapping[str, Shape], offsets: Mapping[str, Offset]) -> str:
+    """Return the offsets of a file's tensors as torch's distributed reader expects them."""
+    return dumps(
+        {
+            key: {"saved_offsets": list(offsets.get(key, (0,) * len(shape)))}
+            for key, shape in shapes.items()
+        }
+    ).decode()
+
+
+def index_name(part: str) -> str:
+    """Return the name of the index of a part."""
+    return f"{part}.safetensors.index.json"
+
+
+def index_of(files: Iterable[tuple[str, Mapping[str, int]]]) -> bytes:
+    """Return the index of a part in Hugging Face's form.
+
+    Args:
+        files: The name of each file in the part's folder, and the bytes of each of its tensors.
+    """
+    weights: dict[str, str] = {}
+    total = 0
+    for base, sizes in files:
+        weights.update(dict.fromkeys(sizes, base))
+        total += sum(sizes.values())
+    return dumps({"metadata": {"total_size": total}, "weight_map": weights})
