@@ -4,11 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from optim_bench.errors import BenchError
+from optim_bench.report._markers import replace_section
 from optim_bench.results import FRAMEWORK_TITLES, LABELS
-from optim_bench.store import write_bytes
-
-BEGIN, END = "<!-- optim-bench: begin -->", "<!-- optim-bench: end -->"
 
 
 def summary_markdown(results: Mapping[str, Any]) -> str:
@@ -22,15 +19,7 @@ def update_readme(path: Path, results: Mapping[str, Any]) -> None:
     Raises:
         BenchError: the file cannot be read, or does not hold each marker once and in order.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"cannot read {path} ({error.strerror}); name an existing file") from error
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise BenchError(f"{path} needs the lines {BEGIN} and {END}, in this order")
-    write_bytes(path, f"{before}{BEGIN}\n{summary_markdown(results)}{END}{after}".encode())
+    replace_section(path, summary_markdown(results))
 
 
 def _lines(results: Mapping[str, Any]) -> Iterator[str]:

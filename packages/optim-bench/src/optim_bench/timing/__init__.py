@@ -1,6 +1,17 @@
 """Step times: warmed, interleaved, compilation apart, beside what a copy of the baseline shows."""
 
+from optim_bench.timing._presets import PRESETS, Contender, Group
 from optim_bench.timing._request import TimingRequest, measure_times
 from optim_bench.timing._summary import summarize
+from optim_bench.timing._update import preset_markdown, time_preset
 
-__all__ = ["TimingRequest", "measure_times", "summarize"]
+__all__ = [
+    "PRESETS",
+    "Contender",
+    "Group",
+    "TimingRequest",
+    "measure_times",
+    "preset_markdown",
+    "summarize",
+    "time_preset",
+]

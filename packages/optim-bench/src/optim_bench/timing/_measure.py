@@ -10,17 +10,14 @@ import contextlib
 import importlib
 import json
 import os
-import random
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from optim_bench.executors import pin
+from optim_bench.timing._rounds import Run, interleave
 
 STEPS_PER_CALL = 32
-WARM_CALLS = 2
-ORDER_SEED = 0
 
 
 def main() -> None:
@@ -43,7 +40,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     task = workload.task(None)
     inputs, targets = next(iter(task.chunks(0, [STEPS_PER_CALL])))
     first: dict[str, float] = {}
-    calls: dict[str, Callable[[], None]] = {}
+    runs: dict[str, Run] = {}
     with contextlib.ExitStack() as stack:
         baseline = request["optimizers"][0]
         for label, name, given in [*request["optimizers"], ["A/A", *baseline[1:]]]:
@@ -55,33 +52,17 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
             # Too small to change the loss: a step costs the same at any rate.
             rates = [1e-6] * STEPS_PER_CALL
 
-            def call(session: Any = session, rates: list[float] = rates) -> None:
-                session.advance(inputs, targets, rates)
+            def run(n: int, session: Any = session, rates: list[float] = rates) -> None:
+                for _ in range(n):
+                    session.advance(inputs, targets, rates)
 
             started = time.perf_counter()
-            call()
+            run(1)
             first[label] = time.perf_counter() - started
-            for _ in range(WARM_CALLS):
-                call()
-            calls[label] = call
-        return {"seconds": _rounds(calls, request), "first": first}
-
-
-def _rounds(
-    calls: dict[str, Callable[[], None]], request: dict[str, Any]
-) -> dict[str, list[float]]:
-    order = list(calls)
-    shuffle = random.Random(ORDER_SEED).shuffle  # noqa: S311 - an order, not a secret
-    seconds: dict[str, list[float]] = {label: [] for label in calls}
-    for _ in range(request["rounds"]):
-        shuffle(order)
-        for label in order:
-            steps, started = 0, time.perf_counter()
-            while (elapsed := time.perf_counter() - started) < request["round_seconds"]:
-                calls[label]()
-                steps += STEPS_PER_CALL
-            seconds[label].append(elapsed / steps)
-    return seconds
+            runs[label] = run
+        seconds = interleave(runs, request["rounds"], request["round_seconds"])
+    per_step = {label: [s / STEPS_PER_CALL for s in found] for label, found in seconds.items()}
+    return {"seconds": per_step, "first": first}
 
 
 if __name__ == "__main__":

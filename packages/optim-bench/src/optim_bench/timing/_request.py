@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from optim_bench.errors import BenchError
 from optim_bench.executors import available_cores, worker_environment
 from optim_bench.records import Hyperparameter
+from optim_bench.timing._machine import machine
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,5 @@ def measure_times(request: TimingRequest) -> dict[str, Any]:
     return {
         **measured,
         "load": [before, os.getloadavg()[0]],
-        "machine": {
-            "cores": len(available_cores()),
-            "machine": platform.machine(),
-            "processor": _processor(),
-        },
+        "machine": machine(),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a user's path
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"

@@ -1,11 +1,10 @@
 """From rounds to medians, ratios per round and the A/A band."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-# A machine with more than this share of its cores busy gives noise.
-BUSY_SHARE = 0.5
+from optim_bench.timing._machine import BUSY_SHARE, rank
 
 
 def summarize(measured: Mapping[str, Any], baseline: str) -> dict[str, Any]:
@@ -39,11 +38,11 @@ def summarize(measured: Mapping[str, Any], baseline: str) -> dict[str, Any]:
         ordered = sorted(seconds)
         rows[label] = {
             "median": statistics.median(ordered),
-            "low": _rank(ordered, 0.25),
-            "high": _rank(ordered, 0.75),
+            "low": rank(ordered, 0.25),
+            "high": rank(ordered, 0.75),
             "ratio": statistics.median(ratios),
-            "ratio_low": _rank(ratios, 0.05),
-            "ratio_high": _rank(ratios, 0.95),
+            "ratio_low": rank(ratios, 0.05),
+            "ratio_high": rank(ratios, 0.95),
             "first": measured["first"][label],
         }
     copy = rows.pop("A/A")
@@ -55,7 +54,3 @@ def summarize(measured: Mapping[str, Any], baseline: str) -> dict[str, Any]:
         "machine": measured["machine"],
         "rounds": len(base),
     }
-
-
-def _rank(ordered: Sequence[float], share: float) -> float:
-    return ordered[round(share * (len(ordered) - 1))]

@@ -4,6 +4,7 @@ from optim_bench.ui._progress import live_progress
 from optim_bench.ui._tables import (
     list_tables,
     memory_table,
+    preset_tables,
     show_optimizer,
     show_workload,
     status_table,
@@ -15,6 +16,7 @@ __all__ = [
     "list_tables",
     "live_progress",
     "memory_table",
+    "preset_tables",
     "show_optimizer",
     "show_workload",
     "status_table",

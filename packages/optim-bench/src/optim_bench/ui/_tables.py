@@ -87,6 +87,35 @@ def time_table(summary: Mapping[str, Any], title: str, baseline: str) -> Table:
     return table
 
 
+def preset_tables(found: Mapping[str, Any]) -> Iterator[Table]:
+    """Give one table per problem of a timed preset."""
+    for problem in dict.fromkeys(row["problem"] for row in found["rows"]):
+        rows = [row for row in found["rows"] if row["problem"] == problem]
+        threads = found["threads"]
+        note = (
+            f"{found['rounds']} rounds, {threads} pinned {'thread' if threads == 1 else 'threads'}"
+        )
+        table = _table(problem, f"{note}; a ratio inside the A/A band is noise")
+        for heading in ("step", "against"):
+            table.add_column(heading)
+        for heading in ("ms", "ratio", "quartiles", "A/A band", "to reach", "limit"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("")
+        for row in rows:
+            table.add_row(
+                row["title"],
+                row["baseline"],
+                f"{1e3 * row['seconds']:.2f}",
+                f"{row['ratio']:.2f}",
+                f"{row['low']:.2f} to {row['high']:.2f}",
+                f"{row['band'][0]:.2f} to {row['band'][1]:.2f}",
+                f"{row['reach']:.2f}",
+                "" if row["limit"] is None else f"{row['limit']:.2f}",
+                Text("reached", "green") if row["reached"] else Text("missed", "bold red"),
+            )
+        yield table
+
+
 def memory_table(records: Sequence[tuple[str, RunRecord]], title: str) -> Table:
     """Give exact bytes of parameters and optimizer state, counted on live objects."""
     table = _table(title, "after two steps, counted on the live arrays")

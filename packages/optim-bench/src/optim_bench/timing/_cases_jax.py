@@ -1,0 +1,69 @@
+"""Optimizer steps in JAX: jitted, parameters and state donated, on given gradients."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import stam_jax
+
+from optim_bench.timing._presets import Shape
+from optim_bench.timing._rounds import Run
+
+# Too small to change the parameters noticeably: a step costs the same at any rate.
+RATE = 1e-6
+
+CASES: Mapping[str, optax.GradientTransformation] = MappingProxyType(
+    {
+        "adamw": optax.adamw(RATE),
+        "stam": stam_jax.stam(RATE),
+        "stam sampled": stam_jax.stam(RATE, stat_sample=4096),
+        "stam_lite": stam_jax.stam_lite(RATE),
+    }
+)
+
+
+class Tensors:
+    """Parameters and gradients of a list of shapes; the gradients are shared by all cases."""
+
+    def __init__(self, shapes: Sequence[Shape], seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        values = [generator.standard_normal(shape, dtype=np.float32) for shape in shapes]
+        self.params = [0.02 * value for value in values]
+        self.grads = [jax.device_put(0.01 * value[::-1]) for value in values]
+
+    def run(self, case: str) -> Run:
+        """Return what takes n steps of a case and waits for the last one."""
+        step = _jitted(CASES[case])
+        params: Any = [jnp.array(value, copy=True) for value in self.params]
+        state = CASES[case].init(params)
+
+        def run(n: int) -> None:
+            nonlocal params, state
+            for _ in range(n):
+                params, state = step(params, state, self.grads)
+            jax.block_until_ready((params, state))
+
+        return run
+
+    def first_call(self, case: str) -> float:
+        """Return the seconds of a first step, with tracing and compilation."""
+        jax.clear_caches()
+        params = [jnp.array(value, copy=True) for value in self.params]
+        state = jax.block_until_ready(CASES[case].init(params))
+        step = _jitted(CASES[case])
+        started = time.perf_counter()
+        jax.block_until_ready(step(params, state, self.grads))
+        return time.perf_counter() - started
+
+
+def _jitted(transformation: optax.GradientTransformation) -> Any:
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, donate_argnums=(0, 1))

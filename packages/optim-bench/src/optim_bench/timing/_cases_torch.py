@@ -1,0 +1,69 @@
+"""Optimizer steps in PyTorch on given gradients, on the CPU."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from stac_torch import STAC
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from optim_bench.timing._presets import Shape
+from optim_bench.timing._rounds import Run
+
+# Too small to change the parameters noticeably: a step costs the same at any rate.
+RATE = 1e-6
+POLICIES: tuple[Literal["propagate", "skip"], ...] = ("propagate", "skip")
+STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8"}
+
+
+def _stac(state: str, policy: Literal["propagate", "skip"]) -> Callable[[list[Tensor]], Optimizer]:
+    def make(params: list[Tensor]) -> Optimizer:
+        return STAC(
+            params,
+            RATE,
+            role="sign",
+            sign_state_dtype=STATE_DTYPES[state],
+            nonfinite=policy,
+        )
+
+    return make
+
+
+CASES: Mapping[str, Callable[[list[Tensor]], Optimizer]] = MappingProxyType(
+    {
+        "adamw fused": lambda params: AdamW(params, RATE, fused=True),
+        "adamw foreach": lambda params: AdamW(params, RATE, foreach=True),
+        "stac foreach": lambda params: STAC(
+            params, RATE, role="sign", nonfinite="propagate", foreach=True
+        ),
+        **{
+            f"stac {state} {policy}": _stac(state, policy)
+            for state in STATE_DTYPES
+            for policy in POLICIES
+        },
+    }
+)
+
+
+class Tensors:
+    """Parameters and gradients of a list of shapes; the gradients are shared by all cases."""
+
+    def __init__(self, shapes: Sequence[Shape], seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.params = [0.02 * torch.randn(shape, generator=generator) for shape in shapes]
+        self.grads = [0.01 * torch.randn(shape, generator=generator) for shape in shapes]
+
+    def run(self, case: str) -> Run:
+        """Return what takes n steps of a case; on the CPU a step returns when it is done."""
+        params = [value.clone().requires_grad_() for value in self.params]
+        for param, grad in zip(params, self.grads, strict=True):
+            param.grad = grad
+        optimizer = CASES[case](params)
+
+        def run(n: int) -> None:
+            for _ in range(n):
+                optimizer.step()
+
+        return run

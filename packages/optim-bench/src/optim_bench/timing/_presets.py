@@ -1,0 +1,150 @@
+"""Presets of `optim-bench time`: the optimizer's step alone, on given gradients.
+
+A step is bound by memory traffic. `limit` is the ratio of the bytes that the two rules have to move
+per float32 parameter when nothing is moved twice:
+
+    AdamW      reads g, m, v, p, writes m, v, p            28
+    STAM       AdamW, and g and m once more before         36
+    STAMLite   reads g twice, m, p, writes m, p            24
+    sign       reads g, m, p, writes m, p                  20, 16 or 14 with m in 4, 2 or 1 bytes
+    whole-step skip   one more read of g                   + 4
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+Shape = tuple[int, ...]
+
+_WIDTH, _LAYERS, _VOCABULARY = 512, 6, 3072
+_BLOCK: tuple[Shape, ...] = (
+    (_WIDTH,),
+    (_WIDTH, 3 * _WIDTH),
+    (_WIDTH, _WIDTH),
+    (_WIDTH,),
+    (_WIDTH, 4 * _WIDTH),
+    (4 * _WIDTH, _WIDTH),
+)
+TRANSFORMER: tuple[Shape, ...] = ((_VOCABULARY, _WIDTH), *(_BLOCK * _LAYERS), (_WIDTH,))
+SMALL_LEAVES: tuple[Shape, ...] = ((256,),) * 200
+MANY_TENSORS: tuple[Shape, ...] = ((100, 100),) * 3000
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer in a group.
+
+    Args:
+        case: its name in the framework's module of cases.
+        title: what the table calls it.
+        reach: the ratio to the baseline that it shall reach.
+        limit: the ratio that memory traffic allows, where that is what binds.
+    """
+
+    case: str
+    title: str
+    reach: float
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Optimizers that are timed against one baseline on one list of tensors.
+
+    Args:
+        name: unique in a preset.
+        framework: `"jax"` or `"torch"`.
+        title: what the tensors are.
+        shapes: one per tensor, float32.
+        baseline: case that the others are divided by, and that runs a second time for the A/A band.
+        baseline_title: what the table calls it.
+        contenders: the others.
+        what: `"step"` for warmed steps, `"first"` for the first call with compilation.
+    """
+
+    name: str
+    framework: str
+    title: str
+    shapes: tuple[Shape, ...]
+    baseline: str
+    baseline_title: str
+    contenders: tuple[Contender, ...]
+    what: str = "step"
+
+
+def _stac(state: str, reach: float, limit: float, *, skip: bool) -> Contender:
+    policy = "skip" if skip else "propagate"
+    title = f'STAC, {state} momentum, nonfinite="{policy}"'
+    return Contender(f"stac {state} {policy}", title, reach, limit)
+
+
+STEP_SPEED = (
+    Group(
+        "transformer",
+        "jax",
+        "20.5 M parameters of a transformer",
+        TRANSFORMER,
+        "adamw",
+        "optax.adamw",
+        (
+            Contender("stam", "STAM", 1.40, 36 / 28),
+            Contender("stam sampled", "STAM, statistics of 4,096 entries", 1.10, 1.0),
+            Contender("stam_lite", "STAMLite", 0.90, 24 / 28),
+        ),
+    ),
+    Group(
+        "small leaves",
+        "jax",
+        "200 leaves of 256 values",
+        SMALL_LEAVES,
+        "adamw",
+        "optax.adamw",
+        (Contender("stam", "STAM", 1.50),),
+    ),
+    Group(
+        "first call",
+        "jax",
+        "first call with compilation, 200 leaves",
+        SMALL_LEAVES,
+        "adamw",
+        "optax.adamw",
+        (Contender("stam", "STAM", 2.50),),
+        what="first",
+    ),
+    Group(
+        "transformer, fused",
+        "torch",
+        "20.5 M parameters of a transformer",
+        TRANSFORMER,
+        "adamw fused",
+        "AdamW(fused=True)",
+        (
+            _stac("float32", 0.75, 20 / 28, skip=False),
+            _stac("bfloat16", 0.75, 16 / 28, skip=False),
+            _stac("int8", 0.90, 14 / 28, skip=False),
+            _stac("float32", 0.90, 24 / 28, skip=True),
+            _stac("bfloat16", 0.90, 20 / 28, skip=True),
+            _stac("int8", 1.05, 18 / 28, skip=True),
+        ),
+    ),
+    Group(
+        "transformer, foreach",
+        "torch",
+        "20.5 M parameters of a transformer",
+        TRANSFORMER,
+        "adamw foreach",
+        "AdamW(foreach=True)",
+        (Contender("stac foreach", 'STAC foreach, float32, nonfinite="propagate"', 0.50),),
+    ),
+    Group(
+        "many tensors",
+        "torch",
+        "3,000 tensors of 10,000 values",
+        MANY_TENSORS,
+        "adamw fused",
+        "AdamW(fused=True)",
+        (_stac("float32", 1.00, 20 / 28, skip=False),),
+    ),
+)
+
+PRESETS: Mapping[str, tuple[Group, ...]] = MappingProxyType({"step-speed": STEP_SPEED})

@@ -1,0 +1,73 @@
+"""The measuring process of a preset: `python -m optim_bench.timing._update_process`.
+
+One process per framework: a request on the standard input, the groups' rounds on the standard
+output. The baseline of each group runs twice, as itself and as `"A/A"`.
+"""
+
+import gc
+import importlib
+import json
+import os
+import random
+import sys
+from typing import Any
+
+from optim_bench.executors import available_cores
+from optim_bench.timing._presets import PRESETS, Group
+from optim_bench.timing._rounds import ORDER_SEED, interleave
+
+COPY = "A/A"
+
+
+def main() -> None:
+    """Read a request, pin this process, and print what it measured as one line of JSON."""
+    request = json.loads(sys.stdin.read())
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, available_cores()[-request["threads"] :])
+    # Frameworks may print; the result is the last line of the real standard output.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    answer.write(json.dumps(measure(request)) + "\n")
+    answer.flush()
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Return group -> label -> seconds per step (or per first call) of each round."""
+    framework = request["framework"]
+    # Imported here: a framework reads its thread variables when it loads, after the pinning.
+    cases = importlib.import_module(f"optim_bench.timing._cases_{framework}")
+    if framework == "torch":
+        importlib.import_module("torch").set_num_threads(request["threads"])
+    found: dict[str, Any] = {}
+    for group in PRESETS[request["preset"]]:
+        if group.framework == framework:
+            found[group.name] = _group(group, cases, request)
+            gc.collect()
+    return found
+
+
+def _group(group: Group, cases: Any, request: dict[str, Any]) -> dict[str, list[float]]:
+    tensors = cases.Tensors(group.shapes)
+    names = {group.baseline: group.baseline, COPY: group.baseline}
+    names |= {contender.case: contender.case for contender in group.contenders}
+    if group.what == "first":
+        return _first_calls(tensors, names, request["first_calls"])
+    runs = {label: tensors.run(case) for label, case in names.items()}
+    return interleave(runs, request["rounds"], request["round_seconds"])
+
+
+def _first_calls(tensors: Any, names: dict[str, str], calls: int) -> dict[str, list[float]]:
+    order = list(names)
+    shuffle = random.Random(ORDER_SEED).shuffle  # noqa: S311 - an order, not a secret
+    seconds: dict[str, list[float]] = {label: [] for label in names}
+    # The very first compilation of a process also starts the compiler.
+    tensors.first_call(names[COPY])
+    for _ in range(calls):
+        shuffle(order)
+        for label in order:
+            seconds[label].append(tensors.first_call(names[label]))
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
