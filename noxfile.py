@@ -275,6 +275,15 @@ def siblings(session: nox.Session) -> None:
     done(session)
 
 
+@nox.session(python=NEWEST, tags=["stac-torch"])
+def integrations(session: nox.Session) -> None:
+    """stac-torch under transformers' Trainer, Accelerate and Lightning."""
+    install_editable(session, "stac-torch")
+    session.install(*group("integrations"))
+    pytest(session, "packages/stac-torch/tests_integration", markers="")
+    done(session)
+
+
 @nox.session(python=NEWEST)
 def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
