@@ -7,6 +7,7 @@ test reads the sources to make sure there is none.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import sys
@@ -16,6 +17,11 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Linux moves at most 0x7ffff000 bytes in one call and macOS refuses more than INT_MAX.
 MAX_WRITE = 0x7FFFF000
 _F_FULLFSYNC = 51
+_SYNC_FILE_RANGE_WRITE = 2
+# Linux alone has it, and Python has no name for it.
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 class FileOps:
@@ -37,6 +43,11 @@ class FileOps:
     def write(self, fd: int, data: memoryview) -> int:
         """Write some of `data` and return how many bytes."""
         return os.write(fd, data[:MAX_WRITE])
+
+    def start_writeback(self, fd: int, start: int, size: int) -> None:
+        """Ask the kernel to begin writing a range to the disk; nothing is promised by it."""
+        if _sync_file_range is not None:
+            _sync_file_range(fd, start, size, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self, fd: int) -> None:
         """Make a file or a folder durable."""
