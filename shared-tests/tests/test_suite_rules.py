@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from optim_conformance import OptimizerConformance
+from optim_conformance import CheckpointConformance, OptimizerConformance, WorkloadConformance
 from optim_conformance._base import Checks
 from optim_conformance.numpy_adapter import NumpyAdapter
 
@@ -59,6 +59,29 @@ def test_allowed(suite):
 def test_overrides_are_refused(suite):
     with pytest.raises(AssertionError, match=f"{suite.__name__}.*override checks"):
         suite().test_no_override()
+
+
+@pytest.mark.parametrize(
+    ("suite", "check"),
+    [
+        (CheckpointConformance, "test_round_trip"),
+        (OptimizerConformance, "test_first_step"),
+        (WorkloadConformance, "test_resume"),
+    ],
+)
+def test_every_suite_has_the_rule(suite, check):
+    quiet = type("Quiet", (suite,), {check: lambda self: None})
+    with pytest.raises(AssertionError, match=f"Quiet.{check}.*override checks"):
+        quiet().test_no_override()
+    # Nor may a class in between hide it.
+    with pytest.raises(AssertionError, match=f"Quiet.{check}.*override checks"):
+        type("Below", (quiet,), {})().test_no_override()
+    type("Untouched", (suite,), {"helper": lambda self: None})().test_no_override()
+
+
+def test_the_rule_itself_cannot_be_replaced():
+    with pytest.raises(TypeError, match="Sly defines test_no_override, the one check that nobody"):
+        type("Sly", (WorkloadConformance,), {"test_no_override": lambda self: None})
 
 
 def test_groups_of_checks_share_no_name():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optim_conformance.checkpoint import CheckpointAdapter, CheckpointConformance
     from optim_conformance.optimizer import OptimizerConformance
     from optim_conformance.oracle import Oracle
+    from optim_conformance.workload import Pair, Training, WorkloadAdapter, WorkloadConformance
 
 _HOMES = {
     "Case": "cases",
@@ -23,8 +24,12 @@ _HOMES = {
     "OptimizerAdapter": "adapter",
     "OptimizerConformance": "optimizer",
     "Oracle": "oracle",
+    "Pair": "workload",
     "Run": "adapter",
+    "Training": "workload",
     "Tree": "adapter",
+    "WorkloadAdapter": "workload",
+    "WorkloadConformance": "workload",
 }
 
 __all__ = [
@@ -34,8 +39,12 @@ __all__ = [
     "OptimizerAdapter",
     "OptimizerConformance",
     "Oracle",
+    "Pair",
     "Run",
+    "Training",
     "Tree",
+    "WorkloadAdapter",
+    "WorkloadConformance",
 ]
 
 

@@ -1,8 +1,6 @@
-"""Checks on refusals, on the adapter itself, and on the honesty of the test class."""
+"""Checks on refusals, and on the adapter itself."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 
@@ -34,26 +32,3 @@ class ContractChecks(Checks):
         strangers = sorted(self.adapter.optimizers() - set(OPTIMIZERS))
         assert not strangers, f"{self.adapter.name} offers {strangers}, which no oracle knows"
         assert self.offered(), f"{self.adapter.name} offers no optimizer"
-
-    def test_no_override(self) -> None:
-        """A subclass replaces a check only by a strict xfail with a reason, and removes none."""
-        suite = next(c for c in type(self).__mro__ if c.__name__ == "OptimizerConformance")
-        family = type(self).__mro__[: type(self).__mro__.index(suite)]
-        names = [n for n in dir(suite) if n.startswith("test_") or n == "pytest_generate_tests"]
-        wrong = [
-            f"{cls.__name__}.{name}"
-            for cls in family
-            for name in names
-            if name in vars(cls) and not _is_known_failure(vars(cls)[name])
-        ]
-        assert not wrong, (
-            f"{wrong} override checks; a known failure is "
-            "@pytest.mark.xfail(reason=..., strict=True) over a call of the inherited check"
-        )
-
-
-def _is_known_failure(override: Any) -> bool:
-    return any(
-        mark.name == "xfail" and mark.kwargs.get("strict") is True and mark.kwargs.get("reason")
-        for mark in getattr(override, "pytestmark", ())
-    )

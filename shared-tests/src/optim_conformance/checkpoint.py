@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from optim_conformance._compare import identical
+from optim_conformance._honesty import Honest
 from optim_conformance.adapter import Array, Tree, numpy_dtype
 
 Refusal = type[Exception] | tuple[type[Exception], ...]
@@ -46,7 +47,7 @@ class CheckpointAdapter(Protocol):
         ...
 
 
-class CheckpointConformance:
+class CheckpointConformance(Honest, suite=True):
     """Every check; a package subclasses it once per adapter and sets `adapter`."""
 
     adapter: ClassVar[CheckpointAdapter]

@@ -1,6 +1,7 @@
 """The suite of one optimizer implementation."""
 
 from optim_conformance._contract import ContractChecks
+from optim_conformance._honesty import Honest
 from optim_conformance._hyperparameters import HyperparameterChecks
 from optim_conformance._learning import LearningChecks
 from optim_conformance._nonfinite import NonfiniteChecks
@@ -25,6 +26,8 @@ class OptimizerConformance(
     PropertyChecks,
     LearningChecks,
     ContractChecks,
+    Honest,
+    suite=True,
 ):
     """Every check; a package subclasses it once per adapter and sets `adapter`.
 

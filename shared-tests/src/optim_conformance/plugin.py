@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(
         for module in (
             "_compare",
             "_contract",
+            "_honesty",
             "_hyperparameters",
             "_learning",
             "_nonfinite",
@@ -28,6 +29,9 @@ pytest.register_assert_rewrite(
             "_storage",
             "_structure",
             "_trajectory",
+            "_workload_base",
+            "_workload_data",
+            "_workload_training",
             "checkpoint",
         )
     )
