@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,10 +13,15 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from optim_checkpoint import _parallel
 from optim_checkpoint._commit import Document, check_keep, commit
 from optim_checkpoint._errors import CheckpointError, CheckpointWarning
 from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._shard import Entry
+
+# What is read on the training's own thread before the copies of it run: the host copies of tensors
+# on another device, all at once, would be a second copy of the state.
+_WINDOW = 64 << 20
 
 
 class BackgroundCheckpointer:
@@ -87,16 +93,23 @@ class BackgroundCheckpointer:
         if total > self._staging.nbytes:
             self._staging = np.empty(total, np.uint8)
         parts: dict[str, Sequence[Entry]] = {}
-        start = 0
+        start = waiting = 0
+        jobs: list[_parallel.Job] = []
         for part, entries in document.parts.items():
             copies: list[Entry] = []
             for entry in entries:
                 target = self._staging[start : start + entry.nbytes]
                 start += entry.nbytes
-                if entry.nbytes:
-                    memoryview(target)[:] = entry.read().cast("B")
+                # On this thread, whose stream the pending computations of a device are ordered by.
+                data = np.frombuffer(entry.data(), np.uint8)
+                jobs.append((entry.nbytes, partial(np.copyto, target, data)))
+                waiting += entry.nbytes
+                if waiting >= _WINDOW:
+                    _parallel.run(jobs)
+                    jobs, waiting = [], 0
                 copies.append(replace(entry, read=lambda target=target: memoryview(target)))
             parts[part] = copies
+        _parallel.run(jobs)
         return replace(document, parts=parts)
 
     def _commit(self, document: Document) -> None:

@@ -56,6 +56,19 @@ class Entry:
         """Bytes of data."""
         return element_count(self.shape) * BITS[self.dtype] // 8
 
+    def data(self) -> memoryview:
+        """Return the bytes.
+
+        Raises:
+            UnsupportedStateError: If they are not as many as were announced.
+        """
+        data = self.read().cast("B") if self.nbytes else memoryview(b"")
+        if len(data) != self.nbytes:
+            raise UnsupportedStateError(
+                shown(self.name), f"holds {len(data)} bytes, {self.nbytes} were announced"
+            )
+        return data
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -128,11 +141,7 @@ def write_shard(layout: Layout, name: str, folder: int) -> dict[str, object]:
         _fs.allocate(fd, layout.size)
         _fs.write_all(fd, memoryview(layout.head))
         for entry in layout.entries:
-            data = entry.read().cast("B") if entry.nbytes else memoryview(b"")
-            if len(data) != entry.nbytes:
-                raise UnsupportedStateError(
-                    shown(entry.name), f"holds {len(data)} bytes, {entry.nbytes} were announced"
-                )
+            data = entry.data()
             state = new_tensor_digest(entry.name, entry.dtype, entry.shape)
             for start in range(0, len(data), CHUNK):
                 chunk = data[start : start + CHUNK]
