@@ -14,7 +14,7 @@ from optim_bench.executors import InlineExecutor
 from optim_bench.protocol import Budget
 from optim_bench.report import summary_markdown, write_report
 from optim_bench.report._chart import log_ticks
-from optim_bench.report._html import all_charts
+from optim_bench.report._groups import all_charts
 from optim_bench.results import build_results
 from optim_bench.store import Store
 
@@ -51,7 +51,34 @@ def results(tmp_path_factory, trainer_source, make_plan):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         run_campaign(plan, store, InlineExecutor("report_trainer:train"), lambda progress: None)
-    return build_results(plan, store.records())
+    return build_results(plan, store.records(), times(plan))
+
+
+def times(plan):
+    """What `optim-bench time --json` would have written for a plan."""
+    return {
+        "schema_version": 1,
+        "times": [
+            {
+                "workload": workload,
+                "framework": framework,
+                "rows": {
+                    cell.label: {
+                        **dict.fromkeys(("median", "low", "high", "first"), 1e-3 * (i + 1)),
+                        **dict.fromkeys(("ratio", "ratio_low", "ratio_high"), 0.5 * (i + 1)),
+                    }
+                    for i, cell in enumerate(plan.cells)
+                    if (cell.workload, cell.framework) == (workload, framework)
+                },
+                "band": [0.95, 1.05],
+                "busy": False,
+                "load": [0.1, 0.2],
+                "rounds": 20,
+                "machine": {"cores": 2, "processor": "a processor"},
+            }
+            for workload, framework in {(c.workload, c.framework): 0 for c in plan.cells}
+        ],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +166,16 @@ def test_every_chart_has_its_table(page, results):
 
 def test_every_kind_of_chart_is_there(results):
     kinds = {chart.kind for chart in all_charts(results, "jax")}
-    assert kinds == {"forest", "pareto", "sensitivity", "curves", "profile"}
+    assert kinds == {
+        "forest",
+        "pareto",
+        "pareto-time",
+        "sensitivity",
+        "search",
+        "curves",
+        "reach",
+        "profile",
+    }
 
 
 def test_ids_are_unique(page):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from optim_bench.stats import (
+    best_of,
     bootstrap_aggregates,
     compare_paired,
     holm,
@@ -13,6 +14,7 @@ from optim_bench.stats import (
     log_ratio,
     performance_profile,
     probability_of_improvement,
+    profile_area,
     reachable,
     sign_flip_p_value,
     smallest_detectable,
@@ -284,3 +286,58 @@ def test_profile_of_hand_made_costs():
 def test_profile_refuses_what_has_no_ratio(costs, message):
     with pytest.raises(ValueError, match=message):
         performance_profile(costs, [1.0])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7])
+def test_best_of_equals_every_draw(size):
+    scores = np.random.default_rng(size).normal(size=size).tolist()
+    for k, found in enumerate(best_of(scores), start=1):
+        draws = [min(draw) for draw in itertools.combinations(scores, k)]
+        assert found.expected == pytest.approx(np.mean(draws))
+        assert found.low == np.quantile(draws, 0.25, method="inverted_cdf")
+        assert found.high == np.quantile(draws, 0.75, method="inverted_cdf")
+
+
+def test_best_of_is_infinite_while_only_diverged_trials_can_be_drawn():
+    found = best_of([1.0, math.inf, math.inf, 2.0])
+    assert [math.isinf(best.expected) for best in found] == [True, True, False, False]
+    assert found[2].expected == pytest.approx(1.25)
+    assert found[-1].expected == 1.0
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, math.nan]])
+def test_best_of_refuses_nothing_and_nan(scores):
+    with pytest.raises(ValueError, match="at least one score and no NaN"):
+        best_of(scores)
+
+
+def test_the_area_of_a_profile_is_that_of_its_steps():
+    assert profile_area([1.0, 1.5, 4.0], [0.2, 0.8, 1.0]) == pytest.approx((0.1 + 2.0) / 3)
+    assert profile_area([1.0, 4.0], [1.0, 1.0]) == 1.0
+
+
+@pytest.mark.parametrize("ratios", [[1.0], [1.0, 1.0], [2.0, 1.0]])
+def test_an_area_needs_ascending_ratios(ratios):
+    with pytest.raises(ValueError, match="an area needs two or more, ascending"):
+        profile_area(ratios, [0.5] * len(ratios))
+
+
+def test_other_workloads_vary_more_than_other_seeds():
+    # Seeds agree within each workload, workloads do not agree with each other.
+    scores = {
+        "ours": {"a": dict.fromkeys(range(5), -0.5), "b": dict.fromkeys(range(5), 0.5)},
+    }
+    found = bootstrap_aggregates(scores)["ours"]
+    seeds, workloads = found["interquartile_mean"], found["interquartile_mean_over_workloads"]
+    assert (seeds.value, seeds.low, seeds.high) == (0.0, 0.0, 0.0)
+    assert (workloads.value, workloads.low, workloads.high) == (0.0, -0.5, 0.5)
+
+
+def test_the_interval_over_seeds_does_not_depend_on_the_one_over_workloads():
+    # Numbers of the one bootstrap alone, drawn here by hand with its seed.
+    scores = {"ours": {"w": {s: float(v) for s, v in enumerate([0.1, -0.3, 0.2, 0.7])}}}
+    values = np.array(list(scores["ours"]["w"].values()))
+    generator = np.random.default_rng(20240607)
+    draws = np.sort([interquartile_mean(values[generator.integers(4, size=4)]) for _ in range(200)])
+    found = bootstrap_aggregates(scores, resamples=200)["ours"]["interquartile_mean"]
+    assert found.low == pytest.approx(np.quantile(draws, 0.025, method="inverted_cdf"))

@@ -18,7 +18,8 @@ from optim_bench.report._chart import (
     points,
     ratio_domain,
 )
-from optim_bench.report._markdown import number, state_ratio
+from optim_bench.report._markdown import number
+from optim_bench.report._select import by_workload, labels_of, of_framework, titles_of
 from optim_bench.results import LABELS
 
 ROW_HEIGHT = 34
@@ -29,7 +30,9 @@ Cell = Mapping[str, Any]
 def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     """Ratios to the baseline with their intervals."""
     shown = [
-        c for c in _of(results["comparisons"], framework) if c["ratio"] and c["low"] is not None
+        c
+        for c in of_framework(results["comparisons"], framework)
+        if c["ratio"] and c["low"] is not None
     ]
     if not shown:
         return
@@ -105,8 +108,8 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         title="Test loss relative to equally tuned AdamW",
         data=data,
         layers=layers,
-        labels=_labels(shown),
-        titles=_titles(shown),
+        labels=labels_of(shown),
+        titles=titles_of(shown),
         columns=(
             "workload",
             "optimizer",
@@ -124,7 +127,7 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
 
 def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     """Validation loss over the learning rates of the search."""
-    for workload, cells in _by_workload(results["cells"], framework):
+    for workload, cells in by_workload(results["cells"], framework):
         data: list[dict[str, Any]] = []
         rows: list[list[str]] = []
         for cell in cells:
@@ -193,8 +196,8 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
                     "encoding": points(x, y) | {"tooltip": tooltip},
                 },
             ],
-            labels=_labels(cells),
-            titles=_titles(cells),
+            labels=labels_of(cells),
+            titles=titles_of(cells),
             columns=("optimizer", "learning rate", "mean validation loss", "range", ""),
             rows=rows,
         )
@@ -202,7 +205,7 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
 
 def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     """Validation loss during training, over the fresh seeds."""
-    for workload, cells in _by_workload(results["cells"], framework):
+    for workload, cells in by_workload(results["cells"], framework):
         data = [
             {
                 "label": cell["label"],
@@ -242,8 +245,8 @@ def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
                     "encoding": line(x, {**y, "field": "median"}) | {"tooltip": tooltip},
                 },
             ],
-            labels=_labels(cells),
-            titles=_titles(cells),
+            labels=labels_of(cells),
+            titles=titles_of(cells),
             columns=("optimizer", "step", "median", "lower quartile", "upper quartile"),
             rows=[
                 [row["optimizer"], f"{row['step']:g}"]
@@ -251,128 +254,6 @@ def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
                 for row in data
             ],
         )
-
-
-def pareto(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
-    """Loss against memory: what an optimizer's state costs and what it brings."""
-    comparisons = {c["name"]: c for c in results["comparisons"]}
-    for workload, cells in _by_workload(results["cells"], framework):
-        data: list[dict[str, Any]] = []
-        for cell in cells:
-            state, found = state_ratio(cell), comparisons.get(cell["name"])
-            ratio = 1.0 if found is None else found["ratio"]
-            if state is None or ratio is None:
-                continue
-            row = {"label": cell["label"], "optimizer": cell["title"], "state": state}
-            row |= {"ratio": ratio, "bytes": cell["state_bytes"]}
-            row |= {name: found[name] if found else 1.0 for name in ("low", "high")}
-            data.append(row)
-        if not data:
-            continue
-        x_title = "bytes of optimizer state per byte of parameters"
-        x: Spec = {"field": "state", "type": "quantitative", "title": x_title}
-        x |= {"scale": {"zero": True, "nice": True, "padding": 12}, "axis": {"tickCount": 6}}
-        domain = ratio_domain(data)
-        scale = {"type": "log", "nice": False, "padding": 14, "domain": domain}
-        y: Spec = {"field": "ratio", "type": "quantitative", "scale": scale}
-        y |= {"title": "test loss relative to tuned AdamW"}
-        y |= {"axis": {"format": ".3~g", "values": log_ticks(*domain)}}
-        tooltip = [
-            {"field": "optimizer"},
-            {"field": "bytes", "format": ",", "title": "bytes of state"},
-            {"field": "state", "format": ".3f", "title": "per byte of parameters"},
-            {"field": "ratio", "format": ".3f"},
-        ]
-        yield Chart(
-            name=f"pareto-{framework}-{workload}",
-            kind="pareto",
-            framework=framework,
-            title=workload,
-            data=data,
-            layers=[
-                {
-                    "mark": {"type": "rule", "strokeWidth": 2},
-                    "encoding": {
-                        "x": x,
-                        "y": {**y, "field": "low"},
-                        "y2": {"field": "high"},
-                        "color": "@color",
-                        "opacity": "@opacity",
-                    },
-                },
-                {
-                    "mark": {"type": "point", "size": 130, "filled": True, "opacity": 1},
-                    "encoding": points(x, y) | {"tooltip": tooltip},
-                },
-            ],
-            labels=_labels(cells),
-            titles=_titles(cells),
-            columns=("optimizer", "bytes of state", "per byte of parameters", "ratio", "interval"),
-            rows=[
-                [
-                    row["optimizer"],
-                    f"{row['bytes']:,}",
-                    f"{row['state']:.3f}",
-                    f"{row['ratio']:.3f}",
-                    f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] is not None else "",
-                ]
-                for row in data
-            ],
-        )
-
-
-def profile(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
-    """Dolan-Moré profile of the steps to the target."""
-    titles = _titles(_of(results["cells"], framework))
-    for found in _of(results["profiles"], framework):
-        data = [
-            {"label": label, "optimizer": titles[label], "ratio": ratio, "share": share}
-            for label, shares in found["shares"].items()
-            for ratio, share in zip(found["ratios"], shares, strict=True)
-        ]
-        x: Spec = {"field": "ratio", "type": "quantitative", "scale": {"zero": False}}
-        x["title"] = "steps to the target relative to the fastest optimizer here"
-        y: Spec = {"field": "share", "type": "quantitative", "scale": {"domain": [0, 1]}}
-        y |= {"title": "share of (workload, seed)", "axis": {"format": "%", "tickCount": 5}}
-        yield Chart(
-            name=f"profile-{framework}",
-            kind="profile",
-            framework=framework,
-            title=f"Targets on {', '.join(found['workloads'])}",
-            data=data,
-            layers=[
-                {
-                    "mark": {"type": "line", "strokeWidth": 2, "interpolate": "step-after"},
-                    "encoding": line(x, y)
-                    | {"tooltip": [{"field": name} for name in ("optimizer", "ratio", "share")]},
-                }
-            ],
-            labels=list(found["shares"]),
-            titles=titles,
-            columns=("optimizer", *(f"within {ratio:g}x" for ratio in found["ratios"])),
-            rows=[
-                [titles[label], *(f"{100 * share:.0f} %" for share in shares)]
-                for label, shares in found["shares"].items()
-            ],
-        )
-
-
-def _of(items: Sequence[Cell], framework: str) -> list[Cell]:
-    return [item for item in items if item["framework"] == framework]
-
-
-def _by_workload(cells: Sequence[Cell], framework: str) -> Iterator[tuple[str, list[Cell]]]:
-    mine = _of(cells, framework)
-    for workload in dict.fromkeys(cell["workload"] for cell in mine):
-        yield workload, [cell for cell in mine if cell["workload"] == workload]
-
-
-def _labels(items: Sequence[Cell]) -> list[str]:
-    return list(dict.fromkeys(item["label"] for item in items))
-
-
-def _titles(items: Sequence[Cell]) -> dict[str, str]:
-    return {item["label"]: item["title"] for item in items}
 
 
 def _geometric_mean(values: Sequence[float]) -> float:

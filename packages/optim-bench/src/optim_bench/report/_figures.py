@@ -6,7 +6,7 @@ from typing import Any
 import vl_convert
 
 from optim_bench.report._chart import VEGA_LITE
-from optim_bench.report._html import all_charts
+from optim_bench.report._groups import all_charts
 from optim_bench.results import FRAMEWORK_TITLES
 
 WIDE, NARROW = 620, 420

@@ -10,57 +10,15 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from optim_bench.report import _charts as charts
-from optim_bench.report._chart import VEGA_LITE, Chart
-from optim_bench.report._markdown import number, ratio_columns, state_ratio
+from optim_bench.report._chart import VEGA_LITE
+from optim_bench.report._groups import GROUPS
+from optim_bench.report._markdown import number, ratio_columns, search_rows, state_ratio
 from optim_bench.report._theme import THEMES, colour_of, marks_of
 from optim_bench.results import FRAMEWORK_TITLES, LABELS
 
 Results = Mapping[str, Any]
 
 SIGNS = {"better": "▼", "worse": "▲", "no difference": "≈"}
-# kind -> charts, heading, explanation, whether a chart takes the whole width
-GROUPS = (
-    (
-        charts.forest,
-        "Relative to equally tuned AdamW",
-        "Each line is a 95 % interval for one comparison, before the correction for several tests.",
-        True,
-    ),
-    (
-        charts.pareto,
-        "Loss against memory",
-        "Down is a lower loss, left is less optimizer state. Bars are 95 % intervals.",
-        False,
-    ),
-    (
-        charts.sensitivity,
-        "How much the learning rate matters",
-        (
-            "Validation loss of the tuning seeds: geometric mean and range; the mark is the "
-            "selected rate, a cross at the top a rate that diverged or failed on a seed."
-        ),
-        False,
-    ),
-    (
-        charts.curves,
-        "Learning curves",
-        (
-            "Validation loss of the fresh seeds: median and quartiles. Schedules end at 0, so only "
-            "the end of a curve compares optimizers."
-        ),
-        False,
-    ),
-    (
-        charts.profile,
-        "Steps to the target",
-        (
-            "Share of (workload, seed) solved within a factor of the fastest. A profile depends on "
-            "who takes part."
-        ),
-        True,
-    ),
-)
 
 
 def report_html(results: Results) -> str:
@@ -79,12 +37,6 @@ def report_html(results: Results) -> str:
     )
 
 
-def all_charts(results: Results, framework: str) -> Iterator[Chart]:
-    """Give every chart of a framework."""
-    for draw, *_ in GROUPS:
-        yield from draw(results, framework)
-
-
 def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     baseline = results["protocol"]["baseline"]
     drawn: list[dict[str, Any]] = []
@@ -94,10 +46,18 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not cells:
             continue
         groups: list[dict[str, Any]] = []
-        for draw, heading, explain, wide in GROUPS:
-            found = list(draw(results, framework))
+        for group in GROUPS:
+            found = list(group.draw(results, framework))
+            heading = group.heading
             if found:
-                groups.append({"title": heading, "explain": explain, "wide": wide, "charts": found})
+                groups.append(
+                    {
+                        "title": heading,
+                        "explain": group.explain,
+                        "wide": group.wide,
+                        "charts": found,
+                    }
+                )
             for chart in found:
                 specs = {
                     theme: chart.spec(theme, baseline, legend=False, width="container")
@@ -114,6 +74,7 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                     c["sentence"] for c in results["comparisons"] if c["framework"] == framework
                 ],
                 "aggregates": list(_aggregates(results, framework)),
+                "searches": list(search_rows(results, framework)),
                 "legend": list(_legend(cells, baseline)),
                 "groups": groups,
             }
@@ -194,10 +155,12 @@ def _aggregates(results: Results, framework: str) -> Iterator[list[str]]:
     for row in results["aggregates"]:
         if row["framework"] == framework:
             ratio, chance = row["interquartile_ratio"], row["probability_of_improvement"]
+            tasks = row["interquartile_ratio_over_workloads"]
             yield [
                 row["title"],
                 number(ratio["value"], ".3f"),
                 f"{number(ratio['low'], '.3f')} to {number(ratio['high'], '.3f')}",
+                f"{number(tasks['low'], '.3f')} to {number(tasks['high'], '.3f')}" if tasks else "",
                 f"{100 * chance['value']:.0f} %",
                 f"{100 * chance['low']:.0f} to {100 * chance['high']:.0f} %",
             ]
@@ -225,6 +188,15 @@ def _provenance(results: Results) -> Iterator[tuple[str, str]]:
         yield facts["name"], text
     horizons = {f"{cell['workload']} {cell['steps']}" for cell in results["cells"]}
     yield "Steps", ", ".join(sorted(horizons))
+    for found in results["times"]:
+        low, high = found["band"]
+        name = f"Step times, {found['workload']} in {FRAMEWORK_TITLES[found['framework']]}"
+        busy = "; the machine was busy, so these are noise" if found["busy"] else ""
+        load = " and ".join(f"{value:.2f}" for value in found["load"])
+        text = (
+            f"{found['rounds']} interleaved rounds on {found['machine']['processor']}, load {load}"
+        )
+        yield name, f"{text}, AdamW against its copy {low:.2f} to {high:.2f}{busy}"
     for name, values in results["environment"].items():
         yield name, ", ".join(values)
 

@@ -41,6 +41,7 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
         cells = [cell for cell in results["cells"] if cell["framework"] == framework]
         if cells:
             yield from ["", f"**{title}**", "", *_table(cells, comparisons)]
+            yield from _search_table(results, framework)
 
 
 def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> Iterator[str]:
@@ -63,6 +64,49 @@ def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> It
             LABELS[comparison["verdict"]] if comparison else "baseline",
         ]
         yield f"| {' | '.join(columns)} |"
+
+
+def search_rows(results: Mapping[str, Any], framework: str) -> Iterator[dict[str, Any]]:
+    """Give one row per comparison with the AdamW that had one more hyperparameter searched."""
+    trials = {cell["name"]: len(cell["tuning"]["trials"]) for cell in results["cells"]}
+    for found in results["searches"]:
+        if found["framework"] != framework:
+            continue
+        for index, comparison in enumerate(found["comparisons"]):
+            verdict = comparison["verdict"]
+            yield {
+                "workload": found["workload"] if index == 0 else "",
+                "chosen": found["chosen"] if index == 0 else "",
+                "chosen_trials": str(found["trials"]) if index == 0 else "",
+                "title": comparison["title"],
+                "trials": str(trials[comparison["name"]]),
+                "numbers": [*ratio_columns(comparison), str(comparison["pairs"])],
+                "kind": verdict if verdict in {"better", "worse"} else "withheld",
+                "verdict": LABELS[verdict] + (", exploratory" if comparison["tests"] else ""),
+            }
+
+
+def _search_table(results: Mapping[str, Any], framework: str) -> Iterator[str]:
+    rows = list(search_rows(results, framework))
+    if not rows:
+        return
+    found = next(s for s in results["searches"] if s["framework"] == framework)
+    names = " and ".join(found["searched"])
+    yield ""
+    yield (
+        f"Against AdamW with {names} chosen on the tuning seeds among {len(found['labels'])} "
+        "variants. It had all their trials, every other optimizer its own; exploratory, with "
+        "Holm's correction over this table."
+    )
+    yield ""
+    yield (
+        "| workload | chosen AdamW | its trials | optimizer | trials | ratio | 95 % interval "
+        "| p (Holm) | seeds | outcome |"
+    )
+    yield "|---|---|--:|---|--:|--:|--:|--:|--:|---|"
+    for row in rows:
+        cells = [row["workload"], row["chosen"], row["chosen_trials"], row["title"], row["trials"]]
+        yield f"| {' | '.join([*cells, *row['numbers'], row['verdict']])} |"
 
 
 def ratio_columns(comparison: Mapping[str, Any] | None) -> list[str]:

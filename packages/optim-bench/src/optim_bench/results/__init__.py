@@ -1,6 +1,6 @@
 """From a store to `results.json`: measured cells, paired comparisons, aggregates, verdicts."""
 
-from optim_bench.results._build import build_results
+from optim_bench.results._build import build_results, results_of
 from optim_bench.results._cells import SMALLEST_CURVE, measure_cell
 from optim_bench.results._compare import compare_cells
 from optim_bench.results._schema import SCHEMA_VERSION, schema, validate_results
@@ -22,6 +22,7 @@ __all__ = [
     "compare_cells",
     "detectable_in_words",
     "measure_cell",
+    "results_of",
     "schema",
     "validate_results",
     "verdict_sentence",

@@ -4,13 +4,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optim_bench.errors import BenchError
 from optim_bench.protocol import ALPHA, LEVEL, PROTOCOL, Plan
 from optim_bench.records import FRAMEWORKS, RunRecord
 from optim_bench.results._cells import fresh_losses, measure_cell
 from optim_bench.results._compare import compare_cells
 from optim_bench.results._schema import SCHEMA_VERSION
+from optim_bench.results._searches import search_rows
+from optim_bench.results._times import add_times, time_sources
 from optim_bench.results._words import headline, verdict_sentence
-from optim_bench.stats import Interval, bootstrap_aggregates, log_ratio, performance_profile
+from optim_bench.stats import (
+    Interval,
+    bootstrap_aggregates,
+    log_ratio,
+    performance_profile,
+    profile_area,
+)
+from optim_bench.store import Store, read_json
 
 Measured = Mapping[str, Any]
 RANKED = frozenset({"better", "worse", "no difference", "too few seeds", "unstable", "exploratory"})
@@ -28,14 +38,35 @@ CAUTIONS = {
 }
 
 
-def build_results(plan: Plan, records: Mapping[str, RunRecord]) -> dict[str, Any]:
+def results_of(store: Store) -> dict[str, Any]:
+    """Return the results of a folder: its plan, its runs, and its `times.json` where there is one.
+
+    Raises:
+        BenchError: a file is missing or damaged.
+    """
+    path = store.root / "times.json"
+    try:
+        times = read_json(path) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise BenchError(
+            f"{path} cannot be read ({error}); measure anew: optim-bench time --directory "
+            f"{store.root}"
+        ) from error
+    return build_results(store.plan(), store.records(), times)
+
+
+def build_results(
+    plan: Plan, records: Mapping[str, RunRecord], times: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the content of `results.json`.
 
     Args:
         plan: what was compared.
         records: every record of the store by key; those outside the plan are left out.
+        times: what `optim-bench time --json` wrote, where step times are known.
     """
     cells = [measure_cell(plan, cell, records) for cell in plan.cells]
+    add_times(cells, times)
     used = _used(cells, plan, records)
     frameworks = [f for f in FRAMEWORKS if any(cell["framework"] == f for cell in cells)]
     comparisons = [c for f in frameworks for c in compare_cells(plan, cells, f)]
@@ -64,7 +95,9 @@ def build_results(plan: Plan, records: Mapping[str, RunRecord]) -> dict[str, Any
         "cells": cells,
         "comparisons": comparisons,
         "aggregates": [a for f in frameworks for a in _aggregates(plan, cells, comparisons, f)],
-        "profiles": [p for f in frameworks for p in _profiles(cells, f)],
+        "searches": [s for f in frameworks for s in _searches(plan, cells, f)],
+        "times": time_sources(cells, times),
+        "profiles": [p for f in frameworks for p in _profiles(cells, f, plan.baseline)],
         "failures": [
             {"key": record.spec.key(), "status": record.status, "error": record.error}
             | {name: getattr(record.spec, name) for name in ("workload", "framework", "optimizer")}
@@ -145,10 +178,24 @@ def _aggregates(
             "workloads": real,
             "seeds": plan.budget.fresh_seeds,
             "interquartile_ratio": _ratio_interval(summaries[label]["interquartile_mean"]),
+            # One workload says nothing about others.
+            "interquartile_ratio_over_workloads": (
+                _ratio_interval(summaries[label]["interquartile_mean_over_workloads"])
+                if len(real) > 1
+                else None
+            ),
             "probability_of_improvement": vars(summaries[label]["probability_of_improvement"]),
         }
         for label in scores
     ]
+
+
+def _searches(plan: Plan, cells: Sequence[Measured], framework: str) -> list[dict[str, Any]]:
+    rows = search_rows(plan, cells, framework)
+    for row in rows:
+        for comparison in row["comparisons"]:
+            comparison["sentence"] = verdict_sentence(comparison, row["title"])
+    return rows
 
 
 def _log_ratios(cell: Measured, baseline: Measured) -> dict[int, float]:
@@ -163,8 +210,12 @@ def _ratio_interval(interval: Interval) -> dict[str, float | None]:
     return {name: ratio(value) for name, value in vars(interval).items()}
 
 
-def _profiles(cells: Sequence[Measured], framework: str) -> list[dict[str, Any]]:
-    """Return the profile of steps to target over (workload, seed), where workloads have one."""
+def _profiles(cells: Sequence[Measured], framework: str, baseline: str) -> list[dict[str, Any]]:
+    """Return the profile of steps to target over (workload, seed), where workloads have one.
+
+    A profile depends on who takes part, so each optimizer's profile in the company of the baseline
+    alone stands beside the profile of all.
+    """
     mine = [c for c in cells if c["framework"] == framework and c["steps_to_target"] is not None]
     costs: dict[str, list[float]] = {}
     for cell in mine:
@@ -181,6 +232,14 @@ def _profiles(cells: Sequence[Measured], framework: str) -> list[dict[str, Any]]
             "workloads": sorted({cell["workload"] for cell in mine}),
             "ratios": list(PROFILE_RATIOS),
             "shares": profile,
+            "areas": {n: profile_area(PROFILE_RATIOS, shares) for n, shares in profile.items()},
+            "pairwise": {
+                label: performance_profile(
+                    {label: costs[label], baseline: costs[baseline]}, PROFILE_RATIOS
+                )
+                for label in costs
+                if label != baseline
+            },
         }
     ]
 

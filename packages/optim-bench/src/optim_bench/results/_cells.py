@@ -7,7 +7,7 @@ from typing import Any
 
 from optim_bench.protocol import Cell, Plan, Trial, tuning_of
 from optim_bench.records import RunRecord
-from optim_bench.stats import steps_to_target
+from optim_bench.stats import best_of, steps_to_target
 
 Records = Mapping[str, RunRecord]
 # Learning rates whose loss is within this factor of the best count as good ones.
@@ -45,6 +45,7 @@ def measure_cell(plan: Plan, cell: Cell, records: Records) -> dict[str, Any]:
             "failed": sum(record.status == "failed" for record in tried),
             "steps": len(tried) * cell.steps,
             "good_decades": _good_decades(tuning.trials),
+            "best_of": _best_of(tuning.trials),
         },
         "fresh": _summary(fresh, plan.budget.fresh),
         "defaults": {
@@ -93,6 +94,18 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "extension": trial.extension,
         "val_loss": [finite(loss) for _, loss in sorted(trial.losses.items())],
         "mean_log_val_loss": finite(trial.score) if trial.losses else None,
+    }
+
+
+def _best_of(trials: Sequence[Trial]) -> dict[str, list[float | None]]:
+    """Return what the best of k of these learning rates would have been, as a validation loss."""
+    whole = [trial for trial in trials if trial.losses and not trial.missing]
+    if not whole or len(whole) < len(trials):
+        return {name: [] for name in ("expected", "low", "high")}
+    found = best_of([trial.score for trial in whole])
+    return {
+        name: [finite(math.exp(getattr(best, name))) for best in found]
+        for name in ("expected", "low", "high")
     }
 
 

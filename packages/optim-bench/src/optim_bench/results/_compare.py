@@ -42,13 +42,25 @@ def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list
     mine = [cell for cell in cells if cell["framework"] == framework]
     baselines = {cell["workload"]: cell for cell in mine if cell["label"] == plan.baseline}
     others = [cell for cell in mine if cell["label"] != plan.baseline]
+    return compare_with(baselines, others, family_of(plan, framework))
+
+
+def compare_with(
+    baselines: Mapping[str, Measured], others: Sequence[Measured], family: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Compare cells of one framework with the baseline of their workload.
+
+    Args:
+        baselines: workload -> measured cell.
+        others: the cells to compare.
+        family: names of those whose tests share one corrected level.
+    """
     paired = {
         cell["name"]: compare_paired(
             fresh_losses(cell), fresh_losses(baselines[cell["workload"]]), level=LEVEL
         )
         for cell in others
     }
-    family = family_of(plan, framework)
     # A test that cannot be carried out stays in the family, with the weakest p-value there is.
     p_values = [_or_one(paired[name].p_value) for name in family]
     adjusted = dict(zip(family, holm(p_values), strict=True))

@@ -16,12 +16,15 @@ from optim_bench.stats._paired import (
     smallest_detectable,
     smallest_p_value,
 )
-from optim_bench.stats._profile import performance_profile, steps_to_target
+from optim_bench.stats._profile import performance_profile, profile_area, steps_to_target
+from optim_bench.stats._search import BestOf, best_of
 
 __all__ = [
     "MAX_EXACT_PAIRS",
+    "BestOf",
     "Interval",
     "PairedComparison",
+    "best_of",
     "bootstrap_aggregates",
     "compare_paired",
     "holm",
@@ -29,6 +32,7 @@ __all__ = [
     "log_ratio",
     "performance_profile",
     "probability_of_improvement",
+    "profile_area",
     "reachable",
     "sign_flip_p_value",
     "smallest_detectable",

@@ -5,6 +5,7 @@ and the profile is rho_s(tau) = share of problems with r[p, s] <= tau. A profile
 solvers take part, so it never stands alone in the report.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -71,3 +72,25 @@ def performance_profile(
         shares = [math.inf if math.isinf(v) else v / b for v, b in zip(values, best, strict=True)]
         profile[solver] = [sum(s <= ratio for s in shares) / problems for ratio in ratios]
     return profile
+
+
+def profile_area(ratios: Sequence[float], shares: Sequence[float]) -> float:
+    """Return the area under a profile between its first and last ratio, as a share of all of it.
+
+    The profile is a step function: between two ratios it keeps the value of the lower one.
+
+    Args:
+        ratios: ascending, at least two.
+        shares: the profile there.
+
+    Raises:
+        ValueError: there are fewer than two ratios, or they are not ascending.
+
+    Example:
+        >>> profile_area([1.0, 2.0, 4.0], [0.0, 0.5, 1.0])
+        0.3333
+    """
+    widths = [b - a for a, b in itertools.pairwise(ratios)]
+    if not widths or min(widths) <= 0:
+        raise ValueError(f"ratios are {list(ratios)}; an area needs two or more, ascending")
+    return math.fsum(w * s for w, s in zip(widths, shares, strict=False)) / math.fsum(widths)

@@ -1,0 +1,86 @@
+"""The sections of a report: which charts, under which heading, with which explanation."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optim_bench.report._chart import Chart
+from optim_bench.report._charts import curves, forest, sensitivity
+from optim_bench.report._charts_cost import pareto, pareto_time
+from optim_bench.report._charts_search import profile, reach, search
+
+
+@dataclass(frozen=True)
+class ChartGroup:
+    """Charts of one kind.
+
+    Args:
+        draw: gives the charts of a framework.
+        heading: of the section.
+        explain: what to read from it, in a sentence or two.
+        wide: whether a chart takes the whole width.
+    """
+
+    draw: Callable[[Mapping[str, Any], str], Iterator[Chart]]
+    heading: str
+    explain: str
+    wide: bool = False
+
+
+GROUPS = (
+    ChartGroup(
+        forest,
+        "Relative to equally tuned AdamW",
+        "Each line is a 95 % interval for one comparison, before the correction for several tests.",
+        wide=True,
+    ),
+    ChartGroup(
+        pareto,
+        "Loss against memory",
+        "Down is a lower loss, left is less optimizer state. Bars are 95 % intervals; the dashed "
+        "line joins the optimizers that no other one beats in both.",
+    ),
+    ChartGroup(
+        pareto_time,
+        "Loss against step time",
+        "Whole training steps, from a timing pass of its own. In the grey band AdamW differs from "
+        "a copy of itself: a difference inside it is noise.",
+    ),
+    ChartGroup(
+        sensitivity,
+        "How much the learning rate matters",
+        "Validation loss of the tuning seeds: geometric mean and range; the mark is the selected "
+        "rate, a cross at the top a rate that diverged or failed on a seed.",
+    ),
+    ChartGroup(
+        search,
+        "How cheap the search is",
+        "The best of so many learning rates drawn at random from those tried: expected validation "
+        "loss and quartiles. A line starts where no draw could have diverged throughout.",
+    ),
+    ChartGroup(
+        curves,
+        "Learning curves",
+        "Validation loss of the fresh seeds: median and quartiles. Schedules end at 0, so only the "
+        "end of a curve compares optimizers.",
+    ),
+    ChartGroup(
+        reach,
+        "Seeds at the target",
+        "The target was fixed with the workload. A seed that missed it is counted as missing it, "
+        "at no number of steps. Steps depend on the schedule, which is the same for everyone.",
+    ),
+    ChartGroup(
+        profile,
+        "Steps to the target",
+        "Share of (workload, seed) solved within a factor of the fastest. A profile depends on who "
+        "takes part.",
+        wide=True,
+    ),
+)
+
+
+def all_charts(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
+    """Give every chart of a framework."""
+    for group in GROUPS:
+        yield from group.draw(results, framework)
