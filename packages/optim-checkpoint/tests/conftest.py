@@ -1,6 +1,17 @@
 """Documents and folders that need no framework."""
 
-from collections.abc import Callable
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +76,93 @@ def assert_is(arrays: Arrays, step: int, size: int = 300) -> None:
     for name, array in expected.items():
         assert arrays[name].dtype == array.dtype
         assert arrays[name].tobytes() == array.tobytes()
+
+
+class Tally:
+    """Counts the trials of each campaign and the time they took."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Counter[str]] = {}
+        self.seconds: Counter[str] = Counter()
+        self.last = time.perf_counter()
+
+    def __call__(self, campaign: str, **counts: int) -> None:
+        """Add trials that ended well; a failed one raises and is never counted."""
+        self.rows.setdefault(campaign, Counter()).update(counts)
+        now = time.perf_counter()
+        self.seconds[campaign] += now - self.last
+        self.last = now
+
+
+@pytest.fixture(scope="session")
+def all_tallies(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    tally = Tally()
+    yield tally
+    target = os.environ.get("OPTIM_CHECKPOINT_CAMPAIGNS")
+    if target and not request.session.testsfailed:
+        versions = {
+            name: importlib.metadata.version(name) for name in ("numpy", "safetensors", "xxhash")
+        }
+        document = {
+            "python": platform.python_version(),
+            "kernel": platform.release(),
+            "versions": versions,
+            "campaigns": {
+                name: {**row, "seconds": round(tally.seconds[name])}
+                for name, row in sorted(tally.rows.items())
+            },
+        }
+        Path(target).write_text(json.dumps(document, indent=2) + "\n")
+
+
+@pytest.fixture
+def tally(all_tallies: Tally) -> Tally:
+    """Count trials; with OPTIM_CHECKPOINT_CAMPAIGNS=FILE a run without failures writes them."""
+    all_tallies.last = time.perf_counter()
+    return all_tallies
+
+
+class Worker:
+    """The process of `killable_worker.py`, which forks a writer for each request."""
+
+    def __init__(self):
+        script = Path(__file__).with_name("killable_worker.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, delay=None, **request):
+        """Run one save; with `delay`, kill it after that many seconds. Return its exit code."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        pid = int(self.process.stdout.readline())
+        if delay is not None:
+            time.sleep(delay)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    made = Worker()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: kills leave the same there, and syncs are free."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 from optim_checkpoint import CheckpointError, _fs
@@ -83,20 +86,40 @@ def child(request):
     return 0
 
 
+def start(request):
+    """Fork a writer; with "strace" in the request it begins once that traces it."""
+    start_read, start_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            if "strace" in request:
+                os.close(start_write)
+                os.read(start_read, 1)
+            code = child(request)
+        finally:
+            os._exit(code)
+    if "strace" in request:
+        tracer = subprocess.Popen(["strace", "-qq", "-p", str(pid), *request["strace"]])
+        status = Path(f"/proc/{pid}/status")
+        while "TracerPid:\t0\n" in status.read_text() and tracer.poll() is None:
+            time.sleep(0.0005)
+        os.write(start_write, b"x")
+    os.close(start_read)
+    os.close(start_write)
+    return pid, tracer if "strace" in request else None
+
+
 def main():
     """Serve requests until stdin ends."""
     for line in sys.stdin:
         request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            code = 99
-            try:
-                code = child(request)
-            finally:
-                os._exit(code)
+        pid, tracer = start(request)
         sys.stdout.write(f"{pid}\n")
         sys.stdout.flush()
         _, status = os.waitpid(pid, 0)
+        if tracer is not None:
+            tracer.wait()
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
 

@@ -1,52 +1,14 @@
 """SIGKILL at every call of a save, and at random times: nothing acknowledged is ever lost."""
 
-import contextlib
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import optim_checkpoint as oc
 import pytest
 from optim_checkpoint._commit import commit
 
 KILLED = -signal.SIGKILL
-
-
-class Worker:
-    def __init__(self):
-        script = Path(__file__).with_name("killable_worker.py")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, delay=None, **request):
-        """Run one save; with `delay`, kill it after that many seconds. Return its exit code."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        pid = int(self.process.stdout.readline())
-        if delay is not None:
-            time.sleep(delay)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return int(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def worker():
-    made = Worker()
-    yield made
-    made.close()
 
 
 SCENARIOS = {
@@ -76,12 +38,12 @@ def assert_nothing_lost(folder, before, request, code, load, check):
         check(found.value, found.step)
 
 
-def kill_everywhere(worker, tmp_path, scenario, when, make_document, load, check):
+def kill_everywhere(worker, memory_path, scenario, when, make_document, load, check):
     before, request = SCENARIOS[scenario]
-    base = tmp_path / "base"
+    base = memory_path / "base"
     prepare(base, before, make_document)
     for at in range(1, 500):
-        folder = tmp_path / "run"
+        folder = memory_path / "run"
         if before:
             shutil.copytree(base, folder)
         code = worker.ask(root=str(folder), at=at, when=when, **request)
@@ -99,9 +61,9 @@ def kill_everywhere(worker, tmp_path, scenario, when, make_document, load, check
 @pytest.mark.parametrize("when", ["before", "after", "middle"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_kill_at_every_call_loses_nothing(
-    worker, tmp_path, scenario, when, make_document, load, check
+    worker, memory_path, scenario, when, make_document, load, check
 ):
-    assert kill_everywhere(worker, tmp_path, scenario, when, make_document, load, check) > 20
+    assert kill_everywhere(worker, memory_path, scenario, when, make_document, load, check) > 20
 
 
 def kill_at_random_times(worker, folder, trials, seed, make_document, load, check):
@@ -126,14 +88,14 @@ def kill_at_random_times(worker, folder, trials, seed, make_document, load, chec
     return kills
 
 
-def test_kills_at_random_times_lose_nothing(worker, tmp_path, make_document, load, check):
-    assert kill_at_random_times(worker, tmp_path, 30, 0, make_document, load, check) > 5
+def test_kills_at_random_times_lose_nothing(worker, memory_path, make_document, load, check):
+    assert kill_at_random_times(worker, memory_path, 30, 0, make_document, load, check) > 5
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_hundreds_of_kills_at_random_times(worker, tmp_path, seed, make_document, load, check):
-    assert kill_at_random_times(worker, tmp_path, 400, seed, make_document, load, check) > 100
+def test_hundreds_of_kills_at_random_times(worker, memory_path, seed, make_document, load, check):
+    assert kill_at_random_times(worker, memory_path, 400, seed, make_document, load, check) > 100
 
 
 @pytest.mark.parametrize("limit", [0, 1, 100, 600, 3000])

@@ -24,6 +24,11 @@ from optim_checkpoint._shard import Entry
 _WINDOW = 64 << 20
 
 
+def _copy(target: npt.NDArray[np.uint8], data: memoryview) -> None:
+    # NumPy lets go of the GIL, so two threads do copy at the same time.
+    target[:] = np.asarray(data)
+
+
 class BackgroundCheckpointer:
     """Commits one document at a time from a thread of its own.
 
@@ -101,8 +106,7 @@ class BackgroundCheckpointer:
                 target = self._staging[start : start + entry.nbytes]
                 start += entry.nbytes
                 # On this thread, whose stream the pending computations of a device are ordered by.
-                data = np.frombuffer(entry.data(), np.uint8)
-                jobs.append((entry.nbytes, partial(np.copyto, target, data)))
+                jobs.append((entry.nbytes, partial(_copy, target, entry.data())))
                 waiting += entry.nbytes
                 if waiting >= _WINDOW:
                     _parallel.run(jobs)
