@@ -103,7 +103,7 @@ def verify(path: StrPath, step: int | None = None) -> VerifyReport:
                 Path(path) / str(name),
                 name.step,
                 len(generation.files),
-                sum(len(stored.header.tensors) for stored in generation.files),
+                len(generation.keys()),
                 nbytes,
                 generation.manifest.checkpoint_id,
             )
@@ -133,9 +133,8 @@ def inspect(path: StrPath, step: int | None = None) -> Inspection:
 def _describe(generation: Generation, path: Path) -> Inspection:
     manifest = generation.manifest
     tensors = tuple(
-        TensorSummary(stored.record.part, key, info.dtype, info.shape, info.nbytes)
-        for stored in generation.files
-        for key, info in sorted(stored.header.tensors.items())
+        TensorSummary(part, key, info.dtype, info.shape, info.nbytes)
+        for (part, key), info in sorted(generation.keys().items())
     )
     optimizer = manifest.sections.get("optimizer")
     kind: object = None

@@ -1,15 +1,17 @@
 # pyright: strict
 """Gathering the tensors of a save under unique keys, and handing them out in a restore."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 
+from optim_checkpoint._boxes import Offset, Region, Shape, whole
 from optim_checkpoint._errors import CorruptCheckpointError, shown
+from optim_checkpoint._files import ShardEntry
 from optim_checkpoint._generation import Generation
-from optim_checkpoint._header import TensorInfo
+from optim_checkpoint._header import BITS, TensorInfo
 from optim_checkpoint._numpy import AnyArray, array_of, bytes_of, dtype_name
 from optim_checkpoint._shard import Entry
 from optim_checkpoint._typed import Typed, decode
@@ -46,17 +48,46 @@ class Collector:
             read: Returns its bytes.
             identity: Equal for tensors that are one memory; such are stored once. None is unique.
         """
+        unique, new = self._key(key, identity)
+        if new:
+            self.entries.append(Entry(unique, dtype, shape, read))
+        return unique
+
+    def add_shards(
+        self,
+        key: str,
+        dtype: str,
+        shape: Shape,
+        boxes: Sequence[tuple[Offset, Shape, Callable[[], memoryview]]],
+        identity: Hashable = None,
+    ) -> str:
+        """Add what this process holds of a tensor that is spread over several.
+
+        Args:
+            key: The key it should have.
+            dtype: Its safetensors dtype.
+            shape: The shape of the whole.
+            boxes: Offset, shape and bytes of each part; none where this process has none.
+            identity: As in `add`; equal in all processes or in none.
+        """
+        unique, new = self._key(key, identity)
+        if new:
+            self.entries += [
+                ShardEntry(unique, dtype, part, read, offset, shape) for offset, part, read in boxes
+            ]
+        return unique
+
+    def _key(self, key: str, identity: Hashable) -> tuple[str, bool]:
         if identity is not None and identity in self._aliases:
-            return self._aliases[identity]
+            return self._aliases[identity], False
         unique, count = key, 1
         while unique in self._keys:
             count += 1
             unique = f"{key}#{count}"
         self._keys.add(unique)
-        self.entries.append(Entry(unique, dtype, shape, read))
         if identity is not None:
             self._aliases[identity] = unique
-        return unique
+        return unique, True
 
     def numpy_leaf(self, prefix: str) -> Callable[[object, str], Typed | None]:
         """Return an `encode` hook that stores NumPy arrays and scalars under `prefix`."""
@@ -84,13 +115,15 @@ class Staging:
         part: The part.
         file: What to call it in an error.
         tensors: What the part holds.
-        memory: The memory asked for so far, by key.
+        memory: The memory asked for so far, by key, each for a whole tensor.
+        regions: The parts of tensors asked for so far, by key.
     """
 
     part: str
     file: str
     tensors: Mapping[str, TensorInfo]
     memory: dict[str, memoryview] = field(default_factory=dict[str, memoryview])
+    regions: dict[str, list[Region]] = field(default_factory=dict[str, list[Region]])
     _arrays: dict[str, AnyArray] = field(default_factory=dict[str, AnyArray])
 
     @classmethod
@@ -103,6 +136,19 @@ class Staging:
         if not isinstance(key, str) or key not in self.tensors:
             raise CorruptCheckpointError(self.file, f"there is no tensor {shown(key)}")
         return self.tensors[key]
+
+    def want(self, key: str, region: Region) -> None:
+        """Ask for a part of a stored tensor."""
+        self.regions.setdefault(key, []).append(region)
+
+    def wanted(self) -> dict[tuple[str, str], list[Region]]:
+        """Return everything that was asked for, by part and key."""
+        result = {(self.part, key): list(regions) for key, regions in self.regions.items()}
+        for key, memory in self.memory.items():
+            info = self.tensors[key]
+            region = whole(np.asarray(memory), info.shape, BITS[info.dtype] // 8)
+            result.setdefault((self.part, key), []).append(region)
+        return result
 
     def array(self, key: object) -> AnyArray:
         """Return the NumPy array that the read will fill."""
@@ -148,7 +194,9 @@ def settle(value: object) -> object:
     return value
 
 
-def read_staged(generation: Generation, *stagings: Staging) -> None:
-    """Verify a whole generation and fill the memory that the stagings hand out."""
-    wanted = {(staging.part, key): m for staging in stagings for key, m in staging.memory.items()}
-    generation.read(lambda part, key, info: wanted.get((part, key)))
+def read_staged(generation: Generation, *stagings: Staging, rank: int = 0, size: int = 1) -> None:
+    """Verify a generation, or one process's share of it, and fill what the stagings hand out."""
+    wanted: dict[tuple[str, str], list[Region]] = {}
+    for staging in stagings:
+        wanted |= staging.wanted()
+    generation.read(lambda part, key, info: wanted.get((part, key)), rank=rank, size=size)

@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 
 from optim_checkpoint import _fs
+from optim_checkpoint._collect import Staging, read_staged
 from optim_checkpoint._errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -56,10 +57,12 @@ def export(
         infos = generation.tensors(part)
         if not infos:
             raise CheckpointNotFoundError(f"step {generation.name.step} has no part {part}")
-        memory = {key: bytearray(info.nbytes) for key, info in infos.items()}
-        generation.read(lambda owner, key, info: memoryview(memory[key]) if owner == part else None)
+        staging = Staging.of(generation, part)
+        for key, info in infos.items():
+            staging.memory[key] = memoryview(bytearray(info.nbytes))
+        read_staged(generation, staging)
     entries = [
-        Entry(key, info.dtype, info.shape, lambda key=key: memoryview(memory[key]))
+        Entry(key, info.dtype, info.shape, lambda key=key: staging.memory[key])
         for key, info in infos.items()
     ]
     try:

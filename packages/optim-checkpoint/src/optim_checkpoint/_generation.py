@@ -10,21 +10,28 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
-from optim_checkpoint import _fs, _manifest
+import numpy as np
+
+from optim_checkpoint import _fs, _manifest, _parallel
+from optim_checkpoint._boxes import Offset, Region, Shape, grid_fault
 from optim_checkpoint._digest import digest, new_tensor_digest
 from optim_checkpoint._errors import CorruptCheckpointError, shown
+from optim_checkpoint._files import SHARDING, index_name, index_of, sharding_info
 from optim_checkpoint._folder import GenerationName
-from optim_checkpoint._header import Header, TensorInfo, read_header
+from optim_checkpoint._header import BITS, Header, TensorInfo, element_count, read_header
 from optim_checkpoint._manifest import FileRecord, Manifest
-from optim_checkpoint._shard import CHUNK
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-Sink = Callable[[str, str, TensorInfo], memoryview | None]
+Sink = Callable[[str, str, TensorInfo], Sequence[Region] | None]
+# Hashed while it is still in the processor's cache; what is only verified needs no more memory.
+CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,14 @@ def _read_into(fd: int, out: memoryview, offset: int, file: str) -> None:
         out, offset = out[count:], offset + count
 
 
+def _scratch(own: threading.local, size: int) -> memoryview:
+    """Return memory of this thread for bytes that nobody asked for as they lie in the file."""
+    memory = getattr(own, "memory", None)
+    if memory is None or len(memory) < size:
+        memory = own.memory = memoryview(bytearray(max(size, CHUNK)))
+    return memory[:size]
+
+
 class Generation:
     """An open generation: manifest and headers checked, data not yet read.
 
@@ -87,7 +102,9 @@ class Generation:
                         record.part, self._folder, f"{name}/{record.part}"
                     )
                 self.files.append(self._open_file(record, folders[record.part]))
-            self._index = self._unique_keys()
+            self._index = self._whole_tensors()
+            for part, folder in folders.items():
+                self._check_index(part, folder)
         except BaseException:
             self._stack.close()
             raise
@@ -113,9 +130,8 @@ class Generation:
         self._stack.callback(os.close, fd)
         return fd
 
-    def _read_manifest(self) -> Manifest:
-        file = f"{self.name}/{_manifest.NAME}"
-        fd, size = _open_regular(_manifest.NAME, self._folder, file)
+    def _read_small(self, name: str, folder: int, file: str) -> bytes:
+        fd, size = _open_regular(name, folder, file)
         with _fs.opened(fd):
             if size > _manifest.MAX_MANIFEST:
                 raise CorruptCheckpointError(
@@ -123,7 +139,11 @@ class Generation:
                 )
             raw = bytearray(size)
             _read_into(fd, memoryview(raw), 0, file)
-        manifest = _manifest.parse(bytes(raw), file)
+        return bytes(raw)
+
+    def _read_manifest(self) -> Manifest:
+        file = f"{self.name}/{_manifest.NAME}"
+        manifest = _manifest.parse(self._read_small(_manifest.NAME, self._folder, file), file)
         if manifest.step != self.name.step:
             raise CorruptCheckpointError(
                 file, f"is of step {manifest.step}; the folder was renamed or mixed up"
@@ -150,65 +170,134 @@ class Generation:
             raise CorruptCheckpointError(file, f"header and manifest differ in {names}")
         return StoredFile(record, fd, header)
 
-    def _unique_keys(self) -> dict[tuple[str, str], TensorInfo]:
+    def _whole_tensors(self) -> dict[tuple[str, str], TensorInfo]:
+        """Return what each key stands for; for shards, the tensor they make up."""
         index: dict[tuple[str, str], TensorInfo] = {}
+        boxes: dict[tuple[str, str], list[tuple[Offset, Shape]]] = {}
         for stored in self.files:
+            part, offsets = stored.record.part, stored.record.offsets
+            file = f"{self.name}/{stored.record.name}"
+            shapes = {key: info.shape for key, info in stored.header.tensors.items()}
             for key, info in stored.header.tensors.items():
-                if (stored.record.part, key) in index:
+                known = index.get((part, key))
+                if key not in offsets:
+                    if known is not None:
+                        raise CorruptCheckpointError(file, "is in two files", tensor=key)
+                    index[part, key] = info
+                    continue
+                shape = self.manifest.shards[part][key]
+                if len(info.shape) != len(shape) or (known and known.dtype != info.dtype):
                     raise CorruptCheckpointError(
-                        f"{self.name}/{stored.record.name}", "is in two files", tensor=key
+                        file,
+                        f"a shard of {info.dtype}{list(info.shape)} is no part of "
+                        f"{known.dtype if known else info.dtype}{list(shape)}",
+                        tensor=key,
                     )
-                index[stored.record.part, key] = info
+                nbytes = element_count(shape) * BITS[info.dtype] // 8
+                index[part, key] = TensorInfo(info.dtype, shape, 0, nbytes)
+                boxes.setdefault((part, key), []).append((offsets[key], info.shape))
+            # Other readers go by the header: it must not tell them another place than us.
+            expected = sharding_info(shapes, offsets) if offsets else None
+            if stored.header.metadata.get(SHARDING) != expected:
+                raise CorruptCheckpointError(file, f"{SHARDING} is not what the manifest says")
+        for (part, key), listed in boxes.items():
+            fault = grid_fault(index[part, key].shape, listed)
+            if fault is not None:
+                raise CorruptCheckpointError(f"{self.name}/{part}", fault, tensor=key)
         return index
+
+    def _check_index(self, part: str, folder: int) -> None:
+        files = [stored for stored in self.files if stored.record.part == part]
+        if len(files) == 1 or any(stored.record.offsets for stored in files):
+            return
+        file = f"{self.name}/{part}/{index_name(part)}"
+        expected = index_of(
+            (
+                stored.record.base,
+                {key: info.nbytes for key, info in stored.header.tensors.items()},
+            )
+            for stored in files
+        )
+        if self._read_small(index_name(part), folder, file) != expected:
+            raise CorruptCheckpointError(file, "does not list the files as the manifest does")
+
+    def keys(self) -> Mapping[tuple[str, str], TensorInfo]:
+        """Return every tensor by part and key; of a sharded one, the whole."""
+        return self._index
 
     def tensors(self, part: str) -> Mapping[str, TensorInfo]:
         """Return the tensors of a part by key."""
         return {key: info for (owner, key), info in self._index.items() if owner == part}
 
-    def read(self, sink: Sink) -> int:
-        """Read and verify every byte of every file.
+    def shards(self, part: str) -> Mapping[str, Shape]:
+        """Return which tensors of a part were sharded when they were saved, with their shapes."""
+        return self.manifest.shards.get(part, {})
+
+    def read(self, sink: Sink, *, rank: int = 0, size: int = 1) -> int:
+        """Read and verify every byte of every file, from a few threads.
+
+        Where several processes read the same generation, each verifies what it wants and its share
+        of the rest, so that together they verify all of it.
 
         Args:
-            sink: Called with part, key and description of each tensor; returns the memory to read
-                it into, or None where only its digest is wanted.
+            sink: Called with part, key and description of each whole tensor; returns the regions
+                that are wanted of it, or None where only its digest is.
+            rank: Which of the processes this is.
+            size: How many there are.
 
         Returns:
-            How many bytes were verified.
+            How many bytes the files have.
 
         Raises:
-            CorruptCheckpointError: At the first tensor whose digest differs. What was read into the
-                sinks is then worthless.
+            CorruptCheckpointError: For the first tensor whose digest differs. What was read into
+                the regions is then worthless.
         """
-        largest = max((info.nbytes for info in self._index.values()), default=0)
-        scratch = memoryview(bytearray(min(CHUNK, largest)))
-        total = 0
+        jobs: list[_parallel.Job] = []
+        own = threading.local()
+        number = 0
         for stored in self.files:
             for key, info in stored.header.tensors.items():
-                self._read_tensor(stored, key, info, sink(stored.record.part, key, info), scratch)
-            total += stored.record.size
-        return total
+                part = stored.record.part
+                offset = stored.record.offsets.get(key, (0,) * len(info.shape))
+                regions = [
+                    region
+                    for region in sink(part, key, self._index[part, key]) or ()
+                    if region.meets(offset, info.shape)
+                ]
+                number += 1
+                if regions or number % size == rank:
+                    job = partial(self._read_tensor, stored, key, info, offset, regions, own)
+                    jobs.append((info.nbytes, job))
+        _parallel.run(jobs)
+        return sum(stored.record.size for stored in self.files)
 
     def _read_tensor(
         self,
         stored: StoredFile,
         key: str,
         info: TensorInfo,
-        out: memoryview | None,
-        scratch: memoryview,
+        offset: Offset,
+        regions: Sequence[Region],
+        own: threading.local,
     ) -> None:
         file = f"{self.name}/{stored.record.name}"
-        if out is not None and len(out) != info.nbytes:
-            raise ValueError(f"the memory for {shown(key)} has {len(out)} bytes, not {info.nbytes}")
         state = new_tensor_digest(key, info.dtype, info.shape)
         start = stored.header.data_start + info.begin
+        # In one piece where the file and the memory lie alike, else row by row from a copy.
+        out = regions[0].view_of(offset, info.shape) if len(regions) == 1 else None
+        rows = info.shape[0] if regions and info.shape else 1
+        row = info.nbytes // max(rows, 1)
+        piece = CHUNK if out is not None or not regions else max(CHUNK // max(row, 1), 1) * row
         valid = True
-        for done in range(0, info.nbytes, CHUNK):
-            size = min(CHUNK, info.nbytes - done)
-            chunk = scratch[:size] if out is None else out[done : done + size]
+        for done in range(0, info.nbytes, piece or CHUNK):
+            size = min(piece, info.nbytes - done)
+            chunk = _scratch(own, size) if out is None else out[done : done + size]
             _read_into(stored.fd, chunk, start + done, file)
             state.update(chunk)
             if info.dtype == "BOOL" and bytes(chunk).translate(None, b"\0\1"):
                 valid = False
+            if out is None and regions:
+                _hand_out(chunk, info, offset, done // row, regions)
         actual, written = state.hexdigest(), stored.record.tensors[key]
         if actual != written:
             raise CorruptCheckpointError(
@@ -216,3 +305,15 @@ class Generation:
             )
         if not valid:
             raise CorruptCheckpointError(file, "a boolean is neither 0 nor 1", tensor=key)
+
+
+def _hand_out(
+    chunk: memoryview, info: TensorInfo, offset: Offset, row: int, regions: Sequence[Region]
+) -> None:
+    """Copy rows of a tensor, from number `row` on, to the regions that want parts of them."""
+    itemsize = BITS[info.dtype] // 8
+    rows = (-1, *info.shape[1:]) if info.shape else ()
+    piece = np.asarray(chunk).reshape(*rows, itemsize)
+    place = (offset[0] + row, *offset[1:]) if offset else ()
+    for region in regions:
+        region.take(place, piece)

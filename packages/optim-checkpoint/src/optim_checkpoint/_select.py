@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from optim_checkpoint import _fs
 from optim_checkpoint._errors import (
     CheckpointNotFoundError,
     CheckpointWarning,
     CorruptCheckpointError,
+    IncompatibleCheckpointError,
 )
 from optim_checkpoint._folder import (
     GenerationName,
@@ -20,8 +21,10 @@ from optim_checkpoint._folder import (
     check_step,
     generations,
     open_root,
+    parse_name,
 )
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._peers import Answer, Team, alone
 
 T = TypeVar("T")
 
@@ -60,13 +63,16 @@ def candidates(root: int, path: StrPath, step: int | None) -> list[GenerationNam
     raise CheckpointNotFoundError(f"{os.fspath(path)} has no step {step}; newest steps: {listed}")
 
 
-def choose(path: StrPath, step: int | None, read: Callable[[Generation], T]) -> Chosen[T]:
+def choose(
+    path: StrPath, step: int | None, read: Callable[[Generation], T], team: Team | None = None
+) -> Chosen[T]:
     """Apply `read` to the newest generation for which it does not find damage.
 
     Args:
         path: The folder of the run.
         step: The step to read, or None for the newest.
         read: Reads and verifies an open generation.
+        team: The processes that must all take the same generation; None is this one alone.
 
     Returns:
         Its result and the generations skipped, for each of which a `CheckpointWarning` is given.
@@ -75,23 +81,71 @@ def choose(path: StrPath, step: int | None, read: Callable[[Generation], T]) -> 
         CheckpointNotFoundError: If nothing can be tried.
         CorruptCheckpointError: If everything that could be tried is damaged; the newest's error.
     """
-    wanted = None if step is None else check_step(step)
+    readers = alone() if team is None else team
     skipped: list[Skipped] = []
     first: CorruptCheckpointError | None = None
-    with _fs.opened(open_root(path)) as root:
-        for name in candidates(root, path, wanted):
-            try:
-                with Generation(root, name) as generation:
-                    value = read(generation)
-            except CorruptCheckpointError as error:
-                first = first or error
-                skipped.append(Skipped(Path(path) / str(name), str(error)))
-                continue
-            for item in skipped:
-                warnings.warn(
-                    f"skipped a damaged checkpoint: {item.reason}", CheckpointWarning, stacklevel=4
-                )
-            return Chosen(value, Path(path) / str(name), name.step, tuple(skipped))
+    for name in _agreed_candidates(path, step, readers):
+        try:
+            value = _read_together(path, name, read, readers)
+        except CorruptCheckpointError as error:
+            first = first or error
+            skipped.append(Skipped(Path(path) / str(name), str(error)))
+            continue
+        for item in skipped:
+            warnings.warn(
+                f"skipped a damaged checkpoint: {item.reason}", CheckpointWarning, stacklevel=4
+            )
+        return Chosen(value, Path(path) / str(name), name.step, tuple(skipped))
     if first is None:
         raise AssertionError("candidates() returned nothing")
     raise first
+
+
+def _agreed_candidates(path: StrPath, step: int | None, team: Team) -> list[GenerationName]:
+    def listed() -> Answer:
+        wanted = None if step is None else check_step(step)
+        with _fs.opened(open_root(path)) as root:
+            return {"names": [str(name) for name in candidates(root, path, wanted)]}
+
+    # A folder may change while the processes look: they go by what the first one saw.
+    names = cast("list[str]", team.agree(listed)[0]["names"])
+    return [name for name in map(parse_name, names) if name is not None]
+
+
+def _read_together(
+    path: StrPath, name: GenerationName, read: Callable[[Generation], T], team: Team
+) -> T:
+    """Read a generation in every process, or raise in every one what one of them found.
+
+    Damage counts before differences: a damaged generation says nothing about what would fit.
+    """
+    values: list[T] = []
+    damage: CorruptCheckpointError | None = None
+    differences: list[str] = []
+
+    def attempt() -> Answer:
+        nonlocal damage
+        try:
+            with _fs.opened(open_root(path)) as root, Generation(root, name) as generation:
+                values.append(read(generation))
+        except CorruptCheckpointError as error:
+            damage = error
+            return {"damage": [error.file, error.detail, error.tensor]}
+        except IncompatibleCheckpointError as error:
+            return {"differences": list(error.differences)}
+        return {}
+
+    for rank, answer in enumerate(team.agree(attempt)):
+        if damage is None and "damage" in answer:
+            file, detail, tensor = cast("tuple[str, str, str | None]", answer["damage"])
+            damage = CorruptCheckpointError(file, f"{detail} (process {rank})", tensor=tensor)
+        differences += [
+            item
+            for item in cast("list[str]", answer.get("differences", []))
+            if item not in differences
+        ]
+    if damage is not None:
+        raise damage
+    if differences:
+        raise IncompatibleCheckpointError(differences)
+    return values[0]

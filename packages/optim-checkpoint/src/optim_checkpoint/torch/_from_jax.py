@@ -12,7 +12,6 @@ from optim_checkpoint._errors import (
 )
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._paths import Path, from_json, text
-from optim_checkpoint.torch._names import parameter_names
 from optim_checkpoint.torch._optimizer import SavedGroup, SavedOptimizer, kind
 from optim_checkpoint.torch._tensors import DTYPES, TorchStaging
 
@@ -56,7 +55,7 @@ def _nodes(section: object, file: str) -> dict[Path, str]:
 def convert_optimizer(
     section: object,
     optimizer: torch.optim.Optimizer,
-    model: torch.nn.Module | None,
+    names: list[list[str]],
     staging: TorchStaging,
     differences: list[str],
 ) -> tuple[SavedOptimizer, list[tuple[dict[str, Any], torch.Tensor]]]:
@@ -85,7 +84,6 @@ def convert_optimizer(
                 counted[name] = (*cut, ("attr", row.count))
         elif cut is None or field != "count" or nodes[cut] not in {*BY_NODE, SCHEDULE}:
             differences.append(f"opt_state {text(path)} has no counterpart in {live_kind}")
-    names = parameter_names(optimizer, model).groups
     params = [p for group in optimizer.param_groups for p in group["params"]]
     flat = [name for group in names for name in group]
     shapes = {

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optim_checkpoint._errors import CheckpointWarning, UnsupportedStateError
+from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._tensors import DTYPES
 
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -124,7 +125,7 @@ def shape_differences(
         # A copy into these would change nothing, or fail half way.
         if tensor.is_meta:
             differences.append(f"{what} {name} is on the meta device: give it memory first")
-        elif is_traceable_wrapper_subclass(tensor):
+        elif is_traceable_wrapper_subclass(tensor) and not is_dtensor(tensor):
             differences.append(
                 f"{what} {name} is a {type(tensor).__name__}: restore before sharding or quantizing"
             )

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from optim_checkpoint._boxes import Shape
 from optim_checkpoint._collect import Collector
 from optim_checkpoint._errors import (
     CorruptCheckpointError,
@@ -25,6 +26,7 @@ from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._names import escape
 from optim_checkpoint._typed import Typed, encode
 from optim_checkpoint.torch._names import name_differences, parameter_names
+from optim_checkpoint.torch._sharding import decode_slots
 from optim_checkpoint.torch._tensors import DTYPES, TorchStaging, tensor_leaf
 
 # Keys that schedulers add to a group; a checkpoint may have them before the scheduler exists.
@@ -134,13 +136,24 @@ class SavedOptimizer:
     kind: str
     params: Mapping[str, tuple[str, tuple[int, ...]]]
     groups: tuple[SavedGroup, ...]
-    state: Mapping[str, Any]
+    state: dict[str, Any]
     loose: Mapping[Any, Any]
     rest: Mapping[Any, Any]
 
 
-def decode_optimizer(section: object, staging: TorchStaging) -> SavedOptimizer:
+def decode_optimizer(
+    section: object,
+    staging: TorchStaging,
+    live: Mapping[str, torch.Tensor],
+    sharded: Mapping[str, Shape],
+) -> SavedOptimizer:
     """Read what `encode_optimizer` wrote.
+
+    Args:
+        section: The section of the manifest.
+        staging: The optimizer part.
+        live: The parameters to restore for; the state of a DTensor is read shard by shard.
+        sharded: Which stored tensors were DTensors.
 
     Raises:
         CorruptCheckpointError: If the section is not of that form.
@@ -167,7 +180,7 @@ def decode_optimizer(section: object, staging: TorchStaging) -> SavedOptimizer:
         owner = entry.get("param")
         if not isinstance(owner, str) or owner not in shapes or owner in per_param:
             raise CorruptCheckpointError(file, f"state of the unknown parameter {shown(owner)}")
-        per_param[owner] = staging.decode(entry.get("slots"))
+        per_param[owner] = decode_slots(entry.get("slots"), live.get(owner), staging, sharded)
     decoded = tuple(_group(item, staging) for item in groups)
     owners = [param for group in decoded for param in group.params]
     if sorted(owners) != sorted(shapes):
@@ -299,24 +312,35 @@ def _keep_identity(group: dict[str, Any], old: Mapping[str, Any]) -> None:
             group[key] = value
 
 
-def plan_optimizer(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module | None, saved: SavedOptimizer
-) -> OptimizerPlan:
-    """Compare a checkpoint with a live optimizer.
-
-    Returns:
-        A plan with every difference that was found; it may be applied only where there is none.
-    """
-    names = parameter_names(optimizer, model).groups
-    differences: list[str] = []
-    live_kind = kind(optimizer)
-    if saved.kind.rpartition(".")[2] != live_kind.rpartition(".")[2]:
-        differences.append(f"the optimizer is {saved.kind} in the checkpoint, {live_kind} here")
-    live = {
+def live_parameters(
+    optimizer: torch.optim.Optimizer, names: list[list[str]]
+) -> dict[str, torch.Tensor]:
+    """Return the parameters of an optimizer by name."""
+    return {
         name: parameter
         for group, listed in zip(optimizer.param_groups, names, strict=True)
         for name, parameter in zip(listed, group["params"], strict=True)
     }
+
+
+def plan_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[list[str]], saved: SavedOptimizer
+) -> OptimizerPlan:
+    """Compare a checkpoint with a live optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        names: The names of its parameters, group by group.
+        saved: The decoded section.
+
+    Returns:
+        A plan with every difference that was found; it may be applied only where there is none.
+    """
+    differences: list[str] = []
+    live_kind = kind(optimizer)
+    if saved.kind.rpartition(".")[2] != live_kind.rpartition(".")[2]:
+        differences.append(f"the optimizer is {saved.kind} in the checkpoint, {live_kind} here")
+    live = live_parameters(optimizer, names)
     differences += name_differences("optimizer parameter", saved.params, live)
     for name in sorted(saved.params.keys() & live.keys()):
         dtype, shape = saved.params[name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from optim_checkpoint._collect import Staging, read_staged, settle
 from optim_checkpoint._errors import (
+    CheckpointWarning,
     CorruptCheckpointError,
     IncompatibleCheckpointError,
     shown,
@@ -18,18 +20,34 @@ from optim_checkpoint._errors import (
 from optim_checkpoint._folder import StrPath
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_array, as_object
+from optim_checkpoint._peers import Team
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint.torch import _rng
+from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._from_jax import convert_optimizer, model_entries, settle_steps
 from optim_checkpoint.torch._names import (
     model_state,
     name_differences,
+    parameter_names,
     shape_differences,
     unwrap,
 )
-from optim_checkpoint.torch._optimizer import OptimizerPlan, decode_optimizer, plan_optimizer
+from optim_checkpoint.torch._optimizer import (
+    OptimizerPlan,
+    decode_optimizer,
+    live_parameters,
+    plan_optimizer,
+)
+from optim_checkpoint.torch._processes import is_sharded, readers
 from optim_checkpoint.torch._save import Stateful
 from optim_checkpoint.torch._scheduler import regroup
+from optim_checkpoint.torch._sharding import (
+    LocalShard,
+    copy_shard,
+    settle_shards,
+    shard_whole,
+    stage_shard,
+)
 from optim_checkpoint.torch._tensors import TorchStaging, identity
 
 Undo = Callable[[Callable[[], None]], object]
@@ -67,9 +85,10 @@ class _Plan:
     model: dict[str, Any]
     optimizer: OptimizerPlan | None
     train: dict[str, Any]
+    generators: int
 
     def apply(self, undo: Undo) -> None:
-        # What can still fail comes first, the copies into parameters that cannot come last.
+        """Load everything that can still fail; `undo` receives what takes it back."""
         if self.optimizer is not None:
             self.optimizer.apply(undo)
         for name, stateful in (
@@ -83,7 +102,20 @@ class _Plan:
         if self.target.rng and "rng" in self.train:
             _rng.restore(self.train["rng"], undo)
         if self.target.model is not None:
-            _load_model(self.target.model, self.model, undo)
+            _load_others(self.target.model, self.model, undo)
+
+    def finish(self) -> None:
+        """Copy the values into the model's tensors, which cannot fail and is not taken back."""
+        if self.target.model is None:
+            return
+        live = model_state(self.target.model)
+        with torch.no_grad():
+            for name, value in self.model.items():
+                tensor = live[name]
+                if isinstance(value, LocalShard):
+                    copy_shard(value, tensor)
+                elif isinstance(tensor, torch.Tensor) and _is_copied(value, tensor):
+                    tensor.copy_(value)
 
 
 def _loader(stateful: Stateful, state: Any) -> Callable[[], None]:
@@ -93,26 +125,21 @@ def _loader(stateful: Stateful, state: Any) -> Callable[[], None]:
     return load
 
 
-def _load_model(model: torch.nn.Module, saved: dict[str, Any], undo: Undo) -> None:
+def _load_others(model: torch.nn.Module, saved: dict[str, Any], undo: Undo) -> None:
     live = model_state(model)
     others = {name: value for name, value in saved.items() if not _is_copied(value, live[name])}
     if others:
         inner = unwrap(model)
         before = {name: copy.deepcopy(live[name]) for name in others}
-        undo(lambda: _load_others(inner, before))
-        _load_others(inner, others)
-    with torch.no_grad():
-        for name, value in saved.items():
-            tensor = live[name]
-            if isinstance(tensor, torch.Tensor) and _is_copied(value, tensor):
-                tensor.copy_(value)
+        undo(lambda: _load_extra(inner, before))
+        _load_extra(inner, others)
 
 
 def _is_copied(saved: object, live: object) -> bool:
-    return isinstance(saved, torch.Tensor) and isinstance(live, torch.Tensor)
+    return isinstance(saved, torch.Tensor | LocalShard) and isinstance(live, torch.Tensor)
 
 
-def _load_others(model: torch.nn.Module, values: dict[str, Any]) -> None:
+def _load_extra(model: torch.nn.Module, values: dict[str, Any]) -> None:
     model.load_state_dict(values, strict=False)
 
 
@@ -154,7 +181,15 @@ def _plan_model(
     differences += shape_differences("model entry", shapes, tensors)
     if differences:
         return {}
-    return {name: staging.decode(value) for name, value in typed.items()}
+    decoded: dict[str, Any] = {}
+    for name, value in typed.items():
+        if is_dtensor(live[name]):
+            key = str((as_object(value) or {})["tensor"])
+            placements = tuple(tensors[name].placements)  # pyright: ignore[reportAttributeAccessIssue]
+            decoded[name] = stage_shard(staging, key, live[name], placements)
+        else:
+            decoded[name] = staging.decode(value)
+    return decoded
 
 
 def _tie_differences(typed: dict[str, object], live: dict[str, torch.Tensor]) -> list[str]:
@@ -183,7 +218,17 @@ def _plan_stateful(name: str, saved: Any, live: Stateful, differences: list[str]
         )
 
 
-def _read(generation: Generation, target: _Target) -> _Plan:
+def _generators(fields: dict[str, object], rank: int) -> tuple[object, int]:
+    """Return the stored generators of a process, or None, and of how many there are some."""
+    ranks = as_array(fields.get("ranks"))
+    if ranks is None:
+        ranks = [{"rng": fields["rng"]}] if "rng" in fields else []
+    stored = [(as_object(own) or {}).get("rng") for own in ranks]
+    count = sum(rng is not None for rng in stored)
+    return (stored[rank] if rank < len(stored) else None), count
+
+
+def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
     staged = {
         part: TorchStaging(Staging.of(generation, part)) for part in ("model", "optim", "train")
     }
@@ -198,22 +243,26 @@ def _read(generation: Generation, target: _Target) -> _Plan:
     plan = None
     if target.optimizer is not None:
         section = _section(generation, "optimizer")
+        names = parameter_names(target.optimizer, target.model).groups
         if framework == "torch":
-            saved = decode_optimizer(section, staged["optim"])
+            live = live_parameters(target.optimizer, names)
+            saved = decode_optimizer(section, staged["optim"], live, generation.shards("optim"))
         else:
             saved, steps = convert_optimizer(
-                section, target.optimizer, target.model, staged["optim"], differences
+                section, target.optimizer, names, staged["optim"], differences
             )
-        plan = plan_optimizer(target.optimizer, target.model, saved)
+        plan = plan_optimizer(target.optimizer, names, saved)
         differences += plan.differences
     fields = as_object(_section(generation, "train"))
     if fields is None:
         raise CorruptCheckpointError(str(generation.name), "the train section is malformed")
     train: dict[str, Any] = {}
+    rng, generators = _generators(fields, team.rank)
+    stored = fields if rng is None else {**fields, "rng": rng}
     for name in ("scheduler", "scaler", "extra", "rng"):
-        wanted = getattr(target, name, True)
-        if framework == "torch" and name in fields and wanted not in (None, False):
-            train[name] = staged["train"].decode(fields[name])
+        wanted = getattr(target, name, True) if name != "rng" else target.rng and rng is not None
+        if framework == "torch" and name in stored and wanted not in (None, False):
+            train[name] = staged["train"].decode(stored[name])
     if plan is not None and "scheduler" in train and not differences:
         train["scheduler"] = regroup(train["scheduler"], plan.origins, len(plan.saved.groups))
     for name, stateful in (("scheduler", target.scheduler), ("scaler", target.scaler)):
@@ -225,10 +274,46 @@ def _read(generation: Generation, target: _Target) -> _Plan:
             _plan_stateful(name, train[name], stateful, differences)
     if differences:
         raise IncompatibleCheckpointError(differences)
-    read_staged(generation, *(item.staging for item in staged.values()))
+    read_staged(
+        generation, *(item.staging for item in staged.values()), rank=team.rank, size=team.size
+    )
     settle_steps(steps)
+    if plan is not None:
+        _settle_state(plan)
     train = {name: settle(value) for name, value in train.items()}
-    return _Plan(target, model, plan, train)
+    return _Plan(target, model, plan, train, generators if framework == "torch" else 0)
+
+
+def _settle_state(plan: OptimizerPlan) -> None:
+    """Make DTensors of what was read for the state of parameters that are."""
+    state = plan.saved.state
+    for name, parameter in live_parameters(plan.optimizer, plan.names).items():
+        if not is_dtensor(parameter) or name not in state:
+            continue
+        slots = settle_shards(state[name])
+        # A converted state was read whole.
+        if isinstance(slots, dict):
+            slots = {
+                slot: shard_whole(value, parameter)
+                if isinstance(value, torch.Tensor)
+                and not is_dtensor(value)
+                and value.ndim
+                and value.shape == parameter.shape
+                else value
+                for slot, value in slots.items()
+            }
+        state[name] = slots
+
+
+def _warn_of_generators(saved: int, team: Team) -> None:
+    if saved not in (0, team.size):
+        what = "those of this process are" if team.rank < saved else "none is"
+        warnings.warn(
+            f"the generators of {saved} processes were saved, {team.size} are here: in process "
+            f"{team.rank} {what} restored",
+            CheckpointWarning,
+            stacklevel=3,
+        )
 
 
 def restore(
@@ -240,6 +325,7 @@ def restore(
     scheduler: Stateful | None = None,
     scaler: Stateful | None = None,
     rng: bool = True,
+    process_group: Any = None,
 ) -> Restored:
     """Restore a training run in place, all or nothing.
 
@@ -252,6 +338,11 @@ def restore(
     the optimizers are a pair (AdamW, sign momentum, SGD with momentum); hyperparameters stay the
     live ones, and its `extra` and its keys are not read.
 
+    Where the live model or optimizer has DTensors, every process makes this call and reads the
+    shards it holds, from a checkpoint of any mesh or of one process; together they verify all of
+    it, take the same generation, and change nothing where one of them fails. Process n gets the
+    generators of process n; where their numbers differ, a `CheckpointWarning` says so.
+
     Args:
         path: The folder of the run.
         step: The step; None takes the newest generation that verifies, with a
@@ -261,6 +352,8 @@ def restore(
         scheduler: The scheduler to load into, if wanted.
         scaler: The GradScaler to load into, if wanted.
         rng: Whether to set the global generators of torch, NumPy and Python, where stored.
+        process_group: The processes that restore together; None is the default group where
+            something is sharded, and this process alone where nothing is.
 
     Returns:
         The step, the extra values, the path and what was skipped.
@@ -271,8 +364,17 @@ def restore(
         IncompatibleCheckpointError: With every difference between checkpoint and live objects.
     """
     target = _Target(model, optimizer, scheduler, scaler, rng)
-    chosen = choose(path, step, lambda generation: _read(generation, target))
+    team = readers(process_group, sharded=is_sharded(model, optimizer))
+    chosen = choose(path, step, lambda generation: _read(generation, target, team), team)
     with contextlib.ExitStack() as stack:
-        chosen.value.apply(lambda action: stack.callback(action))
+
+        def apply() -> dict[str, object]:
+            chosen.value.apply(lambda action: stack.callback(action))
+            return {}
+
+        team.agree(apply)
         stack.pop_all()
+    chosen.value.finish()
+    if rng:
+        _warn_of_generators(chosen.value.generators, team)
     return Restored(chosen.step, chosen.value.train.get("extra"), chosen.path, chosen.skipped)

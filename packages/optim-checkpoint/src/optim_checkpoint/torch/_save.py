@@ -8,11 +8,14 @@ import torch
 
 from optim_checkpoint._collect import Collector
 from optim_checkpoint._commit import Document, check_keep, commit
+from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import Typed, encode
 from optim_checkpoint.torch import _rng
 from optim_checkpoint.torch._names import model_state
 from optim_checkpoint.torch._optimizer import encode_optimizer
+from optim_checkpoint.torch._processes import is_sharded, writers
 from optim_checkpoint.torch._tensors import add_tensor, tensor_leaf
 
 
@@ -37,8 +40,12 @@ def build_document(
     scaler: Stateful | None = None,
     extra: Mapping[str, Any] | None = None,
     rng: bool = True,
+    rank: int | None = None,
 ) -> Document:
-    """Describe a training run; the tensors are read when the document is written."""
+    """Describe a training run; the tensors are read when the document is written.
+
+    With a `rank`, the generators are those of one of several processes and stay apart.
+    """
     parts = {part: Collector() for part in ("model", "optim", "train")}
     sections: dict[str, object] = {}
     if model is not None:
@@ -53,7 +60,10 @@ def build_document(
             train[name] = encode(value.state_dict(), name, leaf)
     if extra is not None:
         train["extra"] = encode(dict(extra), "extra", tensor_leaf(collector, ""))
-    if rng:
+    own: dict[str, object] | None = None if rank is None else {}
+    if rng and own is not None:
+        own["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, f"rank{rank}."))
+    elif rng:
         train["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, ""))
     sections["train"] = train
     return Document(
@@ -61,6 +71,7 @@ def build_document(
         {"name": "torch", "versions": {"torch": str(torch.__version__)}},
         sections,
         {part: collector.entries for part, collector in parts.items()},
+        own,
     )
 
 
@@ -88,8 +99,15 @@ def save(
     rng: bool = True,
     keep: int | None = None,
     replace: bool = False,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    process_group: Any = None,
 ) -> Path:
     """Save a training run; when this returns, it survives a kill and a power cut.
+
+    Where the model or the optimizer has DTensors, as FSDP2 and tensor parallelism make them, every
+    process makes this call: each writes its own shards, replicated tensors are written once, and
+    one process commits when all of it is durable. All return then, or all raise. Each process's
+    generators are stored; everything else that is not sharded must be equal in all of them.
 
     Args:
         path: The folder of the run; created where missing.
@@ -102,24 +120,41 @@ def save(
         rng: Whether to store the global generators of torch, NumPy and Python.
         keep: How many generations to keep, this one included; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.
+        max_shard_size: Greatest number of bytes of tensors in one file; a larger tensor gets a file
+            of its own.
+        process_group: The processes that save together; None is the default group where something
+            is sharded, and this process alone where nothing is. With a group given, processes that
+            hold replicas save together too, which keeps each one's generators.
 
     Returns:
         The path of the committed generation.
 
     Raises:
-        UnsupportedStateError: For a value that cannot be stored exactly, with its path.
+        UnsupportedStateError: For a value that cannot be stored exactly, with its path; also where
+            processes differ in something that is not sharded.
         CheckpointExistsError: If the step exists and `replace` is false.
-        CheckpointWriteError: If it cannot be written; earlier steps are untouched.
+        CheckpointWriteError: If it cannot be written, or another process failed or is gone; earlier
+            steps are untouched.
     """
-    check_step(step)
-    check_keep(keep)
-    document = build_document(
-        step,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        scaler=scaler,
-        extra=extra,
-        rng=rng,
-    )
-    return commit(path, document, keep=keep, replace=replace)
+    sharded = is_sharded(model, optimizer, extra)
+    team = writers(process_group, step, sharded=sharded)
+
+    def build() -> Document:
+        check_step(step)
+        check_keep(keep)
+        check_max_shard_size(max_shard_size)
+        return build_document(
+            step,
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            scaler=scaler,
+            extra=extra,
+            rng=rng,
+            rank=None if team is None else team.rank,
+        )
+
+    options: dict[str, Any] = {"keep": keep, "replace": replace, "max_shard_size": max_shard_size}
+    if team is None:
+        return commit(path, build(), **options)
+    return save_together(path, build, team, **options)

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from optim_checkpoint._collect import Collector, Staging
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
 from optim_checkpoint._typed import Leaf, Typed, decode
+from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of
 
 DTYPES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -32,7 +34,7 @@ DTYPES: dict[torch.dtype, str] = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
-_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -79,6 +81,11 @@ def identity(tensor: torch.Tensor) -> Hashable:
     """Return a value equal for tensors that are one memory, or None for those that have none."""
     if tensor.numel() == 0:
         return None
+    if is_dtensor(tensor):
+        # A shard may be empty here and not in other processes: its storage tells it apart.
+        local = local_of(tensor)
+        storage = local.untyped_storage()._cdata
+        return (storage, local.storage_offset(), tuple(tensor.shape), local.stride(), tensor.dtype)
     return (
         str(tensor.device),
         tensor.data_ptr(),
@@ -93,7 +100,9 @@ def identity(tensor: torch.Tensor) -> Hashable:
 def add_tensor(
     collector: Collector, key: str, tensor: torch.Tensor, path: str, *, subclasses: bool = False
 ) -> str:
-    """Add a tensor to a save and return its key."""
+    """Add a tensor to a save and return its key; of a DTensor, the part that is here."""
+    if is_dtensor(tensor):
+        return _add_shards(collector, key, tensor, path)
     check_tensor(tensor, path, subclasses=subclasses)
     return collector.add(
         key,
@@ -102,6 +111,19 @@ def add_tensor(
         lambda: to_bytes(tensor),
         identity(tensor),
     )
+
+
+def _add_shards(collector: Collector, key: str, tensor: torch.Tensor, path: str) -> str:
+    local = local_of(tensor)
+    check_tensor(local, path)
+    dtype, shape = DTYPES[local.dtype], tuple(tensor.shape)
+    if tensor.numel() == 0:
+        return collector.add(key, dtype, shape, lambda: memoryview(b""))
+    boxes = [
+        (offset, tuple(local[cut].shape), partial(to_bytes, local[cut]))
+        for offset, cut in pieces_of(tensor, path)
+    ]
+    return collector.add_shards(key, dtype, shape, boxes, identity(tensor))
 
 
 def tensor_leaf(collector: Collector, prefix: str) -> Leaf:
@@ -131,7 +153,7 @@ class TorchStaging:
         name = str(key)
         if name not in self._tensors:
             try:
-                tensor = torch.empty(info.shape, dtype=_BY_NAME[info.dtype])
+                tensor = torch.empty(info.shape, dtype=BY_NAME[info.dtype])
             except RuntimeError as error:
                 raise CorruptCheckpointError(
                     self.staging.file, f"cannot be allocated: {shown(str(error))}", tensor=name

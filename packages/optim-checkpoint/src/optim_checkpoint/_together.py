@@ -1,0 +1,245 @@
+# pyright: strict
+"""A save by several processes: each writes what it holds, one commits when all of it is durable.
+
+1. every process tells the others what it has; all make the same plan of who writes what, where a
+   tensor that several hold is written once, by the first of them;
+2. process 0 takes the lock, checks the space and makes the temporary folder;
+3. every process writes its files there, syncs them and their folder, and hashes the copies it holds
+   of what another writes: copies that differ cannot all be restored;
+4. process 0 sees that every file is there, writes the manifest and renames the folder.
+
+After each step all have succeeded or all raise. Until the rename no reader sees anything.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+from optim_checkpoint import _fs
+from optim_checkpoint._commit import (
+    Document,
+    Record,
+    bytes_needed,
+    discard,
+    make_parts,
+    make_temporary,
+    prepare,
+    publish,
+    seal,
+    try_retire,
+    write_error,
+    write_file,
+)
+from optim_checkpoint._digest import new_tensor_digest
+from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError, shown
+from optim_checkpoint._folder import StrPath, locked, make_root
+from optim_checkpoint._peers import Answer, Team
+from optim_checkpoint._plan import Place, Plan, Ranked, check_same, describe, make_plan, place_of
+from optim_checkpoint._shard import CHUNK, Entry
+
+
+def save_together(
+    path: StrPath,
+    build: Callable[[], Document],
+    team: Team,
+    *,
+    keep: int | None,
+    replace: bool,
+    max_shard_size: int,
+) -> Path:
+    """Write one generation from several processes.
+
+    Args:
+        path: The folder of the run, on a file system that all processes share.
+        build: Describes what this process holds.
+        team: The processes; every one of them makes this call.
+        keep: How many generations to keep, the new one included; None keeps all.
+        replace: Whether a step that exists gets a newer generation instead of an error.
+        max_shard_size: Greatest number of bytes of tensors in one file, unless one alone has more.
+
+    Returns:
+        The path of the committed generation.
+
+    Raises:
+        UnsupportedStateError: If processes differ in what must be equal, or shards do not make up
+            the whole.
+        CheckpointExistsError: If the step exists and `replace` is false.
+        CheckpointWriteError: If one process cannot write or is gone. Nothing was committed then,
+            unless that happened at the very end; process 0 says so where it did.
+    """
+    made: list[Document] = []
+
+    def describe_own() -> Answer:
+        made.append(build())
+        return describe(made[0])
+
+    answers = team.agree(describe_own)
+    document = made[0]
+    check_same(answers)
+    plan = make_plan(answers, document, team.rank, max_shard_size)
+    needed = bytes_needed(plan.all_files)
+    lead = _Lead(path, document, plan, needed) if team.rank == 0 else None
+
+    def guarded(work: Callable[[], Answer] | None) -> Callable[[], Answer]:
+        def run() -> Answer:
+            try:
+                return {} if work is None else work()
+            except OSError as error:
+                raise write_error(path, document.step, needed, error) from error
+
+        return run
+
+    try:
+        begun = team.agree(guarded(lead and (lambda: lead.begin(keep, replace=replace))))
+        temporary = str(begun[0]["temporary"])
+        written = team.agree(
+            guarded(lambda: _write(Path(path) / temporary, document, plan, team.rank))
+        )
+        _check_copies(written, plan)
+        finished = team.agree(guarded(lead and (lambda: lead.finish(answers, written))))
+    except BaseException as error:
+        if lead is not None:
+            lead.give_up(error)
+        raise
+    if lead is not None:
+        lead.close()
+    return Path(path) / str(finished[0]["generation"])
+
+
+def _write(folder: Path, document: Document, plan: Plan, rank: int) -> Answer:
+    records: list[Record] = []
+    files = plan.files[rank]
+    if files:
+        try:
+            opened = _fs.open_folder(folder)
+        except FileNotFoundError:
+            raise CheckpointWriteError(
+                f"{folder} is not visible to process {rank}: all processes need one file system"
+            ) from None
+        with _fs.opened(opened):
+            records = [write_file(opened, file) for file in files]
+    copies: list[object] = []
+    for part, entries in document.parts.items():
+        for entry in entries:
+            place = place_of(part, entry)
+            if plan.owners[place] != rank:
+                copies.append([*place, _digest_of(entry)])
+    return {"records": records, "copies": copies}
+
+
+def _digest_of(entry: Entry) -> str:
+    state = new_tensor_digest(entry.name, entry.dtype, entry.shape)
+    data = entry.read().cast("B") if entry.nbytes else memoryview(b"")
+    for start in range(0, len(data), CHUNK):
+        state.update(data[start : start + CHUNK])
+    return state.hexdigest()
+
+
+def _check_copies(written: Ranked, plan: Plan) -> None:
+    stored: dict[Place, str] = {}
+    for answer in written:
+        for record in cast("list[Record]", answer["records"]):
+            part = str(record["name"]).partition("/")[0]
+            offsets = cast("Mapping[str, list[int]]", record.get("offsets", {}))
+            for key, text in cast("Mapping[str, str]", record["tensors"]).items():
+                stored[part, key, tuple(offsets[key]) if key in offsets else None] = text
+    for rank, answer in enumerate(written):
+        for part, key, offset, text in cast("list[list[object]]", answer["copies"]):
+            box = None if offset is None else tuple(cast("list[int]", offset))
+            place = (str(part), str(key), box)
+            if stored[place] != text:
+                raise UnsupportedStateError(
+                    shown(key)[1:-1],
+                    f"process {plan.owners[place]} and process {rank} hold different values of "
+                    "what should be replicated; make them equal (for instance by a broadcast)",
+                )
+
+
+class _Lead:
+    """What process 0 does beside its own files."""
+
+    def __init__(self, path: StrPath, document: Document, plan: Plan, needed: int) -> None:
+        self._path = path
+        self._document = document
+        self._plan = plan
+        self._needed = needed
+        self._stack = contextlib.ExitStack()
+        self._temporary = ""
+        self._committed = ""
+
+    def begin(self, keep: int | None, *, replace: bool) -> Answer:
+        """Take the lock and make the temporary folder."""
+        step = self._document.step
+        self._keep = keep
+        self._root = self._stack.enter_context(_fs.opened(make_root(self._path)))
+        self._stack.enter_context(locked(self._root, self._path))
+        self._target, self._present = prepare(
+            self._root, self._path, step, self._needed, replace=replace
+        )
+        self._temporary = make_temporary(self._root, self._target)
+        self._folder = self._stack.enter_context(
+            _fs.opened(_fs.open_folder(self._temporary, self._root))
+        )
+        make_parts(self._folder, self._plan.all_files)
+        return {"temporary": self._temporary}
+
+    def finish(self, answers: Ranked, written: Ranked) -> Answer:
+        """Commit what all have written."""
+        records = sorted(
+            (r for answer in written for r in cast("list[Record]", answer["records"])),
+            key=lambda record: str(record["name"]),
+        )
+        for record in records:
+            self._check_there(str(record["name"]), cast("int", record["size"]))
+        seal(
+            self._folder,
+            self._plan.all_files,
+            records,
+            self._document.step,
+            self._document.framework,
+            self._sections(answers),
+            self._plan.shards or None,
+        )
+        publish(self._root, self._temporary, self._target)
+        self._committed = str(self._target)
+        if self._keep is not None:
+            try_retire(self._root, self._target, self._present, self._keep)
+        return {"generation": self._committed}
+
+    def _check_there(self, name: str, size: int) -> None:
+        try:
+            status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            raise CheckpointWriteError(
+                f"{name} was written by another process and is not visible to process 0: all "
+                "processes need one file system"
+            ) from None
+        if status.st_size != size:
+            raise CheckpointWriteError(
+                f"{name} has {status.st_size} bytes where process 0 sees it, {size} were written"
+            )
+
+    def _sections(self, answers: Ranked) -> dict[str, object]:
+        sections = dict(self._document.sections)
+        own = [answer["own"] for answer in answers]
+        if any(own):
+            train = cast("dict[str, object]", sections.get("train", {}))
+            sections["train"] = {**train, "ranks": own}
+        return sections
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._stack.close()
+
+    def give_up(self, error: BaseException) -> None:
+        """Take away what was written, unless it is committed."""
+        with self._stack:
+            if self._committed:
+                raise CheckpointWriteError(
+                    f"step {self._document.step} is committed in {os.fspath(self._path)}, but: "
+                    f"{error}"
+                ) from error
+            if self._temporary:
+                discard(self._temporary, self._root)

@@ -1,0 +1,84 @@
+"""The processes of a torch group, reached through its own collectives; no pickle is sent."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from optim_checkpoint._errors import CheckpointError, CheckpointWriteError
+from optim_checkpoint._peers import Team, alone
+from optim_checkpoint.torch._dtensor import is_dtensor
+from optim_checkpoint.torch._names import unwrap
+
+
+class GroupProcesses:
+    """The processes of a `torch.distributed` group.
+
+    Args:
+        group: The group; None is the default one.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("this process is not in process_group; only its members may call this")
+        devices = str(dist.get_backend_config(group))
+        self._device = (
+            torch.device("cpu") if "cpu:" in devices else torch.device(devices.partition(":")[0])
+        )
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        """Give every process the messages of all, in the order of their ranks."""
+        length = torch.tensor([len(message)], device=self._device)
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length, group=self._group)
+        sizes = [int(item.item()) for item in lengths]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        padded = padded.to(self._device)
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self._group)
+        return [
+            item[:size].cpu().numpy().tobytes() for item, size in zip(gathered, sizes, strict=True)
+        ]
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    else:
+        yield value
+
+
+def is_sharded(
+    model: torch.nn.Module | None, optimizer: torch.optim.Optimizer | None, extra: Any = None
+) -> bool:
+    """Say whether any tensor of a training run is a DTensor."""
+    values: list[Any] = [] if extra is None else [extra]
+    if model is not None:
+        # FSDP2 shards again what a forward pass left whole only when it is asked for its state.
+        values.append(unwrap(model).state_dict())
+    if optimizer is not None:
+        values += [group["params"] for group in optimizer.param_groups]
+    return any(is_dtensor(value) for value in _tensors(values))
+
+
+def writers(group: Any, step: object, *, sharded: bool) -> Team | None:
+    """Return the processes that save together, or None where one saves alone."""
+    if group is None and not sharded:
+        return None
+    return Team(GroupProcesses(group), f"saving step {step}", CheckpointWriteError)
+
+
+def readers(group: Any, *, sharded: bool) -> Team:
+    """Return the processes that restore together."""
+    if group is None and not sharded:
+        return alone()
+    return Team(GroupProcesses(group), "restoring", CheckpointError)
