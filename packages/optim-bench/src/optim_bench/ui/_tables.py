@@ -136,6 +136,28 @@ def memory_table(records: Sequence[tuple[str, RunRecord]], title: str) -> Table:
     return table
 
 
+def state_table(found: Mapping[str, Any]) -> Table:
+    """Give the bytes of a memory preset."""
+    table = _table("Optimizer state", "exact; peaks are the compiler's (JAX) or CUDA's")
+    for heading in ("model", "optimizer"):
+        table.add_column(heading)
+    for heading in ("bytes of state", "to AdamW's", "temporaries", "peak"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    model = None
+    for row in found["rows"]:
+        if model not in (None, row["model"]):
+            table.add_section()
+        table.add_row(
+            "" if row["model"] == model else row["model"],
+            row["optimizer"],
+            f"{row['state_bytes']:,}",
+            f"{row['ratio']:.4f}",
+            *("" if row[n] is None else f"{row[n]:,}" for n in ("temporary_bytes", "peak_bytes")),
+        )
+        model = row["model"]
+    return table
+
+
 def status_table(progress: Progress, records: Sequence[RunRecord]) -> Table:
     """Give the state of every cell."""
     table = _table("Runs")
