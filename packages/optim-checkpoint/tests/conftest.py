@@ -156,6 +156,30 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.fixture
+def measure_refusals(tmp_path: Path) -> Callable[..., dict[str, tuple[float, int]]]:
+    """Return what measures the refusal of each of some files: seconds and peak bytes."""
+    if sys.platform != "linux":
+        pytest.skip("peak memory is read from /proc")
+
+    def measure(kind: str, corpus: dict[str, bytes]) -> dict[str, tuple[float, int]]:
+        paths = [tmp_path / str(number) for number in range(len(corpus))]
+        for path, raw in zip(paths, corpus.values(), strict=True):
+            path.write_bytes(raw)
+        script = Path(__file__).with_name("refusing_worker.py")
+        out = subprocess.run(
+            [sys.executable, str(script), kind, *map(str, paths)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        pairs = [line.split() for line in out.stdout.splitlines()]
+        rows = [(float(seconds), int(peak)) for seconds, peak in pairs]
+        return dict(zip(corpus, rows, strict=True))
+
+    return measure
+
+
+@pytest.fixture
 def memory_path(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory where there is one: kills leave the same there, and syncs are free."""
     if not os.access("/dev/shm", os.W_OK):

@@ -116,7 +116,7 @@ def mutated(module, old, new):
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_without_the_check_the_damage_would_pass(run_folder, monkeypatch, name):
+def test_without_the_check_the_damage_would_pass(run_folder, monkeypatch, name, tally):
     module, old, new, damage = MUTANTS[name]
     DAMAGE[damage](run_folder)
     assert not newest_is_sound(run_folder)
@@ -127,3 +127,4 @@ def test_without_the_check_the_damage_would_pass(run_folder, monkeypatch, name):
         monkeypatch.setattr(_select, "Generation", namespace["Generation"])
         monkeypatch.setattr(oc._api, "Generation", namespace["Generation"])
     assert newest_is_sound(run_folder)
+    tally("check taken out of the reader", trials=1)

@@ -61,9 +61,11 @@ def kill_everywhere(worker, memory_path, scenario, when, make_document, load, ch
 @pytest.mark.parametrize("when", ["before", "after", "middle"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_kill_at_every_call_loses_nothing(
-    worker, memory_path, scenario, when, make_document, load, check
+    worker, memory_path, scenario, when, make_document, load, check, tally
 ):
-    assert kill_everywhere(worker, memory_path, scenario, when, make_document, load, check) > 20
+    kills = kill_everywhere(worker, memory_path, scenario, when, make_document, load, check)
+    assert kills > 20
+    tally("SIGKILL before, after or in the middle of a file operation", trials=kills)
 
 
 def kill_at_random_times(worker, folder, trials, seed, make_document, load, check):
@@ -94,8 +96,12 @@ def test_kills_at_random_times_lose_nothing(worker, memory_path, make_document, 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_hundreds_of_kills_at_random_times(worker, memory_path, seed, make_document, load, check):
-    assert kill_at_random_times(worker, memory_path, 400, seed, make_document, load, check) > 100
+def test_hundreds_of_kills_at_random_times(
+    worker, memory_path, seed, make_document, load, check, tally
+):
+    kills = kill_at_random_times(worker, memory_path, 400, seed, make_document, load, check)
+    assert kills > 100
+    tally("SIGKILL at a random time", trials=kills)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 100, 600, 3000])

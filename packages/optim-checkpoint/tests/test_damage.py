@@ -54,8 +54,10 @@ def test_every_flipped_bit_is_found(run_folder, load, file):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("file", FILES)
-def test_ten_thousand_flipped_bits_are_found(run_folder, load, file):
-    assert flip_each(run_folder, load, file, 4000) > 3000
+def test_ten_thousand_flipped_bits_are_found(run_folder, load, file, tally):
+    flipped = flip_each(run_folder, load, file, 4500)
+    assert flipped > 3000
+    tally("flipped bit", trials=flipped)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -114,12 +114,13 @@ def test_the_protocol_survives_every_power_cut_of_the_model(tmp_path, make_docum
 
 
 @pytest.mark.parametrize("steps", [(1,), (1, 2, 3)])
-def test_every_sync_is_needed(tmp_path, make_document, monkeypatch, steps):
+def test_every_sync_is_needed(tmp_path, make_document, monkeypatch, steps, tally):
     calls = record(tmp_path / "new" / "new", make_document, monkeypatch, steps)
     syncs = [i for i, call in enumerate(calls) if call[0] == "sync"]
     assert len(syncs) >= 8
     for i in syncs:
         assert objections(calls[:i] + calls[i + 1 :]) != [], calls[i]
+    tally("sync, rename or order taken out of the protocol", trials=len(syncs))
 
 
 MUTANTS = {
@@ -150,7 +151,7 @@ MUTANTS = {
 
 @pytest.mark.filterwarnings("ignore:step . is saved")
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutants_of_the_protocol_are_caught(tmp_path, make_document, monkeypatch, name):
+def test_mutants_of_the_protocol_are_caught(tmp_path, make_document, monkeypatch, name, tally):
     old, new = MUTANTS[name]
     source = Path(_commit.__file__).read_text()
     assert source.count(old) == 1
@@ -163,6 +164,7 @@ def test_mutants_of_the_protocol_are_caught(tmp_path, make_document, monkeypatch
         mutant["commit"](tmp_path, make_document(step), keep=1)
         calls = recorder.calls
     assert objections(calls) != []
+    tally("sync, rename or order taken out of the protocol", trials=1)
 
 
 def test_a_failed_sync_of_the_root_takes_the_commit_back(run_folder, make_document, monkeypatch):

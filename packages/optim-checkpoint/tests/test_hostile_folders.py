@@ -1,0 +1,86 @@
+"""Folders that someone meddled with: refused by a typed error, or skipped for a sound one."""
+
+import os
+
+import optim_checkpoint as oc
+import pytest
+
+
+def replace_file(run_folder, make):
+    path = run_folder / "step-00000002" / "model" / "model.safetensors"
+    raw = path.read_bytes()
+    path.unlink()
+    make(path, raw)
+
+
+def as_symlink(path, raw):
+    target = path.parent.parent.parent / "elsewhere"
+    target.write_bytes(raw)
+    path.symlink_to(target)
+
+
+ZOO = {
+    "file is a symbolic link": (as_symlink, "is a symbolic link"),
+    "file is a pipe": (lambda path, raw: os.mkfifo(path), "is not a regular file"),
+    "file is a folder": (lambda path, raw: path.mkdir(), "is not a regular file"),
+    "file is missing": (lambda path, raw: None, "cannot be opened"),
+    "file is empty": (lambda path, raw: path.touch(), "has 0 bytes"),
+    "file is longer": (lambda path, raw: path.write_bytes(raw + b"\0"), "bytes, .* were written"),
+}
+
+
+@pytest.mark.parametrize("case", ZOO)
+def test_a_damaged_folder_is_skipped_for_the_one_before(case, run_folder, load, check):
+    make, message = ZOO[case]
+    replace_file(run_folder, make)
+    with pytest.raises(oc.CorruptCheckpointError, match=message):
+        oc.verify(run_folder)
+    with pytest.warns(oc.CheckpointWarning, match=f"skipped a damaged checkpoint: .*{message}"):
+        chosen = load(run_folder)
+    check(chosen.value, 1)
+    assert [item.path.name for item in chosen.skipped] == ["step-00000002"]
+    assert oc.latest_step(run_folder) == 1
+
+
+def test_a_linked_part_folder_is_refused(run_folder):
+    part = run_folder / "step-00000002" / "model"
+    part.rename(run_folder / "elsewhere")
+    part.symlink_to(run_folder / "elsewhere")
+    with pytest.raises(oc.CorruptCheckpointError, match="is not a folder that can be opened"):
+        oc.verify(run_folder, 2)
+
+
+def test_a_renamed_generation_is_refused(run_folder):
+    (run_folder / "step-00000002").rename(run_folder / "step-00000009")
+    with pytest.raises(oc.CorruptCheckpointError, match="is of step 2; the folder was renamed"):
+        oc.verify(run_folder, 9)
+
+
+def test_a_boolean_that_is_neither_is_refused_even_with_its_digest(tmp_path, load):
+    from optim_checkpoint._commit import Document, commit
+    from optim_checkpoint._shard import Entry
+
+    entry = Entry("flags", "BOOL", (2,), lambda: memoryview(b"\1\2"))
+    commit(tmp_path, Document(1, {}, {}, {"model": [entry]}))
+    with pytest.raises(oc.CorruptCheckpointError, match="a boolean is neither 0 nor 1"):
+        load(tmp_path)
+
+
+def test_when_everything_is_damaged_the_newest_says_why(run_folder, load):
+    for step in (1, 2):
+        (run_folder / f"step-{step:08d}" / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(oc.CorruptCheckpointError, match=r"step-00000002/manifest\.json"):
+        load(run_folder)
+    assert oc.latest_step(run_folder) is None
+
+
+def test_what_is_not_there_is_said(tmp_path, run_folder, load):
+    with pytest.raises(oc.CheckpointNotFoundError, match="has no step 7; newest steps: 1, 2"):
+        load(run_folder, 7)
+    with pytest.raises(oc.CheckpointNotFoundError, match="is not a folder of checkpoints"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(oc.CheckpointNotFoundError, match="holds no checkpoint"):
+        load(tmp_path / "empty")
+    assert oc.steps(tmp_path / "nowhere") == []
+    assert oc.latest_step(tmp_path / "nowhere") is None
