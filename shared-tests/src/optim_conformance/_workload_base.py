@@ -76,7 +76,8 @@ class WorkloadAdapter(Protocol):
         plain: Name of the optimizer that is p - rate * gradient and nothing else.
         rates: Workload to a learning rate at which `plain` moves it well, without chaos.
         frameworks: Where every workload can be trained; the first is compared with the others.
-        fixed: Workloads without noise or examples: one stream and one evaluation set for all.
+        steady: Workloads whose batches are all one batch, because nothing in them is random.
+        unsplit: Workloads with one evaluation set for all splits, because they have no examples.
         pairs: What is trained to its end.
         schedules: Names of the learning-rate schedules.
     """
@@ -85,7 +86,8 @@ class WorkloadAdapter(Protocol):
     plain: str
     rates: Mapping[str, float]
     frameworks: Sequence[str]
-    fixed: frozenset[str]
+    steady: frozenset[str]
+    unsplit: frozenset[str]
     pairs: Sequence[Pair]
     schedules: Sequence[str]
 
@@ -120,9 +122,12 @@ class Workloads:
     adapter: ClassVar[WorkloadAdapter]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Give `workload`, `pair`, `other` and `schedule` the values of this adapter."""
+        """Give the arguments of the checks the values of this adapter."""
+        workloads = list(self.adapter.rates)
         offered: dict[str, Sequence[Any]] = {
-            "workload": list(self.adapter.rates),
+            "workload": workloads,
+            "sampled": [w for w in workloads if w not in self.adapter.steady],
+            "divided": [w for w in workloads if w not in self.adapter.unsplit],
             "pair": self.adapter.pairs,
             "other": self.adapter.frameworks[1:],
             "schedule": self.adapter.schedules,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optim_conformance._compare import identical
-from optim_conformance._workload_base import CUTS, Pair, Workloads, equal
+from optim_conformance._workload_base import CUTS, STEPS, Pair, Workloads, equal
 from optim_conformance.adapter import Array
 
 
@@ -108,7 +108,8 @@ class TrainingChecks(Workloads):
         judged = self.adapter.evaluation(pair.workload, 0, "val")
         run = self.adapter.start(pair, 0)
         first = run.evaluate(*judged)
-        for x, y in self.adapter.batches(pair.workload, 0, [pair.steps]):
+        pieces = [STEPS] * (pair.steps // STEPS) + [pair.steps % STEPS] * (pair.steps % STEPS > 0)
+        for x, y in self.adapter.batches(pair.workload, 0, pieces):
             run.advance(x, y, [pair.learning_rate] * len(x))
         last = run.evaluate(*judged)
         assert last <= pair.reach * first, (

@@ -68,6 +68,8 @@ class PatchTask:
             )
             noise = generator(_NOISE_SEED, split).standard_normal(clean.shape, np.float32)
             grids[split] = (clean + np.float32(SIGMA) * noise, clean)
+            for array in grids[split]:
+                array.flags.writeable = False
         return grids
 
 

@@ -41,6 +41,12 @@ class SampledTask:
     parameters: Callable[[np.random.Generator], dict[str, Array]]
     judged_on: int = 10_000
 
+    def __post_init__(self) -> None:
+        """Close the arrays against writing: tasks are cached, and serve them without a copy."""
+        for arrays in self.splits.values():
+            for array in arrays:
+                array.flags.writeable = False
+
     def initial(self, seed: int) -> dict[str, Array]:
         """Return the initial parameters of a seed."""
         return self.parameters(generator(seed, "init"))
