@@ -1,12 +1,9 @@
 """The command line: what it does, and the one line a user gets for bad input."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -72,7 +69,7 @@ def test_a_run_ends_with_verdicts_and_the_path_of_the_report(bench, tmp_path):
     assert "STAM (published statistics) against equally tuned AdamW in JAX: better" in out
     assert "says nothing" in out or "far too short" in out
     assert out.rstrip().endswith(f"Report: {folder / 'report.html'}")
-    names = {"plan.json", "results.json", "report.html", "summary.md", "runs", "figures"}
+    names = {".lock", "plan.json", "results.json", "report.html", "summary.md", "runs", "figures"}
     assert {path.name for path in folder.iterdir()} == names
     assert {p.name for p in (folder / "figures").iterdir()} >= {"forest-jax.svg", "forest-jax.png"}
 
@@ -100,7 +97,7 @@ def test_a_rebuilt_report_has_the_same_bytes(bench, finished):
 
     before = contents()
     for path in before:
-        if path.parent.name != "runs" and path.name != "plan.json":
+        if path.parent.name != "runs" and path.name not in ("plan.json", ".lock"):
             path.unlink()
     assert bench("report", finished)[0] == 0
     assert contents() == before
@@ -113,61 +110,19 @@ def test_figures_of_an_earlier_plan_disappear(bench, finished):
     assert not stale.exists()
 
 
-def test_a_killed_run_goes_on_where_it_was(trainer, tmp_path):
-    folder = tmp_path / "out"
-    code = (
-        "import sys; from optim_bench.cli import build_app, run_app\n"
-        "import fake_trainer, time\n"
-        "train = fake_trainer.train\n"
-        "def slow(spec, *, data_dir=None):\n    time.sleep(0.2)\n    return train(spec)\n"
-        "fake_trainer.slow = slow\n"
-        "sys.exit(run_app(build_app('fake_trainer:slow'), sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, *SMOKE, *ONE_CELL, "--output", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("runs/*.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = Store(folder).records()
-    assert 3 <= len(kept) < 10
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
-    records = Store(folder).records()
-    assert len(records) == 10
-    assert {key: records[key] for key in kept} == kept
-
-
-def test_ctrl_c_keeps_what_is_done_and_says_so(trainer, tmp_path):
-    folder = tmp_path / "out"
-    arguments = ["run", "--tier", "smoke", *ONE_CELL, "--output", str(folder), "--jobs", "1"]
-    code = (
-        # What a shell starts in the background inherits an ignored interrupt.
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from optim_bench.cli import build_app, run_app\n"
-        "sys.exit(run_app(build_app('hanging:train'), sys.argv[1:]))"
-    )
-    Path("hanging.py").write_text(
-        "import time, fake_trainer\n"
-        "def train(spec, *, data_dir=None):\n"
-        "    time.sleep(60 if spec.hyperparameters['learning_rate'] > 1e-3 else 0)\n"
-        "    return fake_trainer.train(spec)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("runs/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err == ("error: interrupted; every finished run is kept: repeat the command to go on\n")
-    assert Store(folder).records()
+def test_a_second_run_in_the_same_folder_waits_its_turn(bench, finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with Store(finished).exclusive():
+        for command in ([*SMOKE, *ONE_CELL, "--output", finished], ["retry", finished]):
+            status, _, err = bench(*command)
+            assert status == 1
+            assert err == (
+                f"error: another optim-bench run is at work in {finished}; wait for it (see "
+                f"optim-bench status {finished}), or choose another --output\n"
+            )
+        assert bench("status", finished)[0] == 0
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    assert bench(*SMOKE, *ONE_CELL, "--output", finished)[0] == 0
 
 
 BAD_INPUT = [
@@ -182,7 +137,7 @@ BAD_INPUT = [
     ),
     (
         ["run", "--optimizer", "stac", "--framework", "jax"],
-        "unknown jax optimizer 'stac'; did you mean",
+        "stac is an optimizer of torch, not of jax; use --framework torch",
     ),
     (["run", "--framework", "tensorflow"], "unknown framework 'tensorflow'; choose from"),
     (["run", "--optimizer", "adamw,b1=1.5"], "adamw: b1 is 1.5; it has to lie in [0, 1)"),
@@ -191,7 +146,15 @@ BAD_INPUT = [
     (["run", "--optimizer", "adamw,learning_rate=-1"], "learning_rate is -1; it has to lie in (0"),
     (["run", "--optimizer", "no_module:x"], "'no_module:x' cannot be imported"),
     (["run", "--seeds", "50"], "seeds is 50; use 1 to 20"),
-    (["run", "--executor", "slurm"], "unknown executor 'slurm'; choose from inline, process"),
+    (["run", "--executor", "slurm"], "unknown executor 'slurm'; choose from inline, process, ray"),
+    (
+        ["run", "--executor-option", "partition"],
+        "--executor-option is 'partition'; write key=value",
+    ),
+    (
+        ["run", "--executor-option", "partition=gpu"],
+        "--executor process takes no --executor-option; partition belongs to submitit or ray",
+    ),
     (["run", "--executor", "inline", "--jobs", "3"], "--jobs 3 needs worker processes"),
     (["run", "--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
     (["run", "--data-dir", "/nowhere/at/all"], "no folder /nowhere/at/all; --data-dir is where"),
@@ -201,7 +164,8 @@ BAD_INPUT = [
     (["status", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
     (["report", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
     (["retry", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
-    (["validate", "/nowhere/at/all"], "/nowhere/at/all cannot be read as strict JSON"),
+    (["validate", "/nowhere/at/all"], "cannot read /nowhere/at/all (no such file or directory)"),
+    (["validate", "/proc/version"], "/proc/version is no strict JSON (Expecting value"),
 ]
 
 
@@ -241,6 +205,26 @@ def test_a_missing_framework_is_named_with_its_extra(trainer, tmp_path):
         "error: torch runs need torch, which is not installed: pip install 'optim-bench[torch]'\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_all_that_is_missing_is_named_before_anything_starts(finished):
+    code = (
+        "import sys, importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "gone = {'jax', 'ray'}\n"
+        "importlib.util.find_spec = lambda n, *rest: None if n in gone else find(n, *rest)\n"
+        "from optim_bench.cli import build_app, run_app\n"
+        "sys.exit(run_app(build_app(), sys.argv[1:]))"
+    )
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    for command in (["run", "--framework", "jax", "--output", finished], ["retry", finished]):
+        done = python(code, *map(str, command), "--executor", "ray")
+        assert done.returncode == 1
+        assert done.stderr == (
+            "error: jax runs need jax, --executor ray needs ray, which are not installed: "
+            "pip install 'optim-bench[jax,ray]'\n"
+        )
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_a_damaged_run_is_named_before_anything_runs(bench, finished):

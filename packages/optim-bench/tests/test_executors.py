@@ -1,149 +1,90 @@
-"""One contract for every executor, and what only processes can do."""
+"""One contract for every executor, and what only the executors of one machine can do."""
 
-import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from optim_bench.errors import BenchError
 from optim_bench.executors import (
-    EXECUTORS,
     InlineExecutor,
-    ProcessExecutor,
     available_cores,
     make_executor,
     worker_environment,
 )
+from optim_bench.executors._backlog import Backlog, group_of
 
 
-@pytest.fixture
-def build(trainer):
-    """Make executors whose workers find the test's trainer; all are closed at the end."""
-    made = []
-
-    def make(name="process", **options):
-        executor = make_executor(name, trainer, path=[os.getcwd()], **options)  # noqa: PTH109
-        made.append(executor)
-        return executor
-
-    yield make
-    for executor in made:
-        executor.close()
+@pytest.mark.parametrize("name", ["inline", "process"])
+def test_contract(any_case, name, make_kind, build, make_spec):
+    any_case(make_kind(name), build, make_spec)
 
 
-def collect(executor, specs):
-    for spec in specs:
-        executor.submit(spec)
-    return [executor.wait() for _ in specs]
+def test_contract_of_workers(worker_case, make_kind, build, make_spec):
+    worker_case(make_kind("process"), build, make_spec)
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
-def test_every_spec_comes_back_once_with_the_same_numbers(build, make_spec, name):
-    specs = [make_spec(seed, rate) for seed in range(3) for rate in (1e-3, 1e-2, 0.9)]
-    records = collect(build(name), specs)
-    assert {record.spec.key() for record in records} == {spec.key() for spec in specs}
-    expected = {r.spec.key(): r.metrics for r in collect(build("inline"), specs)}
-    assert {record.spec.key(): record.metrics for record in records} == expected
-    assert {r.status for r in records} == {"ok", "diverged"}
-
-
-@pytest.mark.parametrize("name", EXECUTORS)
-def test_a_trainer_that_raises_gives_a_failed_record_of_one_line(build, make_spec, name):
-    executor = build(name)
-    bad, good = (
-        collect(executor, [make_spec(trouble="raise")])[0],
-        collect(executor, [make_spec()])[0],
-    )
-    assert (bad.status, bad.error) == ("failed", "RuntimeError: the trainer broke")
-    assert good.status == "ok"
-
-
-@pytest.mark.parametrize("name", EXECUTORS)
-def test_more_can_be_submitted_after_waiting(build, make_spec, name):
-    executor = build(name)
-    assert collect(executor, [make_spec(0)])[0].spec.seed == 0
-    assert {r.spec.seed for r in collect(executor, [make_spec(1), make_spec(2)])} == {1, 2}
-
-
-@pytest.mark.parametrize("name", EXECUTORS)
-def test_waiting_for_nothing_is_an_error(build, name):
-    with pytest.raises(RuntimeError, match="nothing is queued"):
-        build(name).wait()
-
-
-@pytest.mark.parametrize("name", EXECUTORS)
-def test_closing_forgets_the_queue_and_may_be_repeated(build, make_spec, name):
-    executor = build(name)
+def test_a_worker_is_pinned_to_one_core(build, make_kind, make_spec):
+    executor = build(make_kind("process"), jobs=1)
     executor.submit(make_spec())
-    executor.close()
-    executor.close()
-    with pytest.raises(RuntimeError, match="nothing is queued"):
-        executor.wait()
+    assert executor.wait().environment["cores"] == "1"
 
 
-def test_a_worker_is_pinned_to_one_core_and_one_thread(build, make_spec):
-    (record,) = collect(build(), [make_spec()])
-    assert record.environment["threads"] == "1"
-    assert record.environment["cores"] == "1"
-    assert "--xla_cpu_multi_thread_eigen=false" in record.environment["xla"]
-
-
-def test_what_a_framework_prints_does_not_mix_with_the_records(build, make_spec):
-    (record,) = collect(build(), [make_spec(trouble="chat")])
-    assert record.status == "ok"
-
-
-def test_a_dead_worker_costs_its_run_alone(build, make_spec):
-    specs = [make_spec(0), make_spec(1, trouble="die"), make_spec(2), make_spec(3)]
-    records = {r.spec.seed: r for r in collect(build(jobs=1), specs)}
-    assert [records[seed].status for seed in range(4)] == ["ok", "failed", "ok", "ok"]
-    assert records[1].error == "the worker died (signal SIGKILL: last words)"
-
-
-def test_a_run_that_takes_too_long_is_given_up(build, make_spec):
-    started = time.monotonic()
-    hung, fine = collect(build(jobs=1, timeout=4), [make_spec(trouble="hang"), make_spec(1)])
-    assert (hung.status, hung.error) == ("failed", "gave up after 4 s")
-    assert fine.status == "ok"
-    assert time.monotonic() - started < 40
-
-
-def test_a_trainer_that_cannot_be_imported_is_a_failed_run(make_spec):
-    executor = ProcessExecutor("no_such_module:train", jobs=1)
-    try:
-        (record,) = collect(executor, [make_spec()])
-    finally:
-        executor.close()
-    assert record.error == "ModuleNotFoundError: No module named 'no_such_module'"
-
-
-def test_closing_stops_a_run_at_once(build, make_spec):
-    executor = build(jobs=1, timeout=60)
-    executor.submit(make_spec(0))
-    executor.wait()
-    executor.submit(make_spec(1, trouble="hang"))
-    executor._dispatch()
-    started = time.monotonic()
-    executor.close()
-    assert time.monotonic() - started < 10
+def test_a_worker_ends_with_the_process_that_asked_for_it(trainer):
+    code = (
+        "import sys\n"
+        "from optim_bench.executors import ProcessExecutor\n"
+        "from optim_bench.records import RunSpec\n"
+        "executor = ProcessExecutor('fake_trainer:train', jobs=1, path=['.'])\n"
+        "rate = {'learning_rate': 1e-3, 'trouble': 'hang'}\n"
+        "executor.submit(RunSpec('toy', 1, 'jax', 'adamw', rate, 0, 40, 'cosine'))\n"
+        "executor.wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not Path("hanging").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker = Path(f"/proc/{Path('hanging').read_text()}")
+    assert worker.exists()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while worker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not worker.exists()
 
 
 def test_a_worker_stays_with_its_optimizer_and_its_framework(make_spec):
-    executor = ProcessExecutor("json:loads", jobs=1)
-    order = ["adamw", "stam", "adamw", "stam", "adamw"]
-    for seed, optimizer in enumerate(order):
-        executor.submit(make_spec(seed, optimizer=optimizer))
+    backlog = Backlog()
+    for seed, optimizer in enumerate(["adamw", "stam", "adamw", "stam", "adamw"]):
+        backlog.add(make_spec(seed, optimizer=optimizer))
+    taken, mine = [], None
+    while backlog:
+        spec = backlog.take(mine, [])
+        mine = group_of(spec)
+        taken.append((spec.optimizer, spec.seed))
+    assert taken == [("adamw", 0), ("adamw", 2), ("adamw", 4), ("stam", 1), ("stam", 3)]
 
-    class Worker:
-        spec = None
-        group = ()
 
-    worker = Worker()
-    taken = []
-    while executor._queued:
-        spec = executor._queued.pop(executor._choose(worker))
-        worker.group = (spec.framework, spec.workload, spec.optimizer)
-        taken.append(spec.optimizer)
-    assert taken == ["adamw"] * 3 + ["stam"] * 2
+def test_a_fresh_worker_begins_where_no_other_is(make_spec):
+    backlog = Backlog()
+    for seed, optimizer in enumerate(["adamw", "stam"]):
+        backlog.add(make_spec(seed, optimizer=optimizer))
+    other = group_of(make_spec(optimizer="adamw"))
+    assert backlog.take(None, [other]).optimizer == "stam"
+
+
+def test_a_batch_is_of_one_group_and_what_never_ran_goes_first(make_spec):
+    backlog = Backlog()
+    for seed, optimizer in enumerate(["adamw", "stam", "adamw", "stam", "adamw"]):
+        backlog.add(make_spec(seed, optimizer=optimizer))
+    batch = backlog.take_batch(2, [])
+    assert [(s.optimizer, s.seed) for s in batch] == [("adamw", 0), ("adamw", 2)]
+    backlog.put_back(batch[1:])
+    assert [s.seed for s in backlog.take_batch(9, [])] == [2, 4]
+    assert [s.seed for s in backlog.take_batch(9, [])] == [1, 3]
+    assert not backlog
 
 
 def test_variables_of_the_user_are_kept():
@@ -165,18 +106,18 @@ def test_an_unknown_executor_is_refused_with_its_neighbour():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "options", "message"),
     [
-        ({"jobs": 2}, "--jobs 2 needs worker processes; use --executor process"),
-        ({"timeout": 5.0}, "--timeout 5 needs worker processes; use --executor process"),
+        ("inline", {"jobs": 2}, "--jobs 2 needs worker processes; use --executor process"),
+        ("inline", {"timeout": 5.0}, "--timeout 5 needs worker processes; use --executor process"),
+        (
+            "process",
+            {"options": {"partition": "gpu"}},
+            "--executor process takes no --executor-option; partition belongs to submitit or ray",
+        ),
     ],
 )
-def test_inline_refuses_what_it_would_ignore(trainer, options, message):
+def test_what_would_be_ignored_is_refused(trainer, name, options, message):
     with pytest.raises(BenchError, match=message):
-        make_executor("inline", trainer, **options)
+        make_executor(name, trainer, **options)
     assert isinstance(make_executor("inline", trainer), InlineExecutor)
-
-
-def test_no_worker_is_refused(trainer):
-    with pytest.raises(ValueError, match="jobs is 0; at least one worker has to run"):
-        ProcessExecutor(trainer, jobs=0)

@@ -123,6 +123,47 @@ def test_a_damaged_plan_says_what_to_do(store):
         store.plan()
 
 
+def put(*path):
+    """Return a change of a plan: the last of `path` goes where the others lead."""
+
+    def change(plan):
+        *route, last, value = path
+        for step in route:
+            plan = plan[step]
+        plan[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (put("tier", 3), "tier is 3; it has to be a text"),
+        (put("budget", []), r"budget is \[\]; it has to be an object"),
+        (put("budget", "fresh_seeds", "2"), "budget.fresh_seeds is '2'; it has to be a whole num"),
+        (put("budget", "fresh_seeds", 2.5), "budget.fresh_seeds is 2.5; it has to be a whole num"),
+        (put("budget", "defaults", 1), "budget.defaults is 1; it has to be true or false"),
+        (put("budget", "extra", 1), "the plan lacks a field or has a strange one: .*extra"),
+        (put("cells", {}), "cells is {}; it has to be a list"),
+        (put("cells", 0, "adamw"), "cells.0 is 'adamw'; it has to be an object"),
+        (put("cells", 0, "steps", True), "cells.0.steps is True; it has to be a whole number"),
+        (put("cells", 1, "centre", "1e-3"), "cells.1.centre is '1e-3'; it has to be a number"),
+        (put("cells", 0, "hyperparameters", "b1", [0.9]), r"hyperparameters.b1 is \[0.9\]; it has"),
+        (put("cells", 0, "hyperparameters", {}), "learning_rate is None; it has to be a number"),
+        (put("family", ["toy/jax/lion"]), "family names toy/jax/lion, which is no cell"),
+        (put("titles", "jax/stam", None), "titles.jax/stam is None; it has to be a text"),
+        (put("workloads", {}), "workloads lack toy"),
+    ],
+)
+def test_a_plan_of_wrong_types_is_damaged(store, make_plan, change, why):
+    store.register(make_plan({"jax": ("stam", "adamw")}, BUDGET))
+    plan = json.loads((store.root / "plan.json").read_text())
+    change(plan)
+    (store.root / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(BenchError, match=rf"plan\.json is damaged \(.*{why}.*\); move it away"):
+        store.plan()
+
+
 class StopError(Exception):
     """A kill between two runs."""
 

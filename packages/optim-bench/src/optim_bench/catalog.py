@@ -17,6 +17,7 @@ from optim_bench.errors import BenchError, unknown_name
 from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, discover, resolve
 from optim_bench.protocol import BASELINE, TIERS, Cell, Plan
 from optim_bench.records import FRAMEWORKS, Hyperparameter
+from optim_bench.requirements import require
 from optim_bench.workloads import WORKLOADS, Workload
 
 DEFAULT_WORKLOADS = ("digits-cnn", "diamonds-mlp")
@@ -80,6 +81,28 @@ def build_plan(request: Request) -> Plan:
         )
     except ValueError as error:
         raise BenchError(str(error)) from error
+
+
+def check_installed(plan: Plan, executor: str) -> None:
+    """Check that all that a plan needs is installed: frameworks, the executor, optimizers.
+
+    Raises:
+        BenchError: an optimizer of the plan is unknown here.
+        MissingExtraError: something is missing; the message names all of it.
+    """
+    names = {(cell.optimizer, cell.framework): None for cell in plan.cells}
+    frameworks = list(dict.fromkeys(framework for _, framework in names))
+    # What a plugin's module needs shows only when it is imported, and needs the framework itself.
+    require(
+        frameworks,
+        executor=executor,
+        optimizers=[info for info in OPTIMIZERS.values() if (info.name, info.framework) in names],
+    )
+    try:
+        infos = [resolve(name, framework) for name, framework in names]
+    except ValueError as error:
+        raise BenchError(str(error)) from error
+    require(frameworks, executor=executor, optimizers=infos)
 
 
 def check_data(plan: Plan, data_dir: Path | None) -> None:
@@ -164,6 +187,12 @@ def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> BenchError:
             resolve(name, frameworks[0])
         except ValueError as error:
             return BenchError(str(error))
+    elsewhere = [info.framework for info in all_optimizers().values() if info.name == name]
+    if elsewhere:
+        return BenchError(
+            f"{name} is an optimizer of {elsewhere[0]}, not of {' or '.join(frameworks)}; use "
+            f"--framework {elsewhere[0]}"
+        )
     known = {info.name for info in all_optimizers().values() if info.framework in frameworks}
     return unknown_name(f"{' or '.join(frameworks)} optimizer", name, known)
 

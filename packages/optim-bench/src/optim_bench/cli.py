@@ -2,10 +2,11 @@
 
 Nothing here imports a framework. What a user can mend ends as one line on the standard error and a
 non-zero exit status: 1 for what is wrong with names, files and installations, 2 for the usage of
-the command line, 130 for Ctrl-C.
+the command line, 130 for Ctrl-C and 143 for SIGTERM.
 """
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,21 +15,31 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from optim_bench import ui
-from optim_bench.campaign import progress_of, run_campaign
-from optim_bench.catalog import Request, all_optimizers, build_plan, check_data
-from optim_bench.errors import BenchError, StoppedError, unknown_name
-from optim_bench.executors import DEFAULT_TRAINER, make_executor
+from optim_bench import memory, ui
+from optim_bench.campaign import progress_of
+from optim_bench.carry_out import Execution, carry_out, note
+from optim_bench.catalog import Request, all_optimizers, build_plan, check_data, check_installed
+from optim_bench.errors import BenchError, os_reason, unknown_name
+from optim_bench.executors import DEFAULT_TRAINER, EXECUTORS, make_executor
 from optim_bench.protocol import Cell, Plan
 from optim_bench.records import FRAMEWORKS
-from optim_bench.report import update_readme, write_report
-from optim_bench.results import FRAMEWORK_TITLES, build_results, validate_results
+from optim_bench.report import replace_section, update_readme, write_report
+from optim_bench.requirements import require
+from optim_bench.results import FRAMEWORK_TITLES, results_of, validate_results
 from optim_bench.store import Store, read_json, write_json
-from optim_bench.timing import TimingRequest, measure_times, summarize
-from optim_bench.train import MissingExtraError, require_framework
+from optim_bench.timing import (
+    PRESETS,
+    TimingRequest,
+    measure_times,
+    preset_markdown,
+    summarize,
+    time_preset,
+)
+from optim_bench.train import MissingExtraError
 from optim_bench.workloads import WORKLOADS
 
 DEFAULT_OUTPUT = Path("optim-bench-results")
+BUSY = "this machine is busy: these times are noise, do not publish them"
 
 Workloads = Annotated[
     list[str] | None, typer.Option(help="Repeatable [default: the two of the main job].")
@@ -45,7 +56,18 @@ Jobs = Annotated[
     int | None, typer.Option(min=1, help="Runs at a time [default: one per core, at most 4].")
 ]
 Timeout = Annotated[float | None, typer.Option(min=1, help="Give a run up after so many seconds.")]
-ExecutorName = Annotated[str, typer.Option("--executor", help="inline or process.")]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="inline, process, submitit (SLURM) or ray.")
+]
+ExecutorOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--executor-option",
+        metavar="KEY=VALUE",
+        help="Repeatable. submitit: partition, account, qos, constraint, time (minutes), memory "
+        "(GB), cluster (slurm or local); ray: address.",
+    ),
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Where full-size data sets lie; the default ones are built in.")
 ]
@@ -76,6 +98,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         ] = None,
         output: Annotated[Path, typer.Option(help="Folder of the results.")] = DEFAULT_OUTPUT,
         executor: ExecutorName = "process",
+        executor_option: ExecutorOptions = None,
         jobs: Jobs = None,
         timeout: Timeout = None,
         data_dir: DataDir = None,
@@ -88,20 +111,23 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
             frameworks=_frameworks(framework),
             seeds=seeds,
         )
-        for name in request.frameworks:
-            require_framework(name)
+        execution = _execution(executor, executor_option, jobs, timeout, data_dir)
+        require(request.frameworks, executor=executor)
         plan = build_plan(request)
-        check_data(plan, _data_folder(data_dir))
+        check_installed(plan, executor)
+        check_data(plan, execution.data_dir)
         store = Store(output)
         store.open()
-        store.records()
-        store.register(plan)
-        _carry_out(plan, store, trainer, executor, jobs, timeout, data_dir)
+        with store.exclusive():
+            store.records()
+            store.register(plan)
+            carry_out(plan, store, trainer, execution, _console())
 
     @app.command()
     def retry(  # pyright: ignore[reportUnusedFunction] - typer calls it
         directory: Folder = DEFAULT_OUTPUT,
         executor: ExecutorName = "process",
+        executor_option: ExecutorOptions = None,
         jobs: Jobs = None,
         timeout: Timeout = None,
         data_dir: DataDir = None,
@@ -109,12 +135,15 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         """Repeat the failed runs of a comparison, and finish it."""
         store = Store(directory)
         plan = store.plan()
-        check_data(plan, _data_folder(data_dir))
+        execution = _execution(executor, executor_option, jobs, timeout, data_dir)
+        check_installed(plan, executor)
+        check_data(plan, execution.data_dir)
         store.open()
-        failed = [key for key, record in store.records().items() if record.status == "failed"]
-        _console().print(f"{len(failed)} failed runs to repeat")
-        store.remove(failed)
-        _carry_out(plan, store, trainer, executor, jobs, timeout, data_dir)
+        with store.exclusive():
+            failed = [key for key, record in store.records().items() if record.status == "failed"]
+            _console().print(f"{len(failed)} failed runs to repeat")
+            store.remove(failed)
+            carry_out(plan, store, trainer, execution, _console())
 
     @app.command()
     def report(  # pyright: ignore[reportUnusedFunction] - typer calls it
@@ -126,7 +155,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
     ) -> None:
         """Rebuild results.json, report.html, summary.md and the figures from the stored runs."""
         store = Store(directory)
-        results = build_results(store.plan(), store.records())
+        results = results_of(store)
         path = write_report(store.root, results)
         if readme is not None:
             update_readme(readme, results)
@@ -168,12 +197,38 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         optimizer: Optimizers = None,
         framework: FrameworkName = "all",
         rounds: Annotated[int, typer.Option(min=2, help="Interleaved rounds.")] = 20,
+        preset: Annotated[
+            str | None,
+            typer.Option(help="The optimizer's step alone, on a fixed table: step-speed."),
+        ] = None,
+        directory: Annotated[
+            Path | None,
+            typer.Option(help="Time what this comparison compares, for its report."),
+        ] = None,
+        threads: Annotated[int, typer.Option(min=1, help="Pinned threads of a preset.")] = 1,
         json_file: Annotated[
             Path | None, typer.Option("--json", help="Write the numbers to this file, too.")
         ] = None,
+        readme: Annotated[
+            Path | None,
+            typer.Option("--update-readme", help="Write a preset's table between its markers."),
+        ] = None,
     ) -> None:
         """Time training steps: warmed, interleaved, compilation apart, with an A/A band."""
-        plan = _measured_plan(workload, optimizer, framework)
+        if preset is not None:
+            if workload or optimizer or directory:
+                raise BenchError("--preset has its own problems and optimizers; leave the others")
+            _time_preset(preset, _frameworks(framework), rounds, threads, json_file, readme)
+            return
+        if readme is not None or threads != 1:
+            raise BenchError("--update-readme and --threads are for --preset; leave them away")
+        if directory is not None and (workload or optimizer):
+            raise BenchError("--directory times what its plan names; leave the others away")
+        plan = (
+            _measured_plan(workload, optimizer, framework)
+            if directory is None
+            else Store(directory).plan()
+        )
         found: list[dict[str, Any]] = []
         for name, where, cells in _groups(plan):
             # The baseline comes last in a plan and first in a timing.
@@ -184,18 +239,37 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
             _console().print(ui.time_table(summary, title, plan.baseline))
             found.append({"workload": name, "framework": where, **summary})
         if any(summary["busy"] for summary in found):
-            _note("this machine is busy: these times are noise, do not publish them")
-        if json_file is not None:
-            write_json(json_file, {"schema_version": 1, "times": found})
+            note(_console(), BUSY)
+        for file in filter(None, (json_file, directory and directory / "times.json")):
+            write_json(file, {"schema_version": 1, "times": found})
+        if directory is not None:
+            _console().print(f"Now rebuild its report: optim-bench report {directory}")
 
-    @app.command()
-    def memory(  # pyright: ignore[reportUnusedFunction] - typer calls it
+    @app.command("memory")
+    def memory_(  # pyright: ignore[reportUnusedFunction] - typer calls it
         workload: Workloads = None,
         optimizer: Optimizers = None,
         framework: FrameworkName = "all",
         jobs: Jobs = None,
+        preset: Annotated[
+            str | None, typer.Option(help="The models of the published pages: state-bytes.")
+        ] = None,
+        json_file: Annotated[
+            Path | None, typer.Option("--json", help="Write a preset's numbers to this file, too.")
+        ] = None,
+        readme: Annotated[
+            Path | None,
+            typer.Option("--update-readme", help="Write a preset's table between its markers."),
+        ] = None,
     ) -> None:
         """Count the exact bytes of each optimizer's state."""
+        if preset is not None:
+            if workload or optimizer:
+                raise BenchError("--preset has its own models and optimizers; leave the others")
+            _memory_preset(preset, _frameworks(framework), json_file, readme)
+            return
+        if readme is not None or json_file is not None:
+            raise BenchError("--json and --update-readme are for --preset; leave them away")
         plan = _measured_plan(workload, optimizer, framework)
         workers = make_executor("process", trainer, jobs=jobs, path=[str(Path.cwd())])
         specs = {
@@ -220,8 +294,12 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         """Check a results.json against its schema."""
         try:
             data = read_json(file)
-        except (OSError, ValueError) as error:
-            raise BenchError(f"{file} cannot be read as strict JSON ({error})") from error
+        except OSError as error:
+            raise BenchError(f"cannot read {file} ({os_reason(error)})") from error
+        except ValueError as error:
+            raise BenchError(
+                f"{file} is no strict JSON ({error}); rebuild it: report DIR"
+            ) from error
         if problems := validate_results(data):
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise BenchError(f"{file} is not valid: {problems[0]}{more}; rebuild it: report DIR")
@@ -231,41 +309,58 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
     return app
 
 
-def _carry_out(
-    plan: Plan,
-    store: Store,
-    trainer: str,
+def _time_preset(
+    preset: str,
+    frameworks: Sequence[str],
+    rounds: int,
+    threads: int,
+    json_file: Path | None,
+    readme: Path | None,
+) -> None:
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    require(frameworks)
+    found = time_preset(preset, frameworks, rounds=rounds, threads=threads)
+    for table in ui.preset_tables(found):
+        _console().print(table)
+    if found["busy"]:
+        note(_console(), BUSY)
+    if json_file is not None:
+        write_json(json_file, found)
+    if readme is not None:
+        replace_section(readme, preset_markdown(found), preset)
+
+
+def _memory_preset(
+    preset: str, frameworks: Sequence[str], json_file: Path | None, readme: Path | None
+) -> None:
+    if preset not in memory.PRESETS:
+        raise unknown_name("preset", preset, memory.PRESETS)
+    require(frameworks)
+    found = memory.memory_report(preset, frameworks)
+    _console().print(ui.state_table(found))
+    if json_file is not None:
+        write_json(json_file, found)
+    if readme is not None:
+        replace_section(readme, memory.memory_markdown(found), preset)
+
+
+def _execution(
     executor: str,
+    options: list[str] | None,
     jobs: int | None,
     timeout: float | None,
     data_dir: Path | None,
-) -> None:
-    console = _console()
-    workers = make_executor(
-        executor, trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=[str(Path.cwd())]
-    )
-    try:
-        with ui.live_progress(console) as listener:
-            run_campaign(plan, store, workers, listener)
-    except KeyboardInterrupt as error:
-        raise StoppedError(
-            "interrupted; every finished run is kept: repeat the command to go on"
-        ) from error
-    finally:
-        workers.close()
-    # From the files, as `report` does it: the same bytes whoever builds the report.
-    results = build_results(store.plan(), store.records())
-    path = write_report(store.root, results)
-    show_results(console, results)
-    console.print(f"Report: {path.resolve()}", soft_wrap=True, highlight=False)
-    failed = [failure for failure in results["failures"] if failure["status"] == "failed"]
-    if failed:
-        first = failed[0]
-        raise BenchError(
-            f"{len(failed)} of {results['runs']} runs failed, first {first['workload']}/"
-            f"{first['framework']}/{first['optimizer']} with {first['error']}; mend the cause, "
-            f"then: optim-bench retry {store.root}"
-        )
+) -> Execution:
+    if executor not in EXECUTORS:
+        raise unknown_name("executor", executor, EXECUTORS)
+    pairs: dict[str, str] = {}
+    for text in options or ():
+        key, _, value = text.partition("=")
+        if not (key and value):
+            raise BenchError(f"--executor-option is {text!r}; write key=value")
+        pairs[key] = value
+    return Execution(executor, pairs, jobs, timeout, _data_folder(data_dir))
 
 
 def _data_folder(data_dir: Path | None) -> Path | None:
@@ -274,36 +369,22 @@ def _data_folder(data_dir: Path | None) -> Path | None:
     return data_dir
 
 
-def show_results(console: Console, results: dict[str, Any]) -> None:
-    """Print the verdict first, then the numbers it rests on."""
-    console.print()
-    for table in ui.verdict_tables(results):
-        console.print(table)
-    for sentence in results["headline"]:
-        console.print(f"- {sentence}", markup=False, highlight=False)
-    for caution in results["cautions"]:
-        _note(caution)
-
-
 def _measured_plan(workload: list[str] | None, optimizer: list[str] | None, framework: str) -> Plan:
     request = Request(
         workloads=tuple(workload or ()),
         optimizers=tuple(optimizer or ()),
         frameworks=_frameworks(framework),
     )
-    for name in request.frameworks:
-        require_framework(name)
-    return build_plan(request)
+    require(request.frameworks)
+    plan = build_plan(request)
+    check_installed(plan, "process")
+    return plan
 
 
 def _groups(plan: Plan) -> Iterator[tuple[str, str, list[Cell]]]:
     """Give the cells that share a workload and a framework."""
     for name, where in dict.fromkeys((c.workload, c.framework) for c in plan.cells):
         yield name, where, [c for c in plan.cells if (c.workload, c.framework) == (name, where)]
-
-
-def _note(text: str) -> None:
-    _console().print(f"Note: {text}", style="yellow", markup=False, highlight=False)
 
 
 def _frameworks(text: str) -> Sequence[str]:
@@ -335,7 +416,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return BenchError.status
     except (KeyboardInterrupt, typer.Abort):
-        return StoppedError.status
+        return 128 + signal.SIGINT
     except Exception as error:
         # typer brought click's errors into its own package: known by what they can do.
         message = getattr(error, "format_message", None)

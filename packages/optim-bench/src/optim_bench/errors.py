@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from signal import SIGINT
 
 
 class BenchError(Exception):
@@ -11,9 +12,26 @@ class BenchError(Exception):
 
 
 class StoppedError(BenchError):
-    """The user pressed Ctrl-C."""
+    """The user pressed Ctrl-C, or a scheduler ended the process.
 
-    status = 130
+    Args:
+        signal: number of the signal; the exit status is what a shell reports for it.
+    """
+
+    def __init__(self, signal: int) -> None:
+        how = "interrupted" if signal == SIGINT else "terminated"
+        super().__init__(f"{how}; every finished run is kept: repeat the command to go on")
+        self.status = 128 + signal
+
+
+def os_reason(error: OSError) -> str:
+    """Return what the system says about a file, in words and without its number.
+
+    Example:
+        >>> os_reason(FileNotFoundError(2, "No such file or directory", "here"))
+        'no such file or directory'
+    """
+    return (error.strerror or str(error)).lower()
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> BenchError:

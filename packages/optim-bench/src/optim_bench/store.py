@@ -5,19 +5,25 @@
 
 A file is written beside its place, forced to the disk and renamed, so it is there whole or not at
 all, on network file systems too. Killing a comparison loses the runs in flight and nothing else.
+Who runs a comparison holds a lock on `DIR/.lock`, which goes with the process, however it ends.
 """
 
 import contextlib
-import json
-import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
 
-from optim_bench.errors import BenchError
+from optim_bench.errors import BenchError, os_reason
+from optim_bench.files import read_json, write_bytes, write_json
 from optim_bench.protocol import Plan
 from optim_bench.records import RunRecord
+
+try:
+    import fcntl
+except ImportError:  # a system without it has no lock, and a second run only repeats work
+    fcntl = None
+
+__all__ = ["Store", "read_json", "write_bytes", "write_json"]
 
 
 class Store:
@@ -43,8 +49,29 @@ class Store:
                 pass
         except OSError as error:
             raise BenchError(
-                f"cannot write to {self.root} ({_reason(error)}); choose another --output"
+                f"cannot write to {self.root} ({os_reason(error)}); choose another --output"
             ) from error
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Generator[None, None, None]:
+        """Keep every other run out of the folder: it would do the same work a second time.
+
+        Raises:
+            BenchError: another process is running the comparison of this folder.
+        """
+        path = self.root / ".lock"
+        with path.open("a", encoding="ascii") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise BenchError(
+                        f"another optim-bench run is at work in {self.root}; wait for it (see "
+                        f"optim-bench status {self.root}), or choose another --output"
+                    ) from error
+                except OSError:
+                    pass  # a file system without locks: a second run only repeats work
+            yield
 
     def write(self, record: RunRecord) -> None:
         """Keep a record; an older one of the same spec is replaced."""
@@ -91,7 +118,9 @@ class Store:
         try:
             return Plan.from_json(read_json(path))
         except OSError as error:
-            raise BenchError(f"cannot read {path} ({_reason(error)}); make it readable") from error
+            raise BenchError(
+                f"cannot read {path} ({os_reason(error)}); make it readable"
+            ) from error
         except ValueError as error:
             raise BenchError(
                 f"{path} is damaged ({error}); move it away and repeat your optim-bench run, "
@@ -104,62 +133,12 @@ class Store:
             if record.spec.key() != path.stem:
                 raise ValueError("its spec has another hash than its name")
         except OSError as error:
-            raise BenchError(f"cannot read {path} ({_reason(error)}); make it readable") from error
+            raise BenchError(
+                f"cannot read {path} ({os_reason(error)}); make it readable"
+            ) from error
         except (ValueError, TypeError, AttributeError) as error:
             raise BenchError(
                 f"{path} is damaged ({error}); delete it and repeat your optim-bench run, "
                 "which repeats this run alone"
             ) from error
         return record
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a strict-JSON file.
-
-    Raises:
-        ValueError: it is not strict JSON, or no object.
-    """
-    data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    if not isinstance(data, dict):
-        raise ValueError(f"it holds a {type(data).__name__}, not an object")  # noqa: TRY004
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write strict JSON, the same bytes for the same data, atomically."""
-    text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        BenchError: the folder cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise BenchError(
-            f"cannot write {path} ({_reason(error)}); choose another folder"
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's 0600 would hide results from the rest of a group.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise BenchError(f"cannot write {path} ({_reason(error)}); free some space") from error
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not strict JSON")

@@ -1,4 +1,4 @@
-"""Ways to run training: here, or in pinned worker processes."""
+"""Ways to run training: here, in pinned worker processes, or on a cluster."""
 
 from optim_bench.executors._base import (
     DEFAULT_TRAINER,
@@ -8,13 +8,14 @@ from optim_bench.executors._base import (
     load_trainer,
 )
 from optim_bench.executors._inline import InlineExecutor
-from optim_bench.executors._make import EXECUTORS, make_executor
+from optim_bench.executors._make import EXECUTORS, EXTRAS, make_executor
 from optim_bench.executors._pinning import available_cores, pin, worker_environment
 from optim_bench.executors._process import ProcessExecutor
 
 __all__ = [
     "DEFAULT_TRAINER",
     "EXECUTORS",
+    "EXTRAS",
     "Executor",
     "InlineExecutor",
     "ProcessExecutor",

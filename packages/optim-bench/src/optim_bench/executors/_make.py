@@ -1,6 +1,6 @@
 """Executors by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optim_bench.errors import BenchError, unknown_name
@@ -9,7 +9,9 @@ from optim_bench.executors._inline import InlineExecutor
 from optim_bench.executors._pinning import available_cores
 from optim_bench.executors._process import ProcessExecutor
 
-EXECUTORS = ("inline", "process")
+EXECUTORS = ("inline", "process", "submitit", "ray")
+# Executor -> the module that it needs, which is also the name of the extra.
+EXTRAS: Mapping[str, str] = {"submitit": "submitit", "ray": "ray"}
 # A worker that has loaded both frameworks takes about a gigabyte; --jobs asks for more of them.
 MOST_DEFAULT_JOBS = 4
 
@@ -22,22 +24,35 @@ def make_executor(
     timeout: float | None = None,
     data_dir: Path | None = None,
     path: Sequence[str] = (),
+    folder: Path | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Executor:
     """Return an executor.
 
     Args:
         name: one of `EXECUTORS`.
         trainer: `"module:function"` to run.
-        jobs: runs at a time; by default one per core, at most 4.
+        jobs: runs at a time; by default one per core of this machine, at most 4.
         timeout: seconds after which a run is given up, or None.
         data_dir: where full-size data sets lie.
         path: folders to add to the workers' module search path.
+        folder: where `submitit` keeps its jobs, on a file system that the nodes see; by default
+            the current one.
+        options: what only this executor understands, as text.
 
     Raises:
         BenchError: the name is unknown, or the executor cannot do what an option asks.
+        ModuleNotFoundError: its extra is not installed; `optim_bench.requirements` finds that out
+            beforehand.
     """
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
+    options = options or {}
+    if name in ("inline", "process") and options:
+        raise BenchError(
+            f"--executor {name} takes no --executor-option; {', '.join(sorted(options))} belongs "
+            "to submitit or ray"
+        )
     if name == "inline":
         for option, value, only in (("--jobs", jobs, 1), ("--timeout", timeout, None)):
             if value not in (None, only):
@@ -47,4 +62,22 @@ def make_executor(
         return InlineExecutor(trainer, data_dir=data_dir)
     if jobs is None:
         jobs = min(len(available_cores()), MOST_DEFAULT_JOBS)
-    return ProcessExecutor(trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=path)
+    if name == "process":
+        return ProcessExecutor(trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=path)
+    if name == "submitit":
+        from optim_bench.executors._submitit import SubmititExecutor
+
+        return SubmititExecutor(
+            trainer,
+            jobs=jobs,
+            folder=folder or Path.cwd(),
+            timeout=timeout,
+            data_dir=data_dir,
+            path=path,
+            options=options,
+        )
+    from optim_bench.executors._ray import RayExecutor
+
+    return RayExecutor(
+        trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=path, options=options
+    )

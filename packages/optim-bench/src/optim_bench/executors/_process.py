@@ -2,9 +2,6 @@
 
 Own processes rather than a `ProcessPoolExecutor`: there one dead worker breaks the whole pool and
 nobody learns which run killed it. Here it costs its run alone, and a fresh worker takes its place.
-
-A compiled step serves every learning rate and seed of an optimizer on a workload, so a worker stays
-with one such group while it lasts, and prefers the framework that it has loaded.
 """
 
 import contextlib
@@ -21,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from optim_bench.executors._backlog import Backlog, Group, group_of
 from optim_bench.executors._base import DEFAULT_TRAINER, failed_record
 from optim_bench.executors._pinning import available_cores, worker_environment
 from optim_bench.records import RunRecord, RunSpec
 
-Group = tuple[str, str, str]
 _POLL_SECONDS = 0.5
 _FAREWELL_SECONDS = 2.0
 
@@ -39,6 +36,8 @@ class ProcessExecutor:
         data_dir: where full-size data sets lie.
         timeout: seconds after which a run is given up, or None.
         path: folders to add to the workers' module search path, for user modules.
+        pinned: whether each worker is bound to a core of its own. A cluster that hands out cores
+            binds the workers itself, and two of its jobs on one machine know nothing of each other.
 
     Raises:
         ValueError: `jobs` is below 1.
@@ -52,17 +51,18 @@ class ProcessExecutor:
         data_dir: Path | None = None,
         timeout: float | None = None,
         path: Sequence[str] = (),
+        pinned: bool = True,
     ) -> None:
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}; at least one worker has to run")
-        cores = available_cores()
+        cores = available_cores() if pinned else [None]
         self._start = {
             "trainer": trainer,
             "data_dir": None if data_dir is None else str(data_dir.resolve()),
             "path": list(path),
         }
         self._timeout = timeout
-        self._queued: list[RunSpec] = []
+        self._backlog = Backlog()
         self._done: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
         # More workers than cores share them in turn.
         self._slots = [cores[index % len(cores)] for index in range(jobs)]
@@ -70,7 +70,7 @@ class ProcessExecutor:
 
     def submit(self, spec: RunSpec) -> None:
         """Queue a run; it starts as soon as a worker is free."""
-        self._queued.append(spec)
+        self._backlog.add(spec)
 
     def wait(self) -> RunRecord:
         """Return the next finished record."""
@@ -97,35 +97,22 @@ class ProcessExecutor:
 
     def close(self) -> None:
         """Stop the workers and forget what is queued."""
-        self._queued.clear()
+        self._backlog.clear()
         for worker in self._workers.values():
             worker.stop()
         self._workers.clear()
 
     def _dispatch(self) -> None:
         for slot, core in enumerate(self._slots):
-            if not self._queued:
+            if not self._backlog:
                 return
             worker = self._workers.get(slot)
             if worker is None:
                 start = {**self._start, "core": core}
                 worker = self._workers[slot] = _Worker(slot, start, self._done)
             if worker.spec is None:
-                worker.send(self._queued.pop(self._choose(worker)))
-
-    def _choose(self, worker: "_Worker") -> int:
-        """Return the queued spec that costs this worker least to begin."""
-        others = [w for w in self._workers.values() if w is not worker]
-        taken = {w.group for w in others}
-        frameworks = {w.group[0] for w in others if w.group}
-
-        def cost(index: int) -> tuple[bool, bool, bool, int]:
-            group = _group(self._queued[index])
-            elsewhere = bool(worker.group) and group[0] != worker.group[0]
-            shared = not worker.group and group[0] in frameworks
-            return (group != worker.group, group in taken, elsewhere or shared, index)
-
-        return min(range(len(self._queued)), key=cost)
+                others = [w.group for w in self._workers.values() if w is not worker]
+                worker.send(self._backlog.take(worker.group, others))
 
     def _late(self) -> "_Worker | None":
         if self._timeout is None:
@@ -156,7 +143,7 @@ class _Worker:
     ) -> None:
         self.slot = slot
         self.spec: RunSpec | None = None
-        self.group: Group | tuple[()] = ()
+        self.group: Group | None = None
         self.since = 0.0
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = subprocess.Popen(
@@ -175,7 +162,7 @@ class _Worker:
         self._listener.start()
 
     def send(self, spec: RunSpec) -> None:
-        self.spec, self.group, self.since = spec, _group(spec), time.monotonic()
+        self.spec, self.group, self.since = spec, group_of(spec), time.monotonic()
         self._write(json.dumps(spec.to_json()))
 
     def epitaph(self) -> str:
@@ -214,7 +201,3 @@ class _Worker:
         for line in self._process.stdout:
             done.put((self, line))
         done.put((self, None))
-
-
-def _group(spec: RunSpec) -> Group:
-    return (spec.framework, spec.workload, spec.optimizer)

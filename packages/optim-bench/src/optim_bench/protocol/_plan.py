@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optim_bench.protocol._cell import Cell
+from optim_bench.protocol._check import check_types
 from optim_bench.protocol._tiers import ALPHA, LEVEL, MAX_FAMILY, Budget
 from optim_bench.records import FRAMEWORKS
 
@@ -91,6 +92,7 @@ class Plan:
         if data.get("protocol") != PROTOCOL:
             raise ValueError(f"protocol is {data.get('protocol')!r}; this version reads {PROTOCOL}")
         try:
+            check_types(data)
             return cls(
                 tier=data["tier"],
                 budget=Budget(**data["budget"]),

@@ -1,6 +1,10 @@
 """Training runs. Importing this module loads no framework; `train` imports the one it needs."""
 
-from optim_bench.train._errors import MissingExtraError, require_framework
+from optim_bench.train._errors import (
+    FRAMEWORK_MODULES,
+    MissingExtraError,
+    require_framework,
+)
 from optim_bench.train._train import environment, train
 
-__all__ = ["MissingExtraError", "environment", "require_framework", "train"]
+__all__ = ["FRAMEWORK_MODULES", "MissingExtraError", "environment", "require_framework", "train"]

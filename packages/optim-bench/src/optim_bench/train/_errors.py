@@ -7,7 +7,8 @@ class MissingExtraError(RuntimeError):
     """A framework or a package that a run needs is not installed."""
 
 
-_NEEDED = {"jax": ("jax", "optax", "stam_jax"), "torch": ("torch", "stac_torch")}
+# Framework -> the modules that its extra brings.
+FRAMEWORK_MODULES = {"jax": ("jax", "optax", "stam_jax"), "torch": ("torch", "stac_torch")}
 
 
 def require_framework(framework: str) -> None:
@@ -16,7 +17,7 @@ def require_framework(framework: str) -> None:
     Raises:
         MissingExtraError: a module is missing; the message holds the command that installs it.
     """
-    for module in _NEEDED[framework]:
+    for module in FRAMEWORK_MODULES[framework]:
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(
                 f"{framework} runs need {module}, which is not installed: "

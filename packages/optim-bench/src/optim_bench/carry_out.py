@@ -1,0 +1,122 @@
+"""Run a plan as a command does: progress on the console, signals, and the report at the end."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from optim_bench import ui
+from optim_bench.campaign import run_campaign
+from optim_bench.errors import BenchError, StoppedError
+from optim_bench.executors import make_executor
+from optim_bench.protocol import Plan
+from optim_bench.report import write_report
+from optim_bench.results import results_of
+from optim_bench.store import Store
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the runs of a plan are carried out; nothing here decides a number.
+
+    Args:
+        executor: registry name.
+        options: what only this executor understands.
+        jobs: runs at a time, or None for the executor's own choice.
+        timeout: seconds after which a run is given up, or None.
+        data_dir: where full-size data sets lie.
+    """
+
+    executor: str = "process"
+    options: Mapping[str, str] = field(default_factory=dict)
+    jobs: int | None = None
+    timeout: float | None = None
+    data_dir: Path | None = None
+
+
+def carry_out(
+    plan: Plan, store: Store, trainer: str, execution: Execution, console: Console
+) -> dict[str, Any]:
+    """Run what a plan still needs, write its report and return its results.
+
+    Raises:
+        StoppedError: Ctrl-C or SIGTERM; every finished run is in the store.
+        BenchError: the executor cannot be made, or a run failed.
+    """
+    with stoppable():
+        workers = make_executor(
+            execution.executor,
+            trainer,
+            jobs=execution.jobs,
+            timeout=execution.timeout,
+            data_dir=execution.data_dir,
+            path=[str(Path.cwd())],
+            folder=store.root / "jobs",
+            options=execution.options,
+        )
+        try:
+            with ui.live_progress(console) as listener:
+                run_campaign(plan, store, workers, listener)
+        finally:
+            workers.close()
+    # From the files, as `report` does it: the same bytes whoever builds the report.
+    results = results_of(store)
+    path = write_report(store.root, results)
+    show_results(console, results)
+    console.print(f"Report: {path.resolve()}", soft_wrap=True, highlight=False)
+    failed = [failure for failure in results["failures"] if failure["status"] == "failed"]
+    if failed:
+        first = failed[0]
+        raise BenchError(
+            f"{len(failed)} of {results['runs']} runs failed, first {first['workload']}/"
+            f"{first['framework']}/{first['optimizer']} with {first['error']}; mend the cause, "
+            f"then: optim-bench retry {store.root}"
+        )
+    return results
+
+
+@contextlib.contextmanager
+def stoppable() -> Generator[None, None, None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that workers are stopped and nothing is lost.
+
+    Raises:
+        StoppedError: one of the two came.
+    """
+    received = [signal.SIGINT]
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    # Only the main thread may set handlers; a notebook's worker thread goes without.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise StoppedError(received[-1]) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def show_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Print the verdict first, then the numbers it rests on."""
+    console.print()
+    for table in ui.verdict_tables(dict(results)):
+        console.print(table)
+    for sentence in results["headline"]:
+        console.print(f"- {sentence}", markup=False, highlight=False)
+    for caution in results["cautions"]:
+        note(console, caution)
+
+
+def note(console: Console, text: str) -> None:
+    """Print something that qualifies what stands above it."""
+    console.print(f"Note: {text}", style="yellow", markup=False, highlight=False)
