@@ -1,31 +1,39 @@
-"""Compare save, load and stall with the alternatives on the same bytes; print ratios.
+"""Compare save, load, stall and memory with the alternatives on the same bytes; print ratios.
 
-    python benchmarks/bench_checkpoint.py --mib 384 --rounds 5 --folder /somewhere/on/the/disk
+    python benchmarks/bench_checkpoint.py --mib 384 --rounds 9 --folder FOLDER_ON_THE_DISK
 
-Every contender runs once per round, in turn, so that a slow minute of the machine hits all; medians
-are compared. A save counts until its bytes are durable: those that do not sync by themselves are
+Every contender runs once per round, in turn, so that a slow minute of the machine hits all. A ratio
+is the median over the rounds of (time of the other) / (our time) within a round. The bound runs
+twice a round, against itself: the middle half of those ratios is the A/A band, and a difference
+inside it is noise. A save counts until its bytes are durable: what does not sync by itself is
 synced here. What is not installed is left out and named. Use an otherwise idle machine.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
-import resource
+import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 from optim_checkpoint import torch as ckpt
 
 TENSORS = 96
+OURS = "optim-checkpoint"
+RAW = "raw write and fsync"
+WARM = "readinto, memory that is reused"
+FRESH = "readinto, new tensors"
+Table = dict[str, list[float]]
 
 
 class Bag(torch.nn.Module):
@@ -73,8 +81,9 @@ def savers(model: Bag) -> dict[str, Callable[[Path], object]]:
         sync(path)
 
     found: dict[str, Callable[[Path], object]] = {
-        "raw write and fsync": lambda path: raw(state, path),
-        "optim-checkpoint": lambda path: ckpt.save(path, 1, model=model, rng=False),
+        RAW: lambda path: raw(state, path),
+        f"{RAW}, again": lambda path: raw(state, path),
+        OURS: lambda path: ckpt.save(path, 1, model=model, rng=False),
         "safetensors and fsync": plain_safetensors,
         "torch.save and fsync": torch_save,
         "torch DCP and fsync": dcp_save,
@@ -82,6 +91,7 @@ def savers(model: Bag) -> dict[str, Callable[[Path], object]]:
     try:
         import orbax.checkpoint as ocp
     except ImportError:
+        sys.stderr.write("orbax-checkpoint is not installed and is left out\n")
         return found
     arrays = {name: tensor.numpy() for name, tensor in state.items()}
 
@@ -95,25 +105,38 @@ def savers(model: Bag) -> dict[str, Callable[[Path], object]]:
     return found
 
 
+def read_into(path: Path, tensors: list[torch.Tensor]) -> None:
+    """Read a file into tensors, unverified: the bound of a load."""
+    with path.open("rb", buffering=0) as file:
+        for tensor in tensors:
+            view = memoryview(tensor.view(torch.uint8).numpy())
+            while view:
+                view = view[file.readinto(view) :]
+
+
 def loaders(model: Bag, folder: Path) -> dict[str, Callable[[], object]]:
-    """Return what loads a saved model; the files are in the cache."""
+    """Return what loads a saved model; the files are in the page cache."""
     state = dict(model.state_dict())
     raw(state, folder / "raw")
     ckpt.save(folder / "ours", 1, model=model, rng=False)
     torch.save(state, folder / "torch")
-    targets = [np.empty(t.numel(), np.float32) for t in state.values()]
+    safetensors.torch.save_file(state, folder / "safetensors")
+    reused = [torch.zeros_like(tensor) for tensor in state.values()]
 
-    def readinto() -> None:
-        with (folder / "raw").open("rb", buffering=0) as file:
-            for target in targets:
-                view = memoryview(target).cast("B")
-                while view:
-                    view = view[file.readinto(view) :]
+    def fresh() -> None:
+        read_into(folder / "raw", [torch.empty_like(tensor) for tensor in state.values()])
 
     return {
-        "raw readinto": readinto,
-        "optim-checkpoint, verified": lambda: ckpt.restore(folder / "ours", model=model),
-        "torch.load": lambda: torch.load(folder / "torch", weights_only=True),
+        WARM: lambda: read_into(folder / "raw", reused),
+        f"{WARM}, again": lambda: read_into(folder / "raw", reused),
+        FRESH: fresh,
+        OURS: lambda: ckpt.restore(folder / "ours", model=model),
+        "torch.load and copy": lambda: model.load_state_dict(
+            torch.load(folder / "torch", weights_only=True)
+        ),
+        "safetensors and copy": lambda: model.load_state_dict(
+            safetensors.torch.load_file(folder / "safetensors")
+        ),
     }
 
 
@@ -124,75 +147,173 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
-    """Run all rounds and return the medians."""
-    model = Bag(args.mib)
-    seconds: dict[str, dict[str, list[float]]] = {"save": {}, "load": {}, "stall": {}}
-    contenders = savers(model)
+def measure(mib: int, rounds: int, folder: Path) -> dict[str, Table]:
+    """Run all rounds and return every time."""
+    model = Bag(mib)
+    seconds: dict[str, Table] = {"save": {}, "load": {}, "stall": {}}
+    contenders, hot = savers(model), loaders(model, folder)
     background = ckpt.AsyncCheckpointer(folder / "async", keep=1)
-    hot = loaders(model, folder)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ckpt.save(folder / "memory", 1, model=model, rng=False)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    for round_ in range(args.rounds + 1):
+    for number in range(rounds + 1):
+        taken: dict[str, dict[str, float]] = {"save": {}, "load": {}, "stall": {}}
         for name, save in contenders.items():
-            path = folder / f"save-{round_}"
-            taken = timed(lambda save=save, path=path: save(path))
+            path = folder / f"save-{number}"
+            taken["save"][name] = timed(lambda save=save, path=path: save(path))
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-            # The first round warms up caches and staging memory and does not count.
-            if round_:
-                seconds["save"].setdefault(name, []).append(taken)
-        stall = timed(lambda step=round_: background.save(step, model=model, rng=False))
-        background.wait()
-        if round_:
-            seconds["stall"].setdefault("optim-checkpoint", []).append(stall)
         for name, load in hot.items():
-            taken = timed(load)
-            if round_:
-                seconds["load"].setdefault(name, []).append(taken)
-    result = {
-        kind: {name: statistics.median(values) for name, values in table.items()}
-        for kind, table in seconds.items()
+            taken["load"][name] = timed(load)
+        taken["stall"][OURS] = timed(
+            lambda number=number: background.save(number, model=model, rng=False)
+        )
+        background.wait()
+        # The first round warms up caches and staging memory and does not count.
+        if number:
+            for kind, row in taken.items():
+                for name, value in row.items():
+                    seconds[kind].setdefault(name, []).append(value)
+    return seconds
+
+
+def memory_of(what: str, mib: int, folder: Path) -> int:
+    """Return by how many bytes the peak of this process grows over what it holds already."""
+    model = Bag(mib)
+    small = torch.nn.Linear(2, 2)
+    # Imports and the first thread are not what a save costs.
+    ckpt.save(folder / "small", 1, model=small)
+    if what == "restore":
+        ckpt.save(folder / "run", 1, model=model, rng=False)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    if what == "save":
+        ckpt.save(folder / "run", 1, model=model, rng=False)
+    elif what == "restore":
+        ckpt.restore(folder / "run", model=model)
+    else:
+        with ckpt.AsyncCheckpointer(folder / "run") as background:
+            background.save(1, model=model, rng=False)
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """Return the resident bytes of this process, now (VmRSS) or at most (VmHWM)."""
+    words = Path("/proc/self/status").read_text().split()
+    return int(words[words.index(f"{field}:") + 1]) * 1024
+
+
+def measured_memory(mib: int, folder: Path) -> dict[str, float]:
+    """Return the MiB that each operation needs beside the state, each in a process of its own."""
+    found: dict[str, float] = {}
+    if sys.platform != "linux":
+        sys.stderr.write("peak memory is read from /proc and is left out\n")
+        return found
+    for what in ("save", "async save", "restore"):
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            command = [sys.executable, __file__, "--mib", str(mib), "--folder", own]
+            command += ["--memory-of", what]
+            out = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+            found[what] = round(int(out.stdout) / (1 << 20), 1)
+    return found
+
+
+def paired(others: list[float], ours: list[float]) -> dict[str, float]:
+    """Return median and middle half of the ratios within the rounds."""
+    ratios = [other / own for other, own in zip(others, ours, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"median": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def ratios_of(seconds: dict[str, Table]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return how many times as fast as each alternative we are, and the A/A bands."""
+    save, load = seconds["save"], seconds["load"]
+    return {
+        "save": {name: paired(row, save[OURS]) for name, row in save.items() if name != OURS},
+        "load": {name: paired(row, load[OURS]) for name, row in load.items() if name != OURS},
+        "stall": {"share of the durable save": paired(seconds["stall"][OURS], save[OURS])},
+        "A/A": {
+            "save": paired(save[f"{RAW}, again"], save[RAW]),
+            "load": paired(load[f"{WARM}, again"], load[WARM]),
+        },
     }
-    result["memory"] = {"peak growth of a save, MiB": memory / 1024}
-    return result
 
 
-def report(result: dict[str, dict[str, float]]) -> str:
+def machine() -> dict[str, object]:
+    """Return what the figures depend on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    names = ("torch", "numpy", "safetensors", "xxhash", "orbax-checkpoint")
+    versions: dict[str, str] = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def report(document: dict[str, object], seconds: dict[str, Table]) -> str:
     """Return the ratios as text."""
-    ours = result["save"]["optim-checkpoint"]
-    lines = ["durable save, speed relative to optim-checkpoint:"]
-    lines += [
-        f"  {name:28} {seconds:8.3f} s   optim-checkpoint is {seconds / ours:5.2f}x as fast"
-        for name, seconds in result["save"].items()
-    ]
-    loaded = result["load"]["optim-checkpoint, verified"]
-    lines += ["hot load:"]
-    lines += [
-        f"  {name:28} {seconds:8.3f} s   optim-checkpoint is {seconds / loaded:5.2f}x as fast"
-        for name, seconds in result["load"].items()
-    ]
-    stall = result["stall"]["optim-checkpoint"]
-    lines += [f"async stall: {stall:.3f} s, {stall / ours:.2f} of the durable save"]
-    lines += [f"{name}: {value:.1f}" for name, value in result["memory"].items()]
-    return "\n".join(lines)
+    ratios = ratios_of(seconds)
+    lines: list[str] = []
+    for kind in ("save", "load"):
+        lines.append(f"{'durable save' if kind == 'save' else 'hot load, verified'}:")
+        for name, row in seconds[kind].items():
+            line = f"  {name:38} {statistics.median(row):8.3f} s"
+            if name != OURS:
+                ratio = ratios[kind][name]
+                line += f"   {OURS} is {ratio['median']:5.2f}x as fast"
+                line += f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            lines.append(line)
+        band = ratios["A/A"][kind]
+        lines.append(f"  A/A band {band['low']:.2f} to {band['high']:.2f}")
+    stall = ratios["stall"]["share of the durable save"]
+    lines.append(f"async stall: {stall['median']:.2f} of the durable save")
+    lines.append(f"memory beside the state, MiB: {document['memory MiB']}")
+    lines.append(f"machine: {document['machine']}, load {document['load average']}")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Parse the arguments, measure, print and optionally write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=384)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, default=None, help="a folder on the disk to measure")
-    parser.add_argument("--json", type=Path, default=None, help="where to write the medians")
+    parser.add_argument("--json", type=Path, default=None, help="where to write the result")
+    parser.add_argument("--memory-of", choices=["save", "async save", "restore"], default=None)
     args = parser.parse_args()
-    if args.mib < 1 or args.rounds < 1:
-        parser.error("--mib and --rounds must be at least 1")
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        result = measure(args, Path(folder))
-    sys.stdout.write(report(result) + "\n")
+    if args.mib < 1 or args.rounds < 2:
+        parser.error("--mib must be at least 1 and --rounds at least 2")
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        if args.memory_of is not None:
+            sys.stdout.write(f"{memory_of(args.memory_of, args.mib, folder)}\n")
+            return
+        load_before = os.getloadavg()[0]
+        memory = measured_memory(args.mib, folder)
+        seconds = measure(args.mib, args.rounds, folder)
+    document = {
+        "mib": args.mib,
+        "rounds": args.rounds,
+        "machine": machine(),
+        "load average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
+        "seconds": {
+            kind: {name: round(statistics.median(row), 4) for name, row in table.items()}
+            for kind, table in seconds.items()
+        },
+        "ratios": ratios_of(seconds),
+        "memory MiB": memory,
+    }
+    sys.stdout.write(report(document, seconds))
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        args.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

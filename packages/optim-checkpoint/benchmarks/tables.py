@@ -1,0 +1,122 @@
+"""Write the tables of README.md from the committed results beside this file.
+
+    python benchmarks/tables.py --write
+
+A test compares: the README shows what result.json and campaigns.json hold, and nothing else.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+# What the contract of the package asks for: kind, contender, target, and what the row is called.
+FASTER = [
+    ("save", "raw write and fsync", 0.85, "durable save against raw write and fsync"),
+    ("save", "torch.save and fsync", 1.0, "durable save against torch.save and fsync"),
+    ("save", "torch DCP and fsync", 1.8, "durable save against torch DCP and fsync"),
+    ("save", "Orbax and fsync", 4.0, "durable save against Orbax and fsync"),
+    ("load", "readinto, memory that is reused", 0.7, "verified load against readinto, warm memory"),
+    ("load", "readinto, new tensors", 0.7, "verified load against readinto, new tensors"),
+]
+TENSORS = 96
+
+
+def verdict(reached: bool, by: str) -> str:
+    """Return the last cell of a row."""
+    return "reached" if reached else f"**missed** by {by}"
+
+
+def benchmark_table(result: dict[str, Any]) -> str:
+    """Return the ratios with their targets."""
+    lines = ["| | target | measured | |", "|-|-|-|-|"]
+    for kind, name, target, label in FASTER:
+        ratio = result["ratios"][kind][name]
+        shown = f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        state = verdict(ratio["median"] >= target, f"{target - ratio['median']:.2f}")
+        lines.append(f"| {label} | {target:g}x or more | {shown} | {state} |")
+    stall = result["ratios"]["stall"]["share of the durable save"]
+    shown = f"{stall['median']:.2f} ({stall['low']:.2f} to {stall['high']:.2f})"
+    state = verdict(stall["median"] <= 0.3, f"{stall['median'] - 0.3:.2f}")
+    lines.append(
+        f"| stall of an async save, share of the durable save | at most 0.3 | {shown} | {state} |"
+    )
+    limit = 64 + result["mib"] / TENSORS
+    extra = result["memory MiB"]["save"]
+    state = verdict(extra <= limit, f"{extra - limit:.0f} MiB")
+    label = "memory of a save beside the state"
+    lines.append(f"| {label} | at most {limit:.0f} MiB | {extra:.1f} MiB | {state} |")
+    return "\n".join([*lines, "", conditions(result)])
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """Return the sentence that says what was measured where."""
+    machine, bands = result["machine"], result["ratios"]["A/A"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    before, after = result["load average"]
+    memory = result["memory MiB"]
+    sentences = [
+        f"{result['mib']} MiB in {TENSORS} tensors, {result['rounds']} interleaved rounds; medians",
+        "of the ratios within a round, with their middle half. The same bound against itself (A/A):",
+        f"save {bands['save']['low']:.2f} to {bands['save']['high']:.2f},",
+        f"load {bands['load']['low']:.2f} to {bands['load']['high']:.2f}.",
+        f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']},",
+        f"load average {before:g} to {after:g}, Python {machine['python']}, {versions}.",
+        f"Beside the state an async save takes {memory['async save']:.0f} MiB and a restore",
+        f"{memory['restore']:.0f} MiB: one copy of it.",
+    ]
+    return " ".join(sentences)
+
+
+def campaign_table(campaigns: dict[str, Any]) -> str:
+    """Return the trial counts of the attacks."""
+    lines = ["| attack | trials | lost or silently loaded |", "|-|-|-|"]
+    for name, row in campaigns["campaigns"].items():
+        notes = [f"{row[key]:,} {key}" for key in ("accepted",) if key in row]
+        if "worst_ms" in row:
+            notes.append(f"at worst {row['worst_ms']} ms and {row['worst_mib']} MiB")
+        label = f"{name} ({'; '.join(notes)})" if notes else name
+        lines.append(f"| {label} | {row['trials']:,} | 0 |")
+    versions = ", ".join(f"{name} {version}" for name, version in campaigns["versions"].items())
+    tail = f"Python {campaigns['python']}, Linux {campaigns['kernel']}, {versions}."
+    return "\n".join([*lines, "", tail])
+
+
+def tables() -> dict[str, str]:
+    """Return every table by name."""
+    return {
+        "benchmark": benchmark_table(json.loads((HERE / "result.json").read_text())),
+        "campaigns": campaign_table(json.loads((HERE / "campaigns.json").read_text())),
+    }
+
+
+def with_tables(text: str) -> str:
+    """Return a README with the tables between their marks."""
+    for name, table in tables().items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        head, _, rest = text.partition(begin)
+        _, mark, tail = rest.partition(end)
+        if not mark:
+            raise ValueError(f"{README.name} has no marks {begin} and {end}")
+        text = f"{head}{begin}\n{table}\n{end}{tail}"
+    return text
+
+
+def main() -> None:
+    """Check the README, or write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the tables into the README")
+    args = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    wanted = with_tables(text)
+    if args.write:
+        README.write_text(wanted, encoding="utf-8")
+    elif wanted != text:
+        sys.exit("README.md does not show the committed results: run with --write")
+
+
+if __name__ == "__main__":
+    main()
