@@ -60,7 +60,7 @@ def conditions(result: dict[str, Any]) -> str:
     memory = result["memory MiB"]
     sentences = [
         f"{result['mib']} MiB in {TENSORS} tensors, {result['rounds']} interleaved rounds; medians",
-        "of the ratios within a round, with their middle half. The same bound against itself (A/A):",
+        "of the ratios within a round and their middle half. The same bound against itself (A/A):",
         f"save {bands['save']['low']:.2f} to {bands['save']['high']:.2f},",
         f"load {bands['load']['low']:.2f} to {bands['load']['high']:.2f}.",
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']},",
