@@ -53,7 +53,7 @@ SIBLINGS = {
     "optim-bench": ("stam-core", "stam-jax", "stac-torch"),
 }
 PACKAGES = tuple(SIBLINGS)
-EXTRAS = {"optim-checkpoint": "[jax,torch]", "optim-bench": "[jax,torch]"}
+EXTRAS = {"optim-checkpoint": "[jax,torch]", "optim-bench": "[jax,torch,parquet]"}
 
 # The tag runs all that concerns one package: `uvx nox -t stam-jax`.
 each_package = nox.parametrize(
@@ -164,7 +164,8 @@ def types(session: nox.Session) -> None:
     """pyright: strict where no framework is involved, standard elsewhere."""
     sources = [f"packages/{package}{EXTRAS.get(package, '')}" for package in PACKAGES]
     flags = [flag for path in (*sources, "shared-tests") for flag in ("-e", path)]
-    session.install(*flags, *group("types"), *group("test"), "nox")
+    session.install(*flags, "-e", "packages/optim-bench[ray,submitit]")
+    session.install(*group("types"), *group("test"), "nox")
     session.run("pyright")
     done(session)
 
@@ -281,6 +282,19 @@ def integrations(session: nox.Session) -> None:
     install_editable(session, "stac-torch")
     session.install(*group("integrations"))
     pytest(session, "packages/stac-torch/tests_integration", markers="")
+    done(session)
+
+
+@nox.session(python=NEWEST, tags=["optim-bench"])
+@nox.parametrize("executor", ["submitit", "ray"], ids=["submitit", "ray"])
+def cluster(session: nox.Session, executor: str) -> None:
+    """optim-bench through submitit's local executor, and on a real Ray cluster on loopback."""
+    install_editable(session, "optim-bench")
+    siblings = (flag for name in SIBLINGS["optim-bench"] for flag in ("-e", f"packages/{name}"))
+    session.install(*siblings, "-e", f"packages/optim-bench[{executor}]")
+    # One process: the tests start workers of their own, and those of Ray share one cluster.
+    tests = f"packages/optim-bench/tests_{executor}"
+    session.run("pytest", "-m", MARKERS, tests, *session.posargs, env={"OMP_NUM_THREADS": "1"})
     done(session)
 
 
@@ -413,6 +427,15 @@ def nightly(session: nox.Session, package: str) -> None:
     command = ("pytest", *selected, f"packages/{package}/tests", *session.posargs)
     session.run(*command, env={"HYPOTHESIS_PROFILE": "nightly"})
     done(session)
+
+
+@nox.session(python=NEWEST, default=False)
+def bench_checkpoint(session: nox.Session) -> None:
+    """Save, load, stall and memory of optim-checkpoint beside its peers, on an idle machine."""
+    install_editable(session, "optim-checkpoint")
+    session.install(*group("bench-optim-checkpoint"))
+    script = "packages/optim-checkpoint/benchmarks/bench_checkpoint.py"
+    session.run("python", script, *session.posargs)
 
 
 @nox.session(python=NEWEST, default=False)
