@@ -40,7 +40,7 @@ def test_a_tensor_of_two_is_refused_with_its_name(tmp_path):
     other.weight = torch.nn.Parameter(double)
     bias = other.bias.detach().clone()
     with pytest.raises(
-        oc.IncompatibleCheckpointError, match="model entry weight is a TwoTensor: restore before"
+        oc.IncompatibleCheckpointError, match="model entry weight is a TwoTensor: restore before quantizing"
     ):
         ckpt.restore(tmp_path, model=other)
     assert torch.equal(other.bias, bias)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from optim_checkpoint._boxes import Region
 from optim_checkpoint._collect import Collector, Staging
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
 from optim_checkpoint._json import as_array
@@ -25,10 +26,6 @@ def _check_array(value: jax.Array, path: str) -> None:
         raise UnsupportedStateError(path, "is traced; save outside of jit, grad and vmap")
     if value.is_deleted():
         raise UnsupportedStateError(path, "was donated or deleted; save before the next step")
-    if not value.is_fully_addressable:
-        raise UnsupportedStateError(
-            path, "spans several processes; gather it first (jax.experimental.multihost_utils)"
-        )
 
 
 def _weak_zero(dtype: Any) -> bool | int | float | complex:
@@ -40,15 +37,36 @@ def encode_array(value: jax.Array, key: str, path: str, collector: Collector) ->
     _check_array(value, path)
     if is_key(value):
         data = jax.random.key_data(value)
-        stored = collector.add(key, "U32", data.shape, lambda: bytes_of(np.asarray(data)))
+        stored = _store(data, key, "U32", collector)
         return {"prng": [str(jax.random.key_impl(value)), stored]}
     dtype = np.dtype(value.dtype)
     if value.weak_type and jnp.full((), _weak_zero(dtype)).dtype != dtype:
         raise UnsupportedStateError(path, f"is weakly typed {dtype}; make it strong with astype")
-    stored = collector.add(
-        key, dtype_name(dtype, path), value.shape, lambda: bytes_of(np.asarray(value))
-    )
+    stored = _store(value, key, dtype_name(dtype, path), collector)
     return {"weak" if value.weak_type else "array": stored}
+
+
+def _store(value: jax.Array, key: str, dtype: str, collector: Collector) -> str:
+    """Add an array, or of one that is spread over processes the shards that are here."""
+    if value.is_fully_addressable or value.is_fully_replicated or value.size == 0:
+        return collector.add(key, dtype, value.shape, lambda: bytes_of(np.asarray(value)))
+    boxes = {
+        offset_of(shard.index): shard.data for shard in value.addressable_shards if shard.data.size
+    }
+    return collector.add_shards(
+        key,
+        dtype,
+        value.shape,
+        [
+            (offset, data.shape, lambda data=data: bytes_of(np.asarray(data)))
+            for offset, data in boxes.items()
+        ],
+    )
+
+
+def offset_of(index: tuple[slice, ...]) -> tuple[int, ...]:
+    """Return where a shard starts."""
+    return tuple(cut.start or 0 for cut in index)
 
 
 def array_leaf(collector: Collector, prefix: str) -> Leaf:
@@ -83,10 +101,19 @@ class Pending:
         array: The memory, as NumPy sees it; for keys their uint32 words.
         weak: Whether the leaf is weakly typed.
         impl: For keys the name of their implementation.
+        staged: The staging that reads it and its key there, where it may read a part only.
     """
 
-    def __init__(self, array: AnyArray, *, weak: bool = False, impl: str | None = None) -> None:
+    def __init__(
+        self,
+        array: AnyArray,
+        *,
+        weak: bool = False,
+        impl: str | None = None,
+        staged: tuple[Staging, str] | None = None,
+    ) -> None:
         self.array = array
+        self._staged = staged
         self.weak = weak
         self.impl = impl
 
@@ -97,23 +124,58 @@ class Pending:
         words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=self.impl)))
         return self.array.shape[: self.array.ndim - words.ndim], f"key<{self.impl}>"
 
+    def narrow(self, template: Any) -> None:
+        """Read only what this process will hold, where the template spans processes."""
+        sharding = _sharding(template)
+        if self._staged is None or not _spans(sharding) or self.impl is not None:
+            return
+        staging, key = self._staged
+        shape, itemsize = self.array.shape, self.array.dtype.itemsize
+        # Memory that is never written costs nothing.
+        view = np.asarray(staging.memory.pop(key)).reshape(*shape, itemsize)
+        indices = sharding.addressable_devices_indices_map(shape).values()
+        for offset, index in {offset_of(index): index for index in indices}.items():
+            staging.want(key, Region(offset, view[index]))
+
     def value(self, template: Any = None) -> jax.Array:
         """Return the leaf, placed as the template is."""
         if self.impl is not None:
-            result = jax.random.wrap_key_data(jnp.asarray(self.array), impl=self.impl)
-            return _place(result, template)
+            words = _spread(self.array, _sharding(template))
+            result = jax.random.wrap_key_data(words, impl=self.impl)
+            return result if _spans(_sharding(template)) else _place(result, template)
         if self.weak:
-            zeros = jnp.full(self.array.shape, _weak_zero(self.array.dtype))
-            return _place(zeros.at[...].set(jnp.asarray(self.array)), template)
+            sharding = _sharding(template)
+            if _spans(sharding):
+                return jax.jit(_weak, out_shardings=sharding)(_spread(self.array, sharding))
+            return _place(_weak(jnp.asarray(self.array)), template)
         sharding = _sharding(template)
-        if sharding is not None:
+        if sharding is not None and not _spans(sharding):
             return jax.device_put(self.array, sharding)
-        return jnp.asarray(self.array)
+        return _spread(self.array, sharding)
 
 
 def _sharding(template: Any) -> Any:
     committed = getattr(template, "committed", True)
     return getattr(template, "sharding", None) if committed else None
+
+
+def _weak(value: jax.Array) -> jax.Array:
+    zeros = jnp.full(value.shape, _weak_zero(value.dtype))
+    return zeros.at[...].set(value)
+
+
+def _spans(sharding: Any) -> bool:
+    return sharding is not None and not sharding.is_fully_addressable
+
+
+def _spread(array: AnyArray, sharding: Any) -> jax.Array:
+    """Return an array of which each process has its part, or else a local one."""
+    if not _spans(sharding):
+        return jnp.asarray(array)
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        # The words of a key have a dimension more than the key.
+        sharding = jax.sharding.NamedSharding(sharding.mesh, sharding.spec)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _place(value: jax.Array, template: Any) -> jax.Array:
@@ -141,7 +203,7 @@ def pending_leaf(staging: Staging) -> Any:
                 raise CorruptCheckpointError(staging.file, "keys are not uint32", tensor=name)
             array, memory = array_of(info, staging.file, name)
             staging.memory[name] = memory
-            made[name] = Pending(array, weak=weak, impl=impl)
+            made[name] = Pending(array, weak=weak, impl=impl, staged=(staging, name))
         return made[name]
 
     def leaf(tag: str, content: object) -> object:

@@ -95,6 +95,8 @@ def _leaf(where: str, saved: Any, template: Any, differences: list[str]) -> Call
             )
         else:
             _compare(where, there, here, differences)
+            if there == here:
+                saved.narrow(template)
         return lambda: saved.value(template)
     value = settle(saved)
     there = _describe(value)

@@ -14,14 +14,18 @@ from optim_checkpoint._errors import (
     IncompatibleCheckpointError,
     shown,
 )
+from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_object
+from optim_checkpoint._peers import Team
 from optim_checkpoint._select import Skipped, choose
+from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import encode
 from optim_checkpoint.jax._from_torch import params_tree, state_tree
 from optim_checkpoint.jax._leaves import array_leaf, decode_leaf, pending_leaf, settle_jax
 from optim_checkpoint.jax._match import match
+from optim_checkpoint.jax._processes import readers, writers
 from optim_checkpoint.jax._sections import decode_tree, encode_params, encode_state
 
 
@@ -63,8 +67,13 @@ def save(
     extra: Mapping[str, Any] | None = None,
     keep: int | None = None,
     replace: bool = False,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Path:
     """Save a training run; when this returns, it survives a kill and a power cut.
+
+    Where an array is spread over several processes, every process makes this call: each writes its
+    own shards, replicated arrays are written once, and one process commits when all of it is
+    durable. All return then, or all raise. What is not sharded must be equal in all of them.
 
     Args:
         path: The folder of the run; created where missing.
@@ -76,19 +85,31 @@ def save(
         extra: Numbers, text, lists, tuples, dicts and arrays under string keys.
         keep: How many generations to keep, this one included; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.
+        max_shard_size: Greatest number of bytes of arrays in one file; a larger array gets a file
+            of its own.
 
     Returns:
         The path of the committed generation.
 
     Raises:
-        UnsupportedStateError: For a leaf that cannot be stored exactly, with its path.
+        UnsupportedStateError: For a leaf that cannot be stored exactly, with its path; also where
+            processes differ in something that is not sharded.
         CheckpointExistsError: If the step exists and `replace` is false.
-        CheckpointWriteError: If it cannot be written; earlier steps are untouched.
+        CheckpointWriteError: If it cannot be written, or another process failed or is gone; earlier
+            steps are untouched.
     """
-    check_step(step)
-    check_keep(keep)
-    document = build_document(step, params=params, opt_state=opt_state, rng=rng, extra=extra)
-    return commit(path, document, keep=keep, replace=replace)
+
+    def build() -> Document:
+        check_step(step)
+        check_keep(keep)
+        check_max_shard_size(max_shard_size)
+        return build_document(step, params=params, opt_state=opt_state, rng=rng, extra=extra)
+
+    options: dict[str, Any] = {"keep": keep, "replace": replace, "max_shard_size": max_shard_size}
+    team = writers(step, params, opt_state, rng, extra)
+    if team is None:
+        return commit(path, build(), **options)
+    return save_together(path, build, team, **options)
 
 
 @dataclass(frozen=True)
@@ -114,7 +135,7 @@ class Restored:
     skipped: tuple[Skipped, ...]
 
 
-def _read(generation: Generation, templates: dict[str, Any]) -> dict[str, Any]:
+def _read(generation: Generation, templates: dict[str, Any], team: Team) -> dict[str, Any]:
     framework = generation.manifest.framework.get("name")
     if framework not in ("jax", "torch"):
         raise IncompatibleCheckpointError([f"it was saved by {shown(framework)}, not by jax"])
@@ -153,7 +174,7 @@ def _read(generation: Generation, templates: dict[str, Any]) -> dict[str, Any]:
     }
     if differences:
         raise IncompatibleCheckpointError(differences)
-    read_staged(generation, *stagings)
+    read_staged(generation, *stagings, rank=team.rank, size=team.size)
     values: dict[str, Any] = {name: settle_jax(settle(value)) for name, value in loose.items()}
     return values | {what: make() for what, make in makers.items()}
 
@@ -166,6 +187,10 @@ def restore(
     The templates decide tree structure, classes, dtypes, shapes and placement: an array goes where
     the template's is sharded. They may be the freshly initialised trees or the result of
     `jax.eval_shape`; their values are not used. Packed statistics go to their parameters by name.
+
+    Where a template is spread over several processes, every process makes this call and reads the
+    shards it will hold, from a checkpoint of any mesh or of one process; together they verify all
+    of it and take the same generation. `rng` and `extra` come back as arrays of each process.
 
     A checkpoint of PyTorch is read too, where the parameters have the same dotted names and shapes
     and the optimizers are a pair (AdamW, sign momentum, SGD with momentum); its `extra` and its
@@ -188,7 +213,8 @@ def restore(
         UnsupportedStateError: If a template has keys that cannot be stored.
     """
     templates = {"params": params, "opt_state": opt_state}
-    chosen = choose(path, step, lambda generation: _read(generation, templates))
+    team = readers(params, opt_state)
+    chosen = choose(path, step, lambda generation: _read(generation, templates, team), team)
     value = chosen.value
     return Restored(
         chosen.step,

@@ -76,6 +76,10 @@ def _encode_packed(
             "leaf": encode_leaf(vector, f"global.{slot}", where, collector),
             "order": [to_json(parameter) for parameter in parameters],
         }
+    if isinstance(vector, jax.Array) and not (
+        vector.is_fully_addressable or vector.is_fully_replicated
+    ):
+        raise UnsupportedStateError(where, "is packed and spread over processes; replicate it")
     array: AnyArray = np.asarray(vector)
     name = dtype_name(array.dtype, where)
     entries: list[object] = []

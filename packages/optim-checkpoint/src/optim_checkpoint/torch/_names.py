@@ -127,7 +127,7 @@ def shape_differences(
             differences.append(f"{what} {name} is on the meta device: give it memory first")
         elif is_traceable_wrapper_subclass(tensor) and not is_dtensor(tensor):
             differences.append(
-                f"{what} {name} is a {type(tensor).__name__}: restore before sharding or quantizing"
+                f"{what} {name} is a {type(tensor).__name__}: restore before quantizing"
             )
         if shape != tuple(tensor.shape):
             differences.append(
