@@ -3,10 +3,11 @@
 import hashlib
 import io
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from optim_conformance import CheckpointConformance
+from optim_conformance import CheckpointConformance, CheckpointExchange
 from optim_conformance.adapter import numpy_dtype
 
 
@@ -192,3 +193,76 @@ class Marked(Digested):
 
 class TestMarked(CheckpointConformance):
     adapter = Marked()
+
+
+class Other(Digested):
+    """The same format in another framework, which has no float64."""
+
+    name = "digested file, elsewhere"
+    dtypes = Digested.dtypes - {"float64"}
+
+
+class TestExchange(CheckpointExchange):
+    adapters = (Digested(), Other())
+
+
+class OwnFiles(Other):
+    """Sees only what it wrote itself."""
+
+    written: ClassVar = set()
+
+    def save(self, folder, step, tree):
+        super().save(folder, step, tree)
+        self.written.add((folder, step))
+
+    def restore(self, folder, like, step=None):
+        own = [s for f, s in self.written if f == folder]
+        found = [int(p.stem) for p in folder.glob("*.bin")]
+        return super().restore(folder, like, step or max(own or found))
+
+
+class WidensHalves(Other):
+    def restore(self, folder, like, step=None):
+        step, tree = super().restore(folder, like, step)
+        return step, {
+            k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in tree.items()
+        }
+
+
+class SavesPlainZeros(Other):
+    def save(self, folder, step, tree):
+        plain = {k: v + np.float32(0) if v.dtype == np.float32 else v for k, v in tree.items()}
+        super().save(folder, step, plain)
+
+
+BROKEN_EXCHANGE = [
+    (WidensHalves, "test_the_right_bits_arrive"),
+    (SavesPlainZeros, "test_there_and_back"),
+    (OwnFiles, "test_both_keep_one_folder"),
+    (type("Trusting", (Other,), {"verify": False}), "test_damage_is_seen_by_the_other"),
+    (
+        type("Indifferent", (Other,), {"compare": lambda self, saved, wanted: None}),
+        "test_what_does_not_fit_is_refused",
+    ),
+]
+
+
+@pytest.mark.parametrize(("broken", "check"), BROKEN_EXCHANGE)
+def test_broken_exchanges_are_caught(broken, check, tmp_path):
+    here, there = Digested(), broken()
+    suite = type("Suite", (CheckpointExchange,), {"adapters": (here, there)})()
+    extra = {"change": "recast"} if check == "test_what_does_not_fit_is_refused" else {}
+    failures = 0
+    for number, (writer, reader) in enumerate(((here, there), (there, here))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            getattr(suite, check)(folder, writer, reader, **extra)
+        except (AssertionError, pytest.fail.Exception, ValueError, TypeError):
+            failures += 1
+    assert failures, f"{broken.__name__} passes {check}"
+
+
+def test_every_check_catches_a_broken_exchange():
+    checks = {n for n in dir(CheckpointExchange) if n.startswith("test_")} - OF_THE_CLASS
+    assert checks == {check for _, check in BROKEN_EXCHANGE}

@@ -3,7 +3,12 @@
 from itertools import combinations
 
 import pytest
-from optim_conformance import CheckpointConformance, OptimizerConformance, WorkloadConformance
+from optim_conformance import (
+    CheckpointConformance,
+    CheckpointExchange,
+    OptimizerConformance,
+    WorkloadConformance,
+)
 from optim_conformance._base import Checks
 from optim_conformance.numpy_adapter import NumpyAdapter
 
@@ -65,6 +70,7 @@ def test_overrides_are_refused(suite):
     ("suite", "check"),
     [
         (CheckpointConformance, "test_round_trip"),
+        (CheckpointExchange, "test_there_and_back"),
         (OptimizerConformance, "test_first_step"),
         (WorkloadConformance, "test_resume"),
     ],

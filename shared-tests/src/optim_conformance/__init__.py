@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from optim_conformance.adapter import OptimizerAdapter, Run, Tree
     from optim_conformance.cases import Case
     from optim_conformance.checkpoint import CheckpointAdapter, CheckpointConformance
+    from optim_conformance.exchange import CheckpointExchange
     from optim_conformance.optimizer import OptimizerConformance
     from optim_conformance.oracle import Oracle
     from optim_conformance.workload import Pair, Training, WorkloadAdapter, WorkloadConformance
@@ -21,6 +22,7 @@ _HOMES = {
     "Case": "cases",
     "CheckpointAdapter": "checkpoint",
     "CheckpointConformance": "checkpoint",
+    "CheckpointExchange": "exchange",
     "OptimizerAdapter": "adapter",
     "OptimizerConformance": "optimizer",
     "Oracle": "oracle",
@@ -36,6 +38,7 @@ __all__ = [
     "Case",
     "CheckpointAdapter",
     "CheckpointConformance",
+    "CheckpointExchange",
     "OptimizerAdapter",
     "OptimizerConformance",
     "Oracle",

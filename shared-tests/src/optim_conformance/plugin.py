@@ -33,6 +33,7 @@ pytest.register_assert_rewrite(
             "_workload_data",
             "_workload_training",
             "checkpoint",
+            "exchange",
         )
     )
 )
