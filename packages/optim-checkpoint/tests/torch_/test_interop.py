@@ -40,7 +40,42 @@ def test_a_tensor_of_two_is_refused_with_its_name(tmp_path):
     other.weight = torch.nn.Parameter(double)
     bias = other.bias.detach().clone()
     with pytest.raises(
-        oc.IncompatibleCheckpointError, match="model entry weight is a TwoTensor: restore before quantizing"
+        oc.IncompatibleCheckpointError,
+        match="model entry weight is a TwoTensor: restore before quantizing",
     ):
         ckpt.restore(tmp_path, model=other)
     assert torch.equal(other.bias, bias)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_split_optimizer_folder_loads_too(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(9, 8), torch.nn.Linear(8, 7))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 9)).sum().backward()
+    optimizer.step()
+    state = {"model": model, "optimizer": optimizer}
+    path = ckpt.save(tmp_path, 1, **state, max_shard_size=300)
+    files = sorted((path / "optim").glob("*.safetensors"))
+    assert len(files) > 3
+    named = dict(model.named_parameters())
+    wanted = {
+        f"state.{name}.{slot}": torch.full_like(value, 7)
+        for name, parameter in named.items()
+        for slot, value in optimizer.state[parameter].items()
+    }
+    dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(path / "optim")), no_dist=True)
+    before = {
+        f"state.{name}.{slot}": value.clone()
+        for name, parameter in named.items()
+        for slot, value in optimizer.state[parameter].items()
+    }
+    assert all(torch.equal(wanted[key], value) for key, value in before.items())
+    optimizer.step()
+    ckpt.restore(tmp_path, **state)
+    for name, parameter in named.items():
+        for slot, value in optimizer.state[parameter].items():
+            assert torch.equal(before[f"state.{name}.{slot}"], value)
+    with pytest.raises(
+        ValueError, match="max_shard_size is 0; it must be an integer of at least 1"
+    ):
+        ckpt.save(tmp_path, 2, **state, max_shard_size=0)
