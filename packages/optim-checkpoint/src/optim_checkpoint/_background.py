@@ -17,16 +17,12 @@ from optim_checkpoint import _parallel
 from optim_checkpoint._commit import Document, check_keep, commit
 from optim_checkpoint._errors import CheckpointError, CheckpointWarning
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._numpy import copy_bytes
 from optim_checkpoint._shard import Entry
 
 # What is read on the training's own thread before the copies of it run: the host copies of tensors
 # on another device, all at once, would be a second copy of the state.
 _WINDOW = 64 << 20
-
-
-def _copy(target: npt.NDArray[np.uint8], data: memoryview) -> None:
-    # NumPy lets go of the GIL, so two threads do copy at the same time.
-    target[:] = np.asarray(data)
 
 
 class BackgroundCheckpointer:
@@ -106,7 +102,7 @@ class BackgroundCheckpointer:
                 target = self._staging[start : start + entry.nbytes]
                 start += entry.nbytes
                 # On this thread, whose stream the pending computations of a device are ordered by.
-                jobs.append((entry.nbytes, partial(_copy, target, entry.data())))
+                jobs.append((entry.nbytes, partial(copy_bytes, memoryview(target), entry.data())))
                 waiting += entry.nbytes
                 if waiting >= _WINDOW:
                     _parallel.run(jobs)

@@ -57,6 +57,11 @@ def bytes_of(array: AnyArray) -> memoryview:
     return memoryview(plain.view(np.uint8))
 
 
+def copy_bytes(target: memoryview, source: memoryview) -> None:
+    """Copy bytes without the GIL, which a memoryview would hold."""
+    np.asarray(target)[:] = np.asarray(source)
+
+
 def array_of(info: TensorInfo, file: str, key: str) -> tuple[AnyArray, memoryview]:
     """Return a new array of a stored dtype and shape, and its memory to read into."""
     name = _BY_NAME[info.dtype]

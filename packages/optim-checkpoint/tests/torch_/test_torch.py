@@ -443,3 +443,32 @@ def test_a_model_without_memory_is_refused(tmp_path):
     ckpt.save(tmp_path, 1, model=torch.nn.Linear(2, 2))
     with pytest.raises(oc.IncompatibleCheckpointError, match="weight is on the meta device"):
         ckpt.restore(tmp_path, model=torch.nn.Linear(2, 2, device="meta"))
+
+
+def test_a_restore_tells_autograd_that_parameters_changed(tmp_path):
+    model = torch.nn.Linear(3, 1)
+    ckpt.save(tmp_path, 1, model=model)
+    loss = model.weight.square().sum()
+    ckpt.restore(tmp_path, model=model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_tensors_that_are_not_plain_memory_are_restored_in_place(tmp_path):
+    class Odd(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            base = torch.full((4, 6), value)
+            self.register_buffer("transposed", base.t())
+            self.register_buffer("strided", torch.full((4, 6), value)[:, ::2])
+            self.register_buffer("conjugate", torch.full((3,), complex(value, value)).conj())
+            self.register_buffer("scalar", torch.tensor(value))
+            self.register_buffer("empty", torch.empty(0, 3))
+
+    ckpt.save(tmp_path, 1, model=Odd(2.0))
+    other = Odd(1.0)
+    memory = {name: buffer.data_ptr() for name, buffer in other.named_buffers()}
+    ckpt.restore(tmp_path, model=other)
+    for name, buffer in other.named_buffers():
+        assert buffer.data_ptr() == memory[name]
+        assert torch.equal(buffer, Odd(2.0).get_buffer(name))

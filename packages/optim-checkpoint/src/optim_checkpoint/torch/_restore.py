@@ -48,7 +48,7 @@ from optim_checkpoint.torch._sharding import (
     shard_whole,
     stage_shard,
 )
-from optim_checkpoint.torch._tensors import TorchStaging, identity
+from optim_checkpoint.torch._tensors import TorchStaging, copy_all, identity
 
 Undo = Callable[[Callable[[], None]], object]
 
@@ -109,13 +109,15 @@ class _Plan:
         if self.target.model is None:
             return
         live = model_state(self.target.model)
+        whole: list[tuple[torch.Tensor, torch.Tensor]] = []
         with torch.no_grad():
             for name, value in self.model.items():
                 tensor = live[name]
                 if isinstance(value, LocalShard):
                     copy_shard(value, tensor)
-                elif isinstance(tensor, torch.Tensor) and _is_copied(value, tensor):
-                    tensor.copy_(value)
+                elif isinstance(tensor, torch.Tensor) and isinstance(value, torch.Tensor):
+                    whole.append((tensor, value))
+            copy_all(whole)
 
 
 def _loader(stateful: Stateful, state: Any) -> Callable[[], None]:

@@ -1,6 +1,6 @@
 """Torch tensors as stored bytes and back, without changing a bit."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -8,8 +8,10 @@ import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from optim_checkpoint import _parallel
 from optim_checkpoint._collect import Collector, Staging
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._numpy import copy_bytes
 from optim_checkpoint._typed import Leaf, Typed, decode
 from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of
 
@@ -75,6 +77,36 @@ def to_bytes(tensor: torch.Tensor) -> memoryview:
     # One element counts as contiguous whatever its stride, but only stride 1 can be seen as bytes.
     flat = plain.reshape(-1).as_strided((plain.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy())
+
+
+def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy into each first tensor the second, a CPU tensor of the same shape.
+
+    The copy of torch splits every tensor over its threads and waits for all of them: with another
+    process on one of two cores, 96 tensors of 4 MiB took 0.6 s. Here a thread copies whole tensors,
+    and none waits for another until the end.
+    """
+    jobs: list[_parallel.Job] = []
+    for live, saved in pairs:
+        if live.dtype != saved.dtype or not (_is_plain(live) and _is_plain(saved)):
+            live.copy_(saved)
+            continue
+        if not live.is_inference():
+            # As copy_ does: autograd refuses to use what it saved before the change.
+            torch.autograd.graph.increment_version(live)
+        jobs.append((live.nbytes, partial(copy_bytes, to_bytes(live), to_bytes(saved))))
+    _parallel.run(jobs)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor is nothing but its bytes in memory, in C order."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
 
 
 def identity(tensor: torch.Tensor) -> Hashable:
