@@ -61,6 +61,9 @@ def is_sharded(
     model: torch.nn.Module | None, optimizer: torch.optim.Optimizer | None, extra: Any = None
 ) -> bool:
     """Say whether any tensor of a training run is a DTensor."""
+    # Their meshes are made of process groups: without any, nothing has to be looked through.
+    if not dist.is_available() or not dist.is_initialized():
+        return False
     values: list[Any] = [] if extra is None else [extra]
     if model is not None:
         # FSDP2 shards again what a forward pass left whole only when it is asked for its state.
