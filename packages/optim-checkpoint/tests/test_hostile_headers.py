@@ -118,6 +118,8 @@ HEADERS = {
     "offsets object": one(data_offsets={"begin": 0}),
     "offsets reversed": one(data_offsets=[4, 0]),
     "offset negative": one(data_offsets=[-4, 0]),
+    "offset minus zero": raw_header('{"a":{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}}', 0),
+    "dimension minus zero": raw_header('{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}', 0),
     "offset float": one(data_offsets=[0, 4.0]),
     "offset boolean": one(data_offsets=[False, 4]),
     "offset string": one(data_offsets=["0", "4"]),

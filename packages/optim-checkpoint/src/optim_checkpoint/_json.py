@@ -59,6 +59,9 @@ def _refuse(token: str) -> object:
 
 
 def _integer(token: str) -> int:
+    if token == "-0":
+        # An integer here, the float -0.0 to the JSON reader of safetensors.
+        _refuse(token)
     if len(token.lstrip("-")) > _DIGITS:
         raise _RefusedError(f"an integer of {len(token)} digits is not allowed here")
     return int(token)
