@@ -5,9 +5,11 @@ import json
 import optim_checkpoint as oc
 import pytest
 import safetensors
+from optim_checkpoint import _files
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._export import export
-from optim_checkpoint._files import split
+from optim_checkpoint._files import ShardEntry, split
+from optim_checkpoint._header import parse_header
 from optim_checkpoint._shard import Entry
 
 
@@ -113,6 +115,21 @@ def test_tensors_fill_files_in_order(case):
     entries, limit, expected = SPLITS[case]
     found = split([entry(*item) for item in entries], limit)
     assert [[item.name for item in file] for file in found] == expected
+
+
+def test_offsets_in_headers_are_bounded_by_more_files(monkeypatch):
+    shards = [
+        ShardEntry(f"t{i}" * 100, "U8", (1,), lambda: memoryview(b"x"), (1,), (2,))
+        for i in range(20)
+    ]
+    monkeypatch.setattr(_files, "MAX_INFO", 1000)
+    files = [_files.plan_file("model", 0, 1, group) for group in split(shards, 10**9)]
+    assert len(files) > 5
+    for file in files:
+        header = parse_header(file.layout.head, file.layout.size, "f")
+        assert 0 < len(header.metadata["DCP_SHARDING_INFO"]) <= 1000
+    # Whole tensors have no offsets to hold.
+    assert len(split([entry(f"t{i}" * 100, 1) for i in range(20)], 10**9)) == 1
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "5GB", None])

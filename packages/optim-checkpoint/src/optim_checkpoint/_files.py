@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optim_checkpoint._boxes import Offset, Shape
+from optim_checkpoint._header import MAX_METADATA
 from optim_checkpoint._json import dumps
 from optim_checkpoint._shard import Entry, Layout, lay_out
 
 # What Hugging Face's loaders write by default.
 MAX_SHARD_SIZE = 5 * 10**9
 SHARDING = "DCP_SHARDING_INFO"
+# Offsets are metadata, of which a reader of headers accepts a bounded amount.
+MAX_INFO = MAX_METADATA // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +74,22 @@ def split(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
         levels[level].append(entry)
     files: list[list[Entry]] = []
     for level in levels:
-        size = limit + 1
+        sharded = any(isinstance(entry, ShardEntry) for entry in level)
+        size, info = limit + 1, 0
         for entry in level:
-            if size + entry.nbytes > limit:
+            cost = _info_bytes(entry) if sharded else 0
+            if size + entry.nbytes > limit or info + cost > MAX_INFO:
                 files.append([])
-                size = 0
+                size = info = 0
             files[-1].append(entry)
-            size += entry.nbytes
+            size, info = size + entry.nbytes, info + cost
     return files
+
+
+def _info_bytes(entry: Entry) -> int:
+    return len(
+        sharding_info({entry.name: entry.shape}, {entry.name: (1 << 48,) * len(entry.shape)})
+    )
 
 
 def plan_file(part: str, number: int, total: int, entries: Sequence[Entry]) -> PlannedFile:
