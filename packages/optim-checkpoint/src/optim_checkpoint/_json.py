@@ -58,13 +58,13 @@ def _refuse(token: str) -> object:
     raise _RefusedError(f"the number {shown(token)} is not allowed here")
 
 
-def _integer(token: str) -> int:
-    if token == "-0":
+def _integer(digits: str) -> int:
+    if digits == "-0":
         # An integer here, the float -0.0 to the JSON reader of safetensors.
-        _refuse(token)
-    if len(token.lstrip("-")) > _DIGITS:
-        raise _RefusedError(f"an integer of {len(token)} digits is not allowed here")
-    return int(token)
+        _refuse(digits)
+    if len(digits.lstrip("-")) > _DIGITS:
+        raise _RefusedError(f"an integer of {len(digits)} digits is not allowed here")
+    return int(digits)
 
 
 def _check_text(text: str) -> None:
