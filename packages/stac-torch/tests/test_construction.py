@@ -244,11 +244,6 @@ REFUSED = [
         ValueError,
         "sign_state_dtype='bfloat16' cannot hold the moment of a complex parameter of shape (2,)",
     ),
-    (
-        lambda m: STAC([{"params": m.parameters(), "role": "sign", "fused": True}]),
-        ValueError,
-        "fused=True is not available: use foreach=True, or torch.compile of the step",
-    ),
     (lambda m: STAC(m, differentiable=True), ValueError, "differentiable=True is refused"),
     (lambda m: STAC(m, momentum=0.9), TypeError, "unexpected keyword argument 'momentum'"),
 ]

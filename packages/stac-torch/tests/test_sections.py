@@ -184,7 +184,7 @@ def test_adamw_moments_in_another_dtype(amsgrad):
 def test_large_tensors_are_cut_without_a_trace(monkeypatch, state, foreach):
     results = []
     for limit in (1 << 24, 1000):
-        monkeypatch.setattr(_sign.chunks, "__defaults__", (limit,))
+        monkeypatch.setattr(_sign, "CPU_CHUNK_ENTRIES", limit)
         generator = torch.Generator().manual_seed(0)
         p = nn.Parameter(torch.randn(64, 70, generator=generator))
         rest = [nn.Parameter(torch.ones(300)), nn.Parameter(torch.ones(2000))]
@@ -195,14 +195,15 @@ def test_large_tensors_are_cut_without_a_trace(monkeypatch, state, foreach):
         torch.testing.assert_close(whole, cut, rtol=0, atol=0)
 
 
-def test_temporaries_are_bounded_by_the_chunk():
+def test_temporaries_are_bounded_by_the_chunk(monkeypatch):
+    monkeypatch.setattr(_sign, "CPU_CHUNK_ENTRIES", 100)
     tensors = _sign.SignTensors(
         params=[torch.zeros(1000, 10), torch.zeros(30), torch.zeros(4)],
         grads=[torch.zeros(1000, 10), torch.zeros(30), torch.zeros(4)],
         scales=[None] * 3,
         noises=[None] * 3,
     )
-    sizes = [sum(p.numel() for p in c.params) for c in _sign.chunks(tensors, limit=100)]
+    sizes = [sum(p.numel() for p in c.params) for c in _sign.chunks(tensors)]
     assert max(sizes) <= 100
     assert sum(sizes) == 10034
 

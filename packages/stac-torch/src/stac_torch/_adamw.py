@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from stac_torch._dtypes import arithmetic_dtype
 from stac_torch._rounding import Noise
-from stac_torch._sign import store_moment_, store_parameter_
+from stac_torch._sign import row_ranges, store_moment_, store_parameter_
 
 _T = TypeVar("_T")
 
@@ -57,6 +57,21 @@ class AdamWTensors:
             pick(self.noises),
         )
 
+    def rows(self, start: int, stop: int) -> "AdamWTensors":
+        """Return the rows [start, stop) of the first parameter, with its counter."""
+        noise = self.noises[0]
+        if noise is not None:
+            noise = noise.shifted(start * self.params[0][0].numel())
+        return AdamWTensors(
+            [self.params[0][start:stop]],
+            [self.grads[0][start:stop]],
+            [self.exp_avgs[0][start:stop]],
+            [self.exp_avg_sqs[0][start:stop]],
+            [m[start:stop] for m in self.max_exp_avg_sqs],
+            self.steps,
+            [noise],
+        )
+
     def moments(self) -> list[Tensor]:
         """Return every moment tensor."""
         return [*self.exp_avgs, *self.exp_avg_sqs, *self.max_exp_avg_sqs]
@@ -89,8 +104,18 @@ def adamw_step_(
 
 
 def _torch_step_(
-    tensors: AdamWTensors, *, skip: Tensor | None, grad_scale: Tensor | None, **options: Any
+    tensors: AdamWTensors,
+    *,
+    skip: Tensor | None,
+    grad_scale: Tensor | None,
+    fused: bool | None,
+    **options: Any,
 ) -> None:
+    if fused:
+        # Torch's kernel skips by itself, and like it leaves unscaled gradients behind.
+        found_inf = None if skip is None else skip.to(torch.float32)
+        _call(tensors, fused=True, grad_scale=grad_scale, found_inf=found_inf, **options)
+        return
     if grad_scale is not None:
         tensors = AdamWTensors(
             **{**vars(tensors), "grads": [g / grad_scale for g in tensors.grads]}
@@ -105,21 +130,30 @@ def _torch_step_(
         now.copy_(torch.where(skip.to(now.device), old, now))
 
 
-def _widened_step_(
-    tensors: AdamWTensors, *, skip: Tensor | None, grad_scale: Tensor | None, **options: Any
-) -> None:
-    """Step on wide copies of one parameter and its moments, and round each back once."""
+def _widened_step_(tensors: AdamWTensors, **options: Any) -> None:
+    """Step on wide copies of one parameter and its moments, piece by piece of its rows."""
+    (step,) = tensors.steps
+    before = step.clone()
+    for start, stop in row_ranges(tensors.params[0]):
+        # Each piece takes the same step.
+        step.copy_(before)
+        _widened_piece_(tensors.rows(start, stop) if stop else tensors, **options)
+
+
+def _widened_piece_(tensors: AdamWTensors, **options: Any) -> None:
+    """Step on wide copies of a parameter and its moments, and round each back once."""
     dtype = arithmetic_dtype(tensors.params[0].dtype)
     wide = AdamWTensors(
         [tensors.params[0].to(dtype, copy=True)],
-        [tensors.grads[0].to(dtype)],
+        # A copy too: a fused step with a scaler writes to it.
+        [tensors.grads[0].to(dtype, copy=True)],
         [tensors.exp_avgs[0].to(dtype, copy=True)],
         [tensors.exp_avg_sqs[0].to(dtype, copy=True)],
         [m.to(dtype, copy=True) for m in tensors.max_exp_avg_sqs],
         tensors.steps,
         [None],
     )
-    _torch_step_(wide, skip=skip, grad_scale=grad_scale, **options)
+    _torch_step_(wide, **options)
     for stored, value in zip(tensors.moments(), wide.moments(), strict=True):
         store_moment_(stored, None, value)
     # A value that bfloat16 holds exactly is rounded to itself, so a skipped step stays skipped.

@@ -10,6 +10,7 @@ from typing import Any
 from stam_core import HYBRID_SIGN_LR_SCALE, STACRole
 from torch import Tensor, nn
 
+from stac_torch._arguments import materialized, refuse_partition_options
 from stac_torch._partition import (
     Layer,
     LayerGroup,
@@ -96,6 +97,45 @@ def param_groups(
         for group in groups:
             group["params"] = [parameter for _, parameter in group["params"]]
     return groups
+
+
+def sections_of(
+    params: Any,
+    role: STACRole | None,
+    *,
+    decay: dict[STACRole, float],
+    sign_lr_scale: float | None,
+    exclude_bias_and_norm_from_weight_decay: bool,
+    shared_owner: SharedOwner,
+    **options: Any,
+) -> tuple[Any, tuple[str, ...], float]:
+    """Return what ``torch.optim.Optimizer`` takes for the first argument of the constructor.
+
+    Returns:
+        The parameters or groups, the names of all layers in order, and the resolved
+        ``sign_lr_scale``.
+
+    Raises:
+        ValueError: An option that chooses sections came with parameters that have a role already.
+    """
+    params, partitionable = materialized(params, role)
+    if partitionable:
+        partition, layers = find_partition(params, shared_owner=shared_owner, **options)
+        groups = groups_of(
+            partition,
+            decay=decay,
+            sign_lr_scale=sign_lr_scale,
+            exclude_bias_and_norm_from_weight_decay=exclude_bias_and_norm_from_weight_decay,
+        )
+        return groups, layers, groups[0]["sign_lr_scale"]
+    refuse_partition_options(
+        {
+            **options,
+            "shared_owner": None if shared_owner == "first" else shared_owner,
+            "exclude_bias_and_norm_from_weight_decay": exclude_bias_and_norm_from_weight_decay,
+        }
+    )
+    return params, (), 1.0 if sign_lr_scale is None else sign_lr_scale
 
 
 def find_partition(

@@ -7,7 +7,8 @@ dimension 0 never cuts one, and a checkpoint can be resharded exactly. With s = 
 
 The root makes the error relative, as a float's: the smallest nonzero value is s/127^4, where a
 linear code stops at s/127, puts every smaller entry to 0 and forgets its sign. The fourth root is
-two square roots, which every device rounds alike.
+two reciprocal square roots, because CPUs round these alike and the plain ones not: which library
+computes them depends on the build of torch.
 """
 
 import math
@@ -21,6 +22,8 @@ MIN_ENTRIES = 4096
 # A row costs at least one scale: below 16 entries that is more than a quarter byte per entry.
 MIN_ROW = 16
 _LEVELS = 127
+# Multiplied by, and not divided by _LEVELS: some devices do so anyway, with other bits.
+_UNIT = torch.tensor(1 / _LEVELS, dtype=torch.float32).item()
 
 
 def row_length(shape: torch.Size) -> int:
@@ -72,7 +75,7 @@ def encode(values: Tensor) -> tuple[Tensor, Tensor]:
     magnitude = flat.abs()
     scale = magnitude.amax(-1)
     # An all-zero block divides by 1 and not by 0.
-    root = (magnitude / torch.where(scale == 0, 1.0, scale).unsqueeze(-1)).sqrt().sqrt()
+    root = (magnitude / torch.where(scale == 0, 1.0, scale).unsqueeze(-1)).rsqrt().rsqrt()
     codes = (root * _LEVELS).round() * flat.sign()
     codes = codes.nan_to_num(0.0).to(torch.int8)
     return codes.view(rows, -1)[:, :length].reshape(values.shape), scale
@@ -82,8 +85,8 @@ def decode(codes: Tensor, scale: Tensor) -> Tensor:
     """Return the float32 values of codes and scales; see :func:`encode`."""
     rows, blocks = scale.shape
     length = row_length(codes.shape)
-    level = codes.reshape(rows, length).to(torch.float32) / _LEVELS
-    level = pad(level * level.abs() * level * level, (0, blocks * BLOCK - length)).view(
+    level = codes.reshape(rows, length).to(torch.float32) * _UNIT
+    level = pad(level.square().square().copysign(level), (0, blocks * BLOCK - length)).view(
         rows, blocks, BLOCK
     )
     return (level * scale.unsqueeze(-1)).view(rows, -1)[:, :length].reshape(codes.shape)

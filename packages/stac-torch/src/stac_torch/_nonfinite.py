@@ -7,14 +7,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stac_torch._local import local, meshes, real
+from stac_torch._fused import all_finite_fused
+from stac_torch._local import local_reals, meshes
 
 Policy = Literal["skip", "raise", "propagate"]
 POLICIES: tuple[Policy, ...] = ("skip", "raise", "propagate")
 
 
 def found_nonfinite(
-    grads: Sequence[Tensor], parameters: Sequence[Tensor], group: Any = None
+    grads: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    group: Any = None,
+    *,
+    fused: bool = False,
 ) -> Tensor | None:
     """Return a 0-d boolean tensor: whether an entry of a gradient, on any rank, is not finite.
 
@@ -25,6 +30,7 @@ def found_nonfinite(
         parameters: All parameters of the optimizer, equal on all ranks; DTensors among them tell
             over which meshes the flag is reduced.
         group: A process group to reduce over as well, for other sharded wrappers.
+        fused: Whether to look with the compiled kernel where the gradients are on the CPU.
 
     Returns:
         The flag on the device of the first gradient; None where there is nothing to check.
@@ -34,7 +40,7 @@ def found_nonfinite(
     if not filled and not reduced and group is None:
         return None
     if filled:
-        flag = _all_finite(filled).logical_not()
+        flag = _all_finite(filled, fused=fused).logical_not()
     else:
         flag = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
     groups = [mesh.get_group(dim) for mesh in reduced for dim in range(mesh.ndim)]
@@ -47,14 +53,21 @@ def found_nonfinite(
     return count > 0
 
 
-def _all_finite(grads: Sequence[Tensor]) -> Tensor:
+def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
     """Tell whether the largest magnitude is finite, on the device of the first gradient."""
     infinity = float("inf")
-    if not torch.compiler.is_compiling():
-        return torch.nn.utils.get_total_norm(grads, infinity).isfinite()
-    # Its grouping by device breaks the graph; a compiler needs no multi-tensor form.
-    finite = [torch.linalg.vector_norm(g, infinity).isfinite() for g in grads]
-    return torch.stack([each.to(grads[0].device) for each in finite]).all()
+    on_cpu = all(g.device.type == "cpu" for g in grads)
+    if fused and on_cpu:
+        return torch.tensor(all_finite_fused(grads))
+    if torch.compiler.is_compiling():
+        # What groups tensors by device breaks the graph; a compiler needs no multi-tensor form.
+        finite = [torch.linalg.vector_norm(g, infinity).isfinite() for g in grads]
+        return torch.stack([each.to(grads[0].device) for each in finite]).all()
+    if on_cpu:
+        # Reads as fast as memory gives, where a norm takes eighty times that.
+        extremes = [extreme for g in grads for extreme in torch.aminmax(g)]
+        return torch.stack([each.to(torch.float64) for each in extremes]).isfinite().all()
+    return torch.nn.utils.get_total_norm(grads, infinity).isfinite()
 
 
 class NonfiniteGuard:
@@ -110,7 +123,8 @@ class NonfiniteGuard:
         if self.policy == "propagate":
             return False
         parameters = [p for group in param_groups for p in group["params"]]
-        flag = found_nonfinite([real(local(g)) for g in grads], parameters, self.group)
+        fused = any(g["fused"] for g in param_groups)
+        flag = found_nonfinite(local_reals(grads), parameters, self.group, fused=fused)
         if flag is None:
             return False
         if on_device and self.policy == "skip":

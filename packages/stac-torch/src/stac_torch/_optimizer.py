@@ -1,6 +1,7 @@
 """STAC as a ``torch.optim.Optimizer``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -9,14 +10,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stac_torch._arguments import (
-    materialized,
     nonfinite_policy,
-    refuse_partition_options,
     section_decay,
     skip_limit,
     split_names,
 )
-from stac_torch._groups import find_partition, groups_of
+from stac_torch._fused import prepare_fused, waits_for_nothing
+from stac_torch._groups import sections_of
 from stac_torch._nonfinite import NonfiniteGuard, Policy
 from stac_torch._options import GROUP_DEFAULTS, checked_group, complete
 from stac_torch._partition import (
@@ -80,6 +80,10 @@ class STAC(Optimizer):
             unit in the last place are not lost. Equal on replicas, and repeatable.
         rounding_seed: Its seed.
         foreach: Multi-tensor form; None chooses it for plain CUDA and XPU tensors.
+        fused: One pass over memory in one kernel: on the CPU a C kernel, which the system's C
+            compiler builds at the first use of a machine in a second or two; on CUDA a Triton
+            kernel. Never chosen by itself, and an error where neither can run. The AdamW section
+            takes torch's fused kernel.
         capturable: Keep every decision on the device, for CUDA graphs.
         track_diagnostics: Count in each step what :meth:`diagnostics` reports; costs memory and
             time, and the multi-tensor form.
@@ -135,6 +139,7 @@ class STAC(Optimizer):
         stochastic_rounding: bool = False,
         rounding_seed: int = 0,
         foreach: bool | None = None,
+        fused: bool | None = None,
         capturable: bool = False,
         track_diagnostics: bool = False,
         differentiable: bool = False,
@@ -145,48 +150,34 @@ class STAC(Optimizer):
         policy = nonfinite_policy(
             nonfinite, error_if_nonfinite=error_if_nonfinite, capturable=capturable
         )
+        if fused and track_diagnostics:
+            msg = "track_diagnostics=True counts in the loop, which fused=True replaces: give one"
+            raise ValueError(msg)
         self._guard = NonfiniteGuard(policy, skip_limit(max_consecutive_nonfinite), nonfinite_group)
         self._decay = section_decay(weight_decay, sign_weight_decay, adamw_weight_decay)
         self._track_diagnostics = track_diagnostics
         self._tally: Tally | None = None
         self._names: list[tuple[str, ...] | None] = []
-        self._layers: tuple[str, ...] = ()
-
-        partition_options = {
-            "last_n_layers": last_n_layers,
-            "last_n_ratio": last_n_ratio,
-            "adamw_modules": adamw_modules,
-            "sign_modules": sign_modules,
-            "norms_on_adamw": norms_on_adamw,
-        }
-        params, partitionable = materialized(params, role)
-        if partitionable:
-            partition, self._layers = find_partition(
-                params, shared_owner=shared_owner, **partition_options
-            )
-            params = groups_of(
-                partition,
-                decay=self._decay,
-                sign_lr_scale=sign_lr_scale,
-                exclude_bias_and_norm_from_weight_decay=exclude_bias_and_norm_from_weight_decay,
-            )
-            sign_lr_scale = params[0]["sign_lr_scale"]
-        else:
-            split = exclude_bias_and_norm_from_weight_decay
-            refuse_partition_options(
-                {
-                    **partition_options,
-                    "shared_owner": None if shared_owner == "first" else shared_owner,
-                    "exclude_bias_and_norm_from_weight_decay": split,
-                }
-            )
+        params, self._layers, sign_lr_scale = sections_of(
+            params,
+            role,
+            decay=self._decay,
+            sign_lr_scale=sign_lr_scale,
+            exclude_bias_and_norm_from_weight_decay=exclude_bias_and_norm_from_weight_decay,
+            shared_owner=shared_owner,
+            last_n_layers=last_n_layers,
+            last_n_ratio=last_n_ratio,
+            adamw_modules=adamw_modules,
+            sign_modules=sign_modules,
+            norms_on_adamw=norms_on_adamw,
+        )
         defaults = {
             **GROUP_DEFAULTS,
             "role": role,
             "lr": lr,
             "weight_decay": weight_decay,
             "sign_momentum": sign_momentum,
-            "sign_lr_scale": 1.0 if sign_lr_scale is None else sign_lr_scale,
+            "sign_lr_scale": sign_lr_scale,
             "sign_state_dtype": sign_state_dtype,
             "betas": betas,
             "eps": eps,
@@ -196,6 +187,7 @@ class STAC(Optimizer):
             "stochastic_rounding": stochastic_rounding,
             "rounding_seed": rounding_seed,
             "foreach": foreach,
+            "fused": fused,
             "capturable": capturable,
         }
         super().__init__(params, defaults)
@@ -239,6 +231,11 @@ class STAC(Optimizer):
         Parameters without names form one layer per group, ``"<group 0>"`` for the first.
         """
         return live_partition(self.param_groups, self._names, self._layers)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tells a ``GradScaler`` to leave unscaling and skipping to a fused step, as torch's do."""
+        return any(group["fused"] for group in self.param_groups)
 
     @property
     def nonfinite_skipped_steps(self) -> int:
@@ -303,6 +300,8 @@ class STAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_capture()
+        if any(group["fused"] for group in self.param_groups):
+            prepare_fused(self.param_groups, self.state)
         supplied = getattr(self, "found_inf", None)
         skip = self._guard.skip(self.param_groups, supplied, on_device=self._stays_on_device())
         if skip is True:
@@ -320,7 +319,7 @@ class STAC(Optimizer):
             self._init_group(group, *lists)
             if lists.params:
                 section = sign_section_ if group["role"] == "sign" else adamw_section_
-                section(group, lists, names_of(index, group, self._names), flags)
+                section(group, lists, partial(names_of, index, group, self._names), flags)
         return loss
 
     def _init_group(
@@ -347,7 +346,11 @@ class STAC(Optimizer):
         return None
 
     def _stays_on_device(self) -> bool:
-        return torch.compiler.is_compiling() or any(g["capturable"] for g in self.param_groups)
+        return (
+            torch.compiler.is_compiling()
+            or any(g["capturable"] for g in self.param_groups)
+            or waits_for_nothing(self.param_groups)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``state`` and ``param_groups`` as torch does, and ``param_names`` if any.

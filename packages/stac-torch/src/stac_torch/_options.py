@@ -7,6 +7,7 @@ from stam_core import ROLES, STACHyperparams
 from torch import Tensor
 
 from stac_torch._dtypes import dtype_name
+from stac_torch._fused import check_fused_group
 
 # Bumped when the meaning of a group or of a state key changes; `_legacy` reads older ones.
 FORMAT = 1
@@ -26,6 +27,7 @@ GROUP_DEFAULTS: Mapping[str, Any] = {
     "stochastic_rounding": False,
     "rounding_seed": 0,
     "foreach": None,
+    "fused": None,
     "capturable": False,
     "stac_format": FORMAT,
 }
@@ -109,9 +111,7 @@ def check_flags(group: Mapping[str, Any]) -> None:
     if isinstance(group["rounding_seed"], bool) or not isinstance(group["rounding_seed"], int):
         msg = f"rounding_seed must be an integer, got {group['rounding_seed']!r}"
         raise TypeError(msg)
-    if group.get("fused"):
-        msg = "fused=True is not available: use foreach=True, or torch.compile of the step"
-        raise ValueError(msg)
+    check_fused_group(group)
     tensor_lr = isinstance(group["lr"], Tensor)
     if tensor_lr and group["foreach"] and not group["capturable"] and group["role"] == "adamw":
         msg = (

@@ -1,16 +1,19 @@
 """One step of one parameter group: its tensors made local and real, its options resolved."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from stac_torch._adamw import AdamWTensors, adamw_step_
-from stac_torch._local import local, local_grad, real
+from stac_torch._fused import sign_fused_
+from stac_torch._local import is_dtensor, local, local_grad, local_reals
 from stac_torch._report import Tally
 from stac_torch._rounding import Noise, noise_key
 from stac_torch._sign import SignOptions, SignTensors, can_foreach, sign_foreach_, sign_step_
 from stac_torch._state import new_state, rounds_stochastically
+
+Names = Callable[[], Sequence[str]]
 
 _FOREACH_DEVICES = frozenset({"cuda", "xpu"})
 
@@ -83,23 +86,24 @@ def fill_lists(
                 lists.max_exp_avg_sqs.append(state["max_exp_avg_sq"])
 
 
-def sign_section_(
-    group: Mapping[str, Any], lists: GroupLists, names: Sequence[str], flags: Flags
-) -> None:
+def sign_section_(group: Mapping[str, Any], lists: GroupLists, names: Names, flags: Flags) -> None:
     """Take one step of a sign group.
 
     Args:
         group: The group.
         lists: Its tensors.
-        names: Names of all its parameters, which key the noise of stochastic rounding.
+        names: Returns the names of all its parameters, which key the noise of stochastic rounding.
         flags: What holds for the whole step.
     """
     for step in lists.steps:
         step.add_(1 if flags.skip is None else flags.skip.logical_not())
+    grads = lists.grads
+    if any(is_dtensor(g) for g in grads):
+        grads = [local_grad(p, g) for p, g in zip(lists.params, grads, strict=True)]
     tensors = SignTensors(
-        [real(local(p)) for p in lists.params],
-        [real(local_grad(p, g)) for p, g in zip(lists.params, lists.grads, strict=True)],
-        [real(local(m)) for m in lists.exp_avgs],
+        local_reals(lists.params),
+        local_reals(grads),
+        local_reals(lists.exp_avgs),
         [None if s is None else local(s) for s in lists.scales],
         _noises(group, lists, names),
     )
@@ -116,6 +120,9 @@ def sign_section_(
         grad_scale=flags.grad_scale,
         tally=flags.tally,
     )
+    if group["fused"]:
+        sign_fused_(tensors, options)
+        return
     foreach = group["foreach"]
     if foreach is None:
         foreach = all(p.device.type in _FOREACH_DEVICES for p in tensors.params)
@@ -125,9 +132,7 @@ def sign_section_(
         sign_step_(tensors, options)
 
 
-def adamw_section_(
-    group: Mapping[str, Any], lists: GroupLists, names: Sequence[str], flags: Flags
-) -> None:
+def adamw_section_(group: Mapping[str, Any], lists: GroupLists, names: Names, flags: Flags) -> None:
     """Take one step of an AdamW group; the arguments are those of :func:`sign_section_`."""
     tensors = AdamWTensors(
         [local(p) for p in lists.params],
@@ -144,6 +149,7 @@ def adamw_section_(
         skip=flags.skip,
         grad_scale=flags.grad_scale,
         foreach=group["foreach"],
+        fused=group["fused"],
         capturable=group["capturable"],
         amsgrad=group["amsgrad"],
         beta1=beta1,
@@ -155,16 +161,17 @@ def adamw_section_(
     )
 
 
-def _noises(
-    group: Mapping[str, Any], lists: GroupLists, names: Sequence[str]
-) -> list[Noise | None]:
+def _noises(group: Mapping[str, Any], lists: GroupLists, names: Names) -> list[Noise | None]:
+    if not group["stochastic_rounding"]:
+        return [None] * len(lists.params)
+    keys = names()
     steps = iter(lists.steps)
     noises: list[Noise | None] = []
     for parameter, position in zip(lists.params, lists.positions, strict=True):
         rounded = rounds_stochastically(group, parameter)
         step = next(steps) if rounded or group["role"] == "adamw" else None
         if rounded and step is not None:
-            noises.append(Noise(noise_key(group["rounding_seed"], names[position]), step))
+            noises.append(Noise(noise_key(group["rounding_seed"], keys[position]), step))
         else:
             noises.append(None)
     return noises

@@ -25,8 +25,9 @@ def new_state(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     """Return the state of a parameter before its first step; empty if it needs none."""
     state: dict[str, Tensor] = {}
     if group["role"] == "adamw" or rounds_stochastically(group, parameter):
-        # A counter on the host costs no launch; a graph needs it on the device.
-        device = local(parameter).device if group["capturable"] else "cpu"
+        # A counter on the host costs no launch; graphs and kernels need it on the device.
+        on_device = group["capturable"] or group["fused"]
+        device = local(parameter).device if on_device else "cpu"
         state["step"] = torch.zeros((), dtype=torch.float32, device=device)
     if group["role"] == "sign":
         if group["sign_momentum"] != 0:

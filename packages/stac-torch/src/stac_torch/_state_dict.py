@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stac_torch._fused import same_layout
 from stac_torch._int8 import scale_shape
 from stac_torch._legacy import from_published, is_published
 from stac_torch._options import FORMAT, complete
@@ -147,6 +148,7 @@ def rebuilt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) 
     for saved, group in zip(saved_groups, groups, strict=True):
         options = {k: deepcopy(v) for k, v in saved.items() if k not in ("params", "param_names")}
         options.setdefault("role", group["role"])
+        options.setdefault("fused", group["fused"])
         complete(options)
         for key, parameter in zip(saved["params"], group["params"], strict=True):
             if key in state_dict["state"]:
@@ -168,6 +170,12 @@ def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) ->
         group: The loaded group: a counter lives on the device in capturable groups.
     """
     if key == "step":
-        device = parameter.device if group["capturable"] else "cpu"
+        device = parameter.device if group["capturable"] or group["fused"] else "cpu"
         return torch.as_tensor(value, dtype=torch.float32).to(device)
-    return value.to(parameter.device) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    value = value.to(parameter.device)
+    if group["fused"] and key == "exp_avg" and not same_layout(value, parameter):
+        # The kernels walk a parameter and its moment in one order of memory.
+        value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value

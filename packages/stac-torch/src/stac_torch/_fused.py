@@ -1,0 +1,165 @@
+"""``fused=True``: which kernel takes the sign step of a tensor, and what it can take.
+
+On the CPU a compiled C kernel (:mod:`stac_torch._fused_cpu`), on CUDA a Triton kernel
+(:mod:`stac_torch._fused_cuda`). Where neither can run this raises: a user who asked for the fast
+path must not get a slow one unawares.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stac_torch._compiler import cpu_library
+from stac_torch._dtypes import INT8
+from stac_torch._local import local
+from stac_torch._sign import SignOptions, SignTensors
+
+DEVICES = ("cpu", "cuda")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WHY_NOT_COMPILED = "fused=True is compiled already: use fused=False to compile the whole step"
+
+
+def check_fused_group(group: Mapping[str, Any]) -> None:
+    """Check the option ``fused`` of a group against the others, in torch's words.
+
+    Raises:
+        TypeError: It is neither None nor a boolean.
+        RuntimeError: The group asks for two implementations.
+    """
+    if group["fused"] not in (None, True, False):
+        msg = f"fused must be None, True or False, got {group['fused']!r}"
+        raise TypeError(msg)
+    if group["fused"] and group["foreach"]:
+        msg = "`fused` and `foreach` cannot be `True` together."
+        raise RuntimeError(msg)
+
+
+@torch.compiler.disable(reason=_WHY_NOT_COMPILED)
+def prepare_fused(
+    groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]
+) -> None:
+    """Check, before a step changes anything, that the kernels are there and take these tensors.
+
+    Raises:
+        RuntimeError: A parameter with a gradient is on another device, not floating, or laid out as
+            no kernel can walk it; or a kernel cannot be built.
+    """
+    devices: set[str] = set()
+    for group in groups:
+        if not group["fused"]:
+            continue
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            p = local(parameter)
+            _check_parameter(p)
+            devices.add(p.device.type)
+            if group["role"] == "sign":
+                moment = local(states.get(parameter, {}).get("exp_avg", p))
+                if not (p.is_contiguous() and moment.is_contiguous()):
+                    _check_layout(group, p, moment)
+    if "cpu" in devices:
+        cpu_library()
+    if "cuda" in devices:
+        require_triton()
+
+
+def _check_parameter(p: Tensor) -> None:
+    if p.device.type not in DEVICES or p.dtype not in DTYPES:
+        # Torch's own sentence.
+        msg = (
+            "`fused=True` requires all the params to be floating point Tensors of supported "
+            f"devices: {list(DEVICES)} but {p.dtype} and {p.device.type}"
+        )
+        raise RuntimeError(msg)
+
+
+def _check_layout(group: Mapping[str, Any], p: Tensor, moment: Tensor) -> None:
+    row_major = group["sign_state_dtype"] == INT8 or group["stochastic_rounding"]
+    ordered = p.is_contiguous() if row_major else is_dense(p)
+    if not ordered or not same_layout(moment, p):
+        msg = (
+            f"`fused=True` cannot walk a parameter of shape {tuple(p.shape)} and strides "
+            f"{p.stride()} with a momentum of strides {moment.stride()}: it needs memory without "
+            "gaps in one order for both, and row-major order for an int8 momentum or stochastic "
+            "rounding. Make the parameter contiguous, or use fused=False"
+        )
+        raise RuntimeError(msg)
+
+
+def require_triton() -> None:
+    """Raise unless Triton can be imported.
+
+    Raises:
+        RuntimeError: It cannot.
+    """
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        msg = (
+            f"fused=True on CUDA needs Triton, which cannot be imported ({error}): install the "
+            "triton that belongs to this torch, or use fused=False"
+        )
+        raise RuntimeError(msg) from error
+
+
+def waits_for_nothing(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether a group is fused on CUDA, where a step must not wait for the device."""
+    return any(group["fused"] and any(p.is_cuda for p in group["params"]) for group in groups)
+
+
+@torch.compiler.disable(reason=_WHY_NOT_COMPILED)
+def sign_fused_(tensors: SignTensors, options: SignOptions) -> None:
+    """Take one step with one kernel launch per device and combination of dtypes.
+
+    The values of :func:`stac_torch._sign.sign_step_`, on tensors that :func:`prepare_fused` let by.
+    """
+    for device, part in by_device(tensors).items():
+        if device.type == "cpu":
+            from stac_torch._fused_cpu import sign_step_cpu_
+
+            sign_step_cpu_(part, options)
+        else:
+            from stac_torch._fused_cuda import sign_step_cuda_
+
+            sign_step_cuda_(part, options)
+
+
+@torch.compiler.disable(reason=_WHY_NOT_COMPILED)
+def all_finite_fused(grads: Sequence[Tensor]) -> bool:
+    """Tell whether every entry of gradients in host memory is finite."""
+    from stac_torch._fused_cpu import all_finite_cpu
+
+    return all_finite_cpu(grads)
+
+
+def by_device(tensors: SignTensors) -> dict[torch.device, SignTensors]:
+    """Return the entries of each device."""
+    devices = [p.device for p in tensors.params]
+    if devices.count(devices[0]) == len(devices):
+        return {devices[0]: tensors}
+    parts: dict[torch.device, SignTensors] = {}
+    for index, device in enumerate(devices):
+        parts.setdefault(device, SignTensors()).extend(tensors.whole(index))
+    return parts
+
+
+def same_layout(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors of one shape keep their entries in the same order."""
+    return (one.is_contiguous() and other.is_contiguous()) or one.stride() == other.stride()
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor's entries fill a piece of memory without gaps, each once."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

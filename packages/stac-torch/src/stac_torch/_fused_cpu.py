@@ -1,0 +1,111 @@
+"""The sign step on the CPU in one pass over memory: the compiled kernel of ``csrc/sign.c``.
+
+Its values are those of the plain path bit for bit. It works in place and in pieces that stay in the
+first-level cache, so it needs no temporaries beside a table of 64 bytes per tensor, except for a
+gradient that is laid out otherwise than its parameter, which is copied.
+"""
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stac_torch._compiler import cpu_library
+from stac_torch._fused import is_dense, same_layout
+from stac_torch._sign import SignOptions, SignTensors
+
+_FIELDS = 8
+_CODES = {
+    torch.float64: 0,
+    torch.float32: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.int8: 4,
+}
+_NONE = 5
+
+
+class _Options(ctypes.Structure):
+    """``options`` of ``csrc/sign.c``."""
+
+    _fields_ = (
+        ("lr", ctypes.c_double),
+        ("decay", ctypes.c_double),
+        ("momentum", ctypes.c_double),
+        ("fresh", ctypes.c_double),
+        ("grad_scale", ctypes.c_double),
+        ("maximize", ctypes.c_int64),
+        ("param", ctypes.c_int64),
+        ("grad", ctypes.c_int64),
+        ("moment", ctypes.c_int64),
+        ("nonfinite", ctypes.c_int64),
+    )
+
+
+def sign_step_cpu_(tensors: SignTensors, options: SignOptions) -> None:
+    """Take one step on tensors in host memory, whose layouts were checked."""
+    if options.skip is not None and bool(options.skip):
+        return
+    lr = float(options.lr)
+    scale = options.grad_scale
+    base = {
+        "lr": lr,
+        "decay": float(1 - options.lr * options.weight_decay),
+        "momentum": options.momentum,
+        "fresh": 1 - options.momentum,
+        "grad_scale": 0.0 if scale is None else float(scale),
+        "maximize": options.maximize,
+    }
+    moments = tensors.exp_avgs or [None] * len(tensors.params)
+    tables: dict[tuple[int, int, int], array[int]] = {}
+    kept: list[Tensor] = []
+    for p, g, m, s, noise in zip(
+        tensors.params, tensors.grads, moments, tensors.scales, tensors.noises, strict=True
+    ):
+        if not same_layout(g, p):
+            g = torch.empty_like(p, dtype=g.dtype).copy_(g)
+            kept.append(g)
+        key = _CODES[p.dtype], _CODES[g.dtype], _NONE if m is None else _CODES[m.dtype]
+        tables.setdefault(key, array("q")).extend(
+            (
+                p.data_ptr(),
+                g.data_ptr(),
+                0 if m is None else m.data_ptr(),
+                0 if s is None else s.data_ptr(),
+                p.numel(),
+                0 if s is None or not p.numel() else p.numel() // p.shape[0],
+                -1 if noise is None else noise.key,
+                0 if noise is None else int(noise.step),
+            )
+        )
+    for (param, grad, moment), table in tables.items():
+        filled = _Options(**base, param=param, grad=grad, moment=moment)
+        _call("stac_sign_step", table, filled)
+
+
+def all_finite_cpu(grads: Sequence[Tensor]) -> bool:
+    """Tell whether every entry is finite, in one pass over gradients in host memory."""
+    tables: dict[int, array[int]] = {}
+    kept: list[Tensor] = []
+    for g in grads:
+        if not is_dense(g):
+            g = g.contiguous()
+            kept.append(g)
+        tables.setdefault(_CODES[g.dtype], array("q")).extend(
+            (0, g.data_ptr(), 0, 0, g.numel(), 0, -1, 0)
+        )
+    return all(
+        _call("stac_all_finite", table, _Options(grad=code)) for code, table in tables.items()
+    )
+
+
+def _call(name: str, table: "array[int]", options: _Options) -> int:
+    address, length = table.buffer_info()
+    return getattr(cpu_library(), name)(
+        ctypes.c_void_p(address),
+        ctypes.c_int64(length // _FIELDS),
+        ctypes.byref(options),
+        torch.get_num_threads(),
+    )

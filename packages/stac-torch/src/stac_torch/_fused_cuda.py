@@ -1,0 +1,200 @@
+"""The sign step on CUDA: a launch per combination of dtypes, however many tensors there are.
+
+Kernels find their tensors through a table of addresses on the device. It is copied there from
+pinned memory, without waiting, when an address changed since the last step, which in a steady
+training loop none does; the list of chunks depends on shapes alone.
+"""
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from stac_torch import _triton_sign as kernels
+from stac_torch._dtypes import arithmetic_dtype
+from stac_torch._fused import same_layout
+from stac_torch._int8 import BLOCK
+from stac_torch._sign import SignOptions, SignTensors
+
+TILE, TILES = 4096, 4
+INT8_BLOCKS = 8
+_TYPES: dict[torch.dtype, Any] = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+# What a captured graph reads has to outlive it, and nothing says when a graph is gone.
+_captured: list[Any] = []
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: the kernel, how many programs, and its arguments by name."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+
+    def run(self) -> None:
+        """Launch it."""
+        # Contraction off: the bits of the plain path.
+        self.kernel[(self.programs,)](**self.arguments, num_warps=8, enable_fp_fusion=False)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the tensors of one launch have in common.
+
+    Attributes:
+        param: Dtype of the parameters.
+        grad: Of the gradients.
+        moment: Of the moments, None without momentum.
+        noisy: Whether they are rounded stochastically.
+        aligned: Whether addresses and lengths are multiples of 16, for loads of whole vectors.
+    """
+
+    param: torch.dtype
+    grad: torch.dtype
+    moment: torch.dtype | None
+    noisy: bool
+    aligned: bool
+
+
+def sign_step_cuda_(tensors: SignTensors, options: SignOptions) -> None:
+    """Take one step on tensors of one device, whose layouts were checked."""
+    device = tensors.params[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        for launch in launches(tensors, options):
+            launch.run()
+
+
+def launches(tensors: SignTensors, options: SignOptions) -> list[Launch]:
+    """Return the launches of one step."""
+    rows: dict[_Kind, list[tuple[int, ...]]] = {}
+    for p, g, m, s, noise in zip(
+        tensors.params,
+        tensors.grads,
+        tensors.exp_avgs or [None] * len(tensors.params),
+        tensors.scales,
+        tensors.noises,
+        strict=True,
+    ):
+        if p.numel() == 0:
+            continue
+        if not same_layout(g, p):
+            g = torch.empty_like(p, dtype=g.dtype).copy_(g)
+        addresses = [0 if t is None else t.data_ptr() for t in (p, g, m, s)]
+        length = 0 if s is None else p.numel() // p.shape[0]
+        kind = _Kind(
+            p.dtype,
+            g.dtype,
+            None if m is None else m.dtype,
+            noise is not None,
+            all(number % 16 == 0 for number in (*addresses, p.numel(), length)),
+        )
+        drawn = (0, 0) if noise is None else (noise.key, noise.step.data_ptr())
+        rows.setdefault(kind, []).append((*addresses, p.numel(), length, *drawn))
+    device = tensors.params[0].device
+    return [_launch(kind, tuple(found), device, options) for kind, found in rows.items()]
+
+
+def _launch(
+    kind: _Kind, rows: tuple[tuple[int, ...], ...], device: torch.device, options: SignOptions
+) -> Launch:
+    real = arithmetic_dtype(kind.param)
+    quantized = kind.moment is torch.int8
+    chunks = _chunks(tuple(row[4:6] for row in rows), device, quantized=quantized)
+    table = _table(rows, device)
+    shared = {
+        "table": table,
+        "chunks": chunks,
+        "skip": _on(device, options.skip),
+        "grad_scale": _on(device, options.grad_scale),
+        **_hyperparameters(options, real, device),
+        "PARAM": _TYPES[kind.param],
+        "GRAD": _TYPES[kind.grad],
+        "REAL": _TYPES[real],
+        "ALIGNED": kind.aligned,
+        "SKIPPABLE": options.skip is not None,
+        "SCALED": options.grad_scale is not None,
+        "MAXIMIZE": options.maximize,
+        "NOISY": kind.noisy,
+    }
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.append((table, chunks))
+    if quantized:
+        own = {"BLOCKS": INT8_BLOCKS}
+        return Launch(kernels.step_int8, len(chunks), {**shared, **own})
+    moment = kind.moment or kind.param
+    largest = torch.finfo(moment).max
+    own = {
+        "largest": largest,
+        "MOMENT": _TYPES[moment],
+        "HAS_MOMENT": kind.moment is not None,
+        "CLAMPED": largest < torch.finfo(real).max,
+        "TILE": TILE,
+        "TILES": TILES,
+    }
+    return Launch(kernels.step_floating, len(chunks), {**shared, **own})
+
+
+def _on(device: torch.device, flag: Tensor | None) -> Tensor | None:
+    return None if flag is None else flag.reshape(()).to(device, non_blocking=True)
+
+
+def _hyperparameters(
+    options: SignOptions, real: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """Return the numbers of the rule: as numbers, or on the device where they are or must be."""
+    decay = 1 - options.lr * options.weight_decay
+    values = {
+        "lr": options.lr,
+        "decay": decay,
+        "momentum": options.momentum,
+        "fresh": 1 - options.momentum,
+    }
+    lr_on_device = isinstance(options.lr, Tensor) and options.lr.device.type != "cpu"
+    # Launches pass numbers in float32.
+    if not lr_on_device and real is torch.float32:
+        return {name: float(value) for name, value in values.items()} | {"ON_DEVICE": False}
+    placed = {
+        name: value.to(device, non_blocking=True)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=real, device=device)
+        for name, value in values.items()
+    }
+    return placed | {"ON_DEVICE": True}
+
+
+@functools.lru_cache(maxsize=256)
+def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    return _copied(torch.tensor(rows, dtype=torch.int64), device)
+
+
+@functools.lru_cache(maxsize=64)
+def _chunks(sizes: tuple[tuple[int, ...], ...], device: torch.device, *, quantized: bool) -> Tensor:
+    """Return (tensor, chunk) of each program, int32."""
+    if quantized:
+        blocks = [entries // length * -(-length // BLOCK) for entries, length in sizes]
+        counts = torch.tensor([-(-count // INT8_BLOCKS) for count in blocks])
+    else:
+        counts = torch.tensor([-(-entries // (TILE * TILES)) for entries, _ in sizes])
+    tensor = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    chunk = torch.arange(len(tensor)) - first
+    return _copied(torch.stack([tensor, chunk], dim=1).to(torch.int32), device)
+
+
+def _copied(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on a device, on a GPU without waiting for it."""
+    if device.type != "cuda":
+        return values.to(device)
+    pinned = values.pin_memory()
+    if torch.cuda.is_current_stream_capturing():
+        _captured.append(pinned)
+    return pinned.to(device, non_blocking=True)

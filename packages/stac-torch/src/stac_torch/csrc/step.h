@@ -1,0 +1,124 @@
+/* The step on one piece of one tensor in the arithmetic type REAL; sign.c includes it twice. */
+
+static void NAMED(load)(REAL *restrict into, int64_t address, int64_t offset, int64_t type, int n) {
+    if (type == FLOAT64) {
+        const double *from = (const double *)address + offset;
+        for (int i = 0; i < n; i++) into[i] = (REAL)from[i];
+    } else if (type == FLOAT32) {
+        const float *from = (const float *)address + offset;
+        for (int i = 0; i < n; i++) into[i] = (REAL)from[i];
+    } else if (type == FLOAT16) {
+        const uint16_t *from = (const uint16_t *)address + offset;
+        for (int i = 0; i < n; i++) into[i] = (REAL)from_float16(from[i]);
+    } else {
+        const uint16_t *from = (const uint16_t *)address + offset;
+        for (int i = 0; i < n; i++) into[i] = (REAL)from_bfloat16(from[i]);
+    }
+}
+
+static void NAMED(store)(int64_t address, int64_t offset, int64_t type, const REAL *restrict value,
+                         int n) {
+    if (type == FLOAT64) {
+        double *into = (double *)address + offset;
+        for (int i = 0; i < n; i++) into[i] = (double)value[i];
+    } else if (type == FLOAT32) {
+        float *into = (float *)address + offset;
+        for (int i = 0; i < n; i++) into[i] = (float)value[i];
+    } else if (type == FLOAT16) {
+        uint16_t *into = (uint16_t *)address + offset;
+        for (int i = 0; i < n; i++) into[i] = to_float16((float)value[i]);
+    } else {
+        uint16_t *into = (uint16_t *)address + offset;
+        for (int i = 0; i < n; i++) into[i] = to_bfloat16((float)value[i]);
+    }
+}
+
+static void NAMED(store_randomly)(const tensor *t, int64_t offset, const REAL *restrict value,
+                                  int n) {
+    uint16_t *into = (uint16_t *)t->param + offset;
+    uint32_t step = mixed((uint32_t)t->counter), key = (uint32_t)t->noise;
+    for (int i = 0; i < n; i++) {
+        uint64_t index = (uint64_t)(offset + i);
+        uint32_t word = mixed((uint32_t)index ^ step) ^ (uint32_t)(index >> 32) ^ key;
+        uint32_t bits = bits_of((float)value[i]);
+        uint16_t drawn = (bits + (mixed(word) >> 16)) >> 16;
+        int finite = (bits & 0x7F800000) != 0x7F800000;
+        into[i] = finite ? drawn : to_bfloat16((float)value[i]);
+    }
+}
+
+/* m <- momentum*m + fresh*g;  p <- p*decay - lr*sign(m), with sign(nan) = nan. */
+static inline void NAMED(rule)(REAL *restrict p, const REAL *restrict g, REAL *restrict m,
+                               const options *o, int n) {
+    REAL momentum = (REAL)o->momentum, decay = (REAL)o->decay, lr = (REAL)o->lr;
+    REAL fresh = (REAL)(o->maximize ? -o->fresh : o->fresh);
+    for (int i = 0; i < n; i++) {
+        REAL next = m[i] * momentum + g[i] * fresh;
+        REAL sign = (REAL)(next > 0) - (REAL)(next < 0);
+        sign = next != next ? next : sign;
+        m[i] = next;
+        p[i] = p[i] * decay - sign * lr;
+    }
+}
+
+/* The same without momentum: the sign of the gradient. */
+static inline void NAMED(rule_without_momentum)(REAL *restrict p, const REAL *restrict g,
+                                                const options *o, int n) {
+    REAL decay = (REAL)o->decay, lr = (REAL)(o->maximize ? -o->lr : o->lr);
+    for (int i = 0; i < n; i++) {
+        REAL sign = (REAL)(g[i] > 0) - (REAL)(g[i] < 0);
+        sign = g[i] != g[i] ? g[i] : sign;
+        p[i] = p[i] * decay - sign * lr;
+    }
+}
+
+/* A piece whose moment is already wide; none where the options name no dtype for it. */
+static void NAMED(update)(const tensor *t, const options *o, int64_t offset, int n,
+                          REAL *restrict moment) {
+    const int64_t own = sizeof(REAL) == sizeof(float) ? FLOAT32 : FLOAT64;
+    REAL wide_param[PIECE], wide_grad[PIECE];
+    REAL *param = (REAL *)t->param + offset;
+    const REAL *grad = (const REAL *)t->grad + offset;
+    if (o->param != own) {
+        NAMED(load)(wide_param, t->param, offset, o->param, n);
+        param = wide_param;
+    }
+    if (o->grad != own || o->grad_scale != 0) {
+        NAMED(load)(wide_grad, t->grad, offset, o->grad, n);
+        grad = wide_grad;
+    }
+    if (o->grad_scale != 0) {
+        REAL grad_scale = (REAL)o->grad_scale;
+        for (int i = 0; i < n; i++) wide_grad[i] /= grad_scale;
+    }
+    if (o->moment == NONE)
+        NAMED(rule_without_momentum)(param, grad, o, n);
+    else
+        NAMED(rule)(param, grad, moment, o, n);
+    if (t->noise >= 0)
+        NAMED(store_randomly)(t, offset, param, n);
+    else if (o->param != own)
+        NAMED(store)(t->param, offset, o->param, param, n);
+}
+
+static void NAMED(piece)(const tensor *t, const options *o, int64_t offset, int n) {
+    const int64_t own = sizeof(REAL) == sizeof(float) ? FLOAT32 : FLOAT64;
+    if (o->moment == NONE || o->moment == own) {
+        NAMED(update)(t, o, offset, n, (REAL *)t->moment + offset);
+        return;
+    }
+    REAL moment[PIECE];
+    NAMED(load)(moment, t->moment, offset, o->moment, n);
+    NAMED(update)(t, o, offset, n, moment);
+    /* A moment too large for its storage becomes the largest that it holds. */
+    const REAL largest = (REAL)(o->moment == FLOAT16    ? 65504.0
+                                : o->moment == BFLOAT16 ? 0x1.FEp127
+                                                        : 0x1.FFFFFEp127);
+    if (o->moment != FLOAT64) {
+        for (int i = 0; i < n; i++) {
+            REAL value = moment[i] > largest ? largest : moment[i];
+            moment[i] = value < -largest ? -largest : value;
+        }
+    }
+    NAMED(store)(t->moment, offset, o->moment, moment, n);
+}

@@ -1,0 +1,83 @@
+"""Both Triton kernels in Triton's interpreter, compared bit for bit with the plain path.
+
+    TRITON_INTERPRET=1 python triton_script.py
+
+A process of its own, because Triton decides at import whether it interprets.
+"""
+
+import copy
+import itertools
+import sys
+
+import numpy as np
+import torch
+from stac_torch import _fused_cuda, _int8, _sign
+from stac_torch._rounding import Noise
+
+SHAPES = [(9, 300), (17, 33), (2000,), (), (20, 256)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+MOMENTS = [None, torch.float32, torch.bfloat16, torch.float16, torch.int8]
+OPTIONS = [
+    {"skip": torch.tensor(True)},
+    {"maximize": True, "grad_scale": torch.tensor(3.0)},
+    {"skip": torch.tensor(False), "lr": torch.tensor(2e-3), "weight_decay": 0.0},
+]
+
+
+def problem(dtype, moment, noisy):
+    generator = torch.Generator().manual_seed(0)
+    tensors = _sign.SignTensors()
+    for number, shape in enumerate(SHAPES):
+        size = 10 ** torch.empty(shape).uniform_(-6, 0, generator=generator)
+        grad = (torch.randn(shape, generator=generator) * size).to(dtype)
+        if grad.numel() > 100:
+            special = torch.tensor([0.0, float("nan"), float("inf"), -float("inf"), 1e30])
+            grad.view(-1)[:5] = special.to(dtype)
+        tensors.params.append((0.02 * torch.randn(shape, generator=generator)).to(dtype))
+        tensors.grads.append(grad)
+        tensors.scales.append(None)
+        tensors.noises.append(Noise(123_456_789 + number, torch.tensor(3.0)) if noisy else None)
+        if moment is None:
+            continue
+        value = 0.01 * torch.randn(shape, generator=generator)
+        if moment is torch.int8 and len(shape) == 2:
+            codes, tensors.scales[-1] = _int8.encode(value)
+            value = codes.contiguous()
+        tensors.exp_avgs.append(
+            value.to(
+                torch.float32 if value.dtype is torch.float32 and moment is torch.int8 else moment
+            )
+        )
+    return tensors
+
+
+def compare(dtype, moment, given, noisy):
+    options = _sign.SignOptions(
+        **{"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "maximize": False, **given},
+        propagate_nan=True,
+    )
+    plain = problem(dtype, moment, noisy)
+    fused = copy.deepcopy(plain)
+    _sign.sign_step_(plain, options)
+    _fused_cuda.sign_step_cuda_(fused, options)
+    for name in ("params", "exp_avgs", "scales"):
+        for a, b in zip(getattr(plain, name), getattr(fused, name), strict=True):
+            torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True)
+
+
+def main():
+    count = 0
+    # Small tiles make many programs of small tensors, and the interpreter computes whole tiles.
+    _fused_cuda.TILE, _fused_cuda.TILES, _fused_cuda.INT8_BLOCKS = 512, 2, 4
+    # NumPy, which interprets, says so of what these kernels do on purpose.
+    with np.errstate(all="ignore"):
+        pairs = itertools.product(DTYPES, MOMENTS)
+        for (dtype, moment), given in zip(pairs, itertools.cycle(OPTIONS)):
+            for noisy in (False, True) if dtype is torch.bfloat16 else (False,):
+                compare(dtype, moment, given, noisy)
+                count += 1
+    sys.stdout.write(str(count))
+
+
+if __name__ == "__main__":
+    main()
