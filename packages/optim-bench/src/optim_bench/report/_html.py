@@ -123,6 +123,11 @@ def _method(results: Results) -> str:
         "batches for every optimizer. A verdict needs an exact sign-flip p-value below "
         f"{results['protocol']['alpha']:g} after Holm's correction over the tests registered for "
         "the framework; intervals are Student's t on log-ratios."
+        + (
+            " Better has to hold against AdamW at its default learning rate, too."
+            if budget["defaults"]
+            else ""
+        )
     )
 
 
@@ -142,6 +147,7 @@ def _rows(results: Results, cells: list[Mapping[str, Any]]) -> Iterator[dict[str
                 number(cell["fresh"]["mean"].get("test_loss"), ".4g"),
                 *ratio_columns(comparison),
                 str(cell["fresh"]["ok"]),
+                number(cell["defaults"]["mean"].get("test_loss"), ".4g"),
                 number(state_ratio(cell), ".3g"),
             ],
             "kind": kind,

@@ -47,9 +47,9 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
 def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "| workload | optimizer | learning rate | test loss | ratio | 95 % interval | p (Holm) "
-        "| seeds | state / parameters | verdict |"
+        "| seeds | loss at the default rate | state / parameters | verdict |"
     )
-    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
     for cell in cells:
         comparison = comparisons.get(cell["name"])
         fresh, rate = cell["fresh"], cell["tuning"]["selected"]
@@ -60,6 +60,7 @@ def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> It
             number(fresh["mean"].get("test_loss"), ".4g"),
             *ratio_columns(comparison),
             f"{fresh['ok']}",
+            number(cell["defaults"]["mean"].get("test_loss"), ".4g"),
             number(state_ratio(cell), ".3g"),
             LABELS[comparison["verdict"]] if comparison else "baseline",
         ]

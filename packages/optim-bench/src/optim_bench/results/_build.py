@@ -23,7 +23,17 @@ from optim_bench.stats import (
 from optim_bench.store import Store, read_json
 
 Measured = Mapping[str, Any]
-RANKED = frozenset({"better", "worse", "no difference", "too few seeds", "unstable", "exploratory"})
+RANKED = frozenset(
+    {
+        "better",
+        "worse",
+        "not confirmed",
+        "no difference",
+        "too few seeds",
+        "unstable",
+        "exploratory",
+    }
+)
 PROFILE_RATIOS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 
 SMALL = "Small workloads (up to about 100,000 parameters): they do not predict large models."
@@ -138,6 +148,11 @@ def _cautions(
             f"Where the verdict is 'too few seeds', {plan.budget.fresh_seeds} paired seeds cannot "
             f"reach the level of {ALPHA:g} for the family, whatever the outcome; use --seeds."
         )
+    if misled := [c["name"] for c in comparisons if c["verdict"] == "not confirmed"]:
+        cautions.append(
+            "Better than the tuned baseline, but not than the baseline at its default learning "
+            f"rate, so no improvement: {', '.join(misled)}."
+        )
     if under := [cell["name"] for cell in cells if cell["tuning"]["under_tuned"]]:
         cautions.append(f"Under-tuned and therefore not ranked: {', '.join(under)}.")
     if mixed := sorted(name for name, values in _environment(used).items() if len(values) > 1):
@@ -153,7 +168,8 @@ def _aggregates(
 ) -> list[dict[str, Any]]:
     """Summarize the optimizers that have a result on every real workload of the framework."""
     mine = [c for c in comparisons if c["framework"] == framework]
-    real = [name for name, facts in sorted(plan.workloads.items()) if facts["kind"] == "real"]
+    here = {cell["workload"] for cell in cells if cell["framework"] == framework}
+    real = [n for n, facts in sorted(plan.workloads.items()) if n in here and _is_real(facts)]
     by_name = {cell["name"]: cell for cell in cells}
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for label in dict.fromkeys(c["label"] for c in mine):
@@ -196,6 +212,10 @@ def _searches(plan: Plan, cells: Sequence[Measured], framework: str) -> list[dic
         for comparison in row["comparisons"]:
             comparison["sentence"] = verdict_sentence(comparison, row["title"])
     return rows
+
+
+def _is_real(facts: Mapping[str, Any]) -> bool:
+    return facts["kind"] == "real"
 
 
 def _log_ratios(cell: Measured, baseline: Measured) -> dict[int, float]:

@@ -60,15 +60,16 @@ def measure_cell(plan: Plan, cell: Cell, records: Records) -> dict[str, Any]:
     }
 
 
-def fresh_losses(cell: Mapping[str, Any]) -> dict[int, float]:
+def fresh_losses(cell: Mapping[str, Any], part: str = "fresh") -> dict[int, float]:
     """Return seed -> test loss of a measured cell; inf where the run diverged, failed runs absent.
 
     Args:
         cell: as `measure_cell` returns it.
+        part: `"fresh"` for the selected learning rate, `"defaults"` for the authors' own.
     """
     return {
         run["seed"]: math.inf if run["test_loss"] is None else run["test_loss"]
-        for run in cell["fresh"]["runs"]
+        for run in cell[part]["runs"]
         if run["status"] != "failed"
     }
 

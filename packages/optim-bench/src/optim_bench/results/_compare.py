@@ -8,6 +8,12 @@ alone. It is withheld wherever a condition of a fair comparison is missing, in t
     unstable       a fresh run of either side diverged
     exploratory    the comparison was not registered
     too few seeds  no outcome could have reached the level with so many seeds and tests
+    not confirmed  better than the tuned baseline, and not than the baseline at its default rate
+
+The last one is there because a search can mislead: with few tuning seeds the selected learning rate
+of the baseline may be worse on fresh seeds than its default, which everybody has for nothing. Where
+a tier runs the defaults on the fresh seeds, "better" has to hold against both, each with Holm's
+correction over the family.
 """
 
 import math
@@ -61,7 +67,11 @@ def compare_with(
         )
         for cell in others
     }
+    defaults = {
+        cell["name"]: _against_default(cell, baselines[cell["workload"]]) for cell in others
+    }
     # A test that cannot be carried out stays in the family, with the weakest p-value there is.
+    confirmed = holm([_or_one(found.p_value) if (found := defaults[n]) else 1.0 for n in family])
     p_values = [_or_one(paired[name].p_value) for name in family]
     adjusted = dict(zip(family, holm(p_values), strict=True))
     smallest = [smallest_p_value(paired[name].pairs) for name in family]
@@ -71,6 +81,8 @@ def compare_with(
             cell,
             baselines[cell["workload"]],
             paired[cell["name"]],
+            defaults[cell["name"]],
+            confirmed=dict(zip(family, confirmed, strict=True)).get(cell["name"]),
             adjusted=adjusted.get(cell["name"]),
             within_reach=within_reach.get(cell["name"], False),
             tests=len(family),
@@ -79,11 +91,21 @@ def compare_with(
     ]
 
 
+def _against_default(cell: Measured, baseline: Measured) -> PairedComparison | None:
+    """Compare with the baseline at its default learning rate, where it ran on every fresh seed."""
+    found = baseline["defaults"]
+    if not found["planned"] or found["ok"] < found["planned"]:
+        return None
+    return compare_paired(fresh_losses(cell), fresh_losses(baseline, "defaults"), level=LEVEL)
+
+
 def _comparison(
     cell: Measured,
     baseline: Measured,
     paired: PairedComparison,
+    default: PairedComparison | None,
     *,
+    confirmed: float | None,
     adjusted: float | None,
     within_reach: bool,
     tests: int,
@@ -96,6 +118,10 @@ def _comparison(
         else smallest_detectable(paired.deviation, paired.pairs, alpha=alpha)
     )
     verdict, reason = _verdict(cell, baseline, paired, adjusted, within_reach=within_reach)
+    against = _default_row(default, confirmed)
+    if verdict == "better" and against is not None and not _confirms(against):
+        verdict = "not confirmed"
+        reason = f"{baseline['title']} at its default learning rate {_default_in_words(against)}"
     return {
         "name": cell["name"],
         "workload": cell["workload"],
@@ -112,9 +138,37 @@ def _comparison(
         "tests": tests if adjusted is not None else None,
         "detectable_ratio": _exp(detectable),
         "log_ratios": _log_ratios(cell, baseline),
+        "against_default": against,
         "verdict": verdict,
         "reason": reason,
     }
+
+
+def _default_row(
+    default: PairedComparison | None, adjusted: float | None
+) -> dict[str, float | None] | None:
+    if default is None:
+        return None
+    return {
+        "ratio": _exp(default.log_ratio),
+        "low": _exp(default.low),
+        "high": _exp(default.high),
+        "p_value": default.p_value,
+        "p_adjusted": adjusted if default.p_value is not None else None,
+    }
+
+
+def _confirms(against: Mapping[str, float | None]) -> bool:
+    ratio, adjusted = against["ratio"], against["p_adjusted"]
+    return ratio is not None and ratio < 1 and _or_one(adjusted) <= ALPHA
+
+
+def _default_in_words(against: Mapping[str, float | None]) -> str:
+    if against["ratio"] is None or against["p_adjusted"] is None:
+        return "cannot be compared"
+    clear = against["ratio"] > 1 and against["p_adjusted"] <= ALPHA
+    word = "is better" if clear else "is not detectably worse"
+    return f"{word} (ratio {against['ratio']:.2f}, p = {against['p_adjusted']:.2g})"
 
 
 def _verdict(

@@ -6,6 +6,7 @@ from typing import Any
 LABELS = {
     "better": "better",
     "worse": "worse",
+    "not confirmed": "not confirmed",
     "no difference": "no detectable difference",
     "too few seeds": "too few seeds to tell",
     "under-tuned": "under-tuned, not ranked",

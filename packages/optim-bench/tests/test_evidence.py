@@ -1,0 +1,102 @@
+"""The committed evidence: the page, the README's tables and the numbers say the same."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from optim_bench.memory import memory_markdown
+from optim_bench.report import section_of
+from optim_bench.results import validate_results
+
+PACKAGE = Path(__file__).parents[1]
+EVIDENCE = PACKAGE / "evidence"
+README = (PACKAGE / "README.md").read_text(encoding="utf-8")
+MEGABYTES = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("evidence", PACKAGE / "tools" / "evidence.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads((EVIDENCE / "results.json").read_text(encoding="utf-8"))
+
+
+def numbers(name):
+    return json.loads((EVIDENCE / name).read_text(encoding="utf-8"))
+
+
+def test_the_numbers_are_valid_and_small(results):
+    assert validate_results(results) == []
+    assert sum(p.stat().st_size for p in EVIDENCE.rglob("*") if p.is_file()) < 3 * MEGABYTES
+
+
+def test_the_page_is_what_the_numbers_give(tool, results):
+    names = sorted(p.name for p in (EVIDENCE / "figures").iterdir())
+    written = (EVIDENCE / "README.md").read_text(encoding="utf-8")
+    assert sorted(tool.figure_names(results)) == names
+    assert written == tool.page(results, tool.figure_names(results))
+
+
+def test_the_readmes_verdicts_are_the_pages(tool, results):
+    assert section_of(README, "evidence") == tool.verdicts(results)
+
+
+def test_the_readmes_state_bytes_are_the_committed_ones():
+    assert section_of(README, "state-bytes") == memory_markdown(numbers("state-bytes.json"))
+
+
+def test_every_cell_is_complete_at_the_standard_budget(results):
+    assert results["protocol"]["tier"] == "standard"
+    assert results["protocol"]["budget"]["fresh_seeds"] == 10
+    for cell in results["cells"]:
+        assert cell["tuning"]["complete"], cell["name"]
+        assert cell["fresh"]["missing"] == cell["fresh"]["failed"] == 0, cell["name"]
+        assert cell["defaults"]["missing"] == 0, cell["name"]
+
+
+def test_every_optimizer_had_the_same_grid(results):
+    for cell in results["cells"]:
+        planned = [t for t in cell["tuning"]["trials"] if not t["extension"]]
+        assert len(planned) == 7, cell["name"]
+        assert all(len(t["val_loss"]) == 3 for t in planned)
+
+
+def test_what_is_not_better_is_on_the_page_as_it_is(tool, results):
+    page = (EVIDENCE / "README.md").read_text(encoding="utf-8")
+    better, rest = page.split("### What is not better")
+    better = better.split("### What is better")[1]
+    for comparison in results["comparisons"]:
+        if comparison["tests"] is not None:
+            part = better if comparison["verdict"] == "better" else rest
+            assert f"- {comparison['sentence']}" in part
+
+
+def test_pairs_are_compared_seed_by_seed_with_holm_over_all(tool):
+    def cell(label, losses, under_tuned=False):
+        runs = [{"seed": s, "status": "ok", "test_loss": x} for s, x in enumerate(losses)]
+        return {
+            "name": f"digits-cnn/torch/{label}",
+            "title": label.upper(),
+            "tuning": {"under_tuned": under_tuned},
+            "fresh": {"runs": runs},
+        }
+
+    base = [1.0 + 0.1 * s for s in range(10)]
+    cells = [
+        cell("stac", base),
+        cell("lion", [2 * x for x in base]),
+        cell("signum", base, under_tuned=True),
+        cell("stac_int8", [1.5 * x for x in base[:9]] + [None]),
+    ]
+    lion, signum, int8 = tool.pairs({"cells": cells}, "torch")
+    assert (lion["other"], lion["ratio"], lion["outcome"]) == ("LION", pytest.approx(0.5), "lower")
+    assert lion["p_adjusted"] == pytest.approx(3 * 2 / 2**10)
+    assert signum["outcome"] == "under-tuned, not ranked"
+    assert int8["outcome"] == "diverged, not ranked"
