@@ -98,6 +98,15 @@ def test_write_back_starts_early_and_once_for_every_byte(
     assert path.stat().st_size - sum(model[-1]) < 5000
 
 
+def test_a_system_that_cannot_write_back_early_saves_all_the_same(
+    tmp_path, make_document, load, check, monkeypatch
+):
+    monkeypatch.setattr(_fs, "_sync_file_range", None)
+    monkeypatch.setattr(_shard, "WRITEBACK", 100)
+    commit(tmp_path, make_document(1))
+    check(load(tmp_path).value, 1)
+
+
 def test_a_tensor_larger_than_a_chunk_is_read_back(tmp_path, monkeypatch, many_batches, load):
     monkeypatch.setattr(_shard, "CHUNK", 64)
     monkeypatch.setattr(oc._generation, "CHUNK", 96)

@@ -28,10 +28,10 @@ from optim_checkpoint._header import (
 )
 from optim_checkpoint._json import dumps
 
-# Hashed and handed to the kernel while it is still in the processor's cache.
+# What is hashed and then written at once: it stays in the processor's cache in between.
 CHUNK = 1 << 20
 # The disk writes while the next bytes are hashed and copied, not only in the final sync: 384 MiB
-# take 0.13 s instead of 0.19 s. Smaller ranges gain nothing, larger ones leave more to the sync.
+# took 0.11 s instead of 0.17 s, and 0.12 s in ranges of 64 MiB, which leave more to the sync.
 WRITEBACK = 16 << 20
 
 
