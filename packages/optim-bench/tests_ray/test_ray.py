@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from optim_bench.errors import BenchError
-from optim_bench.executors import make_executor
+from optim_bench.executors import _ray, make_executor
 
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -86,6 +86,17 @@ def test_an_actor_that_dies_costs_its_run_alone(cluster, kind, build, make_spec)
     records = {r.spec.seed: r for r in (executor.wait() for _ in range(3))}
     assert [records[seed].status for seed in range(3)] == ["ok", "failed", "ok"]
     assert records[1].error.startswith("the actor died (")
+
+
+def test_a_cluster_that_starts_no_actor_is_given_up(cluster, kind, build, make_spec, monkeypatch):
+    executor = build(kind, jobs=1)
+    # A cluster of our own, and no patience with it.
+    monkeypatch.setattr(executor, "_ours", True)
+    monkeypatch.setattr(_ray, "_START_SECONDS", -1.0)
+    executor.submit(make_spec())
+    with pytest.raises(BenchError, match=r"no Ray actor starts within -1 s; the newest logs below"):
+        executor.wait()
+    monkeypatch.setattr(executor, "_ours", False)
 
 
 @pytest.mark.parametrize(

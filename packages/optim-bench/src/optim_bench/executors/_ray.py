@@ -8,10 +8,13 @@ hold nothing back.
 import contextlib
 import importlib
 import logging
+import math
 import os
 import signal
 import socket
+import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,7 @@ from optim_bench.records import RunRecord, RunSpec
 _OBJECT_STORE_BYTES = 100 * 2**20
 _POLL_SECONDS = 5.0
 _KNOCK_SECONDS = 10.0
+_START_SECONDS = 120.0
 
 
 class _Trainer:
@@ -97,6 +101,8 @@ class RayExecutor:
         self._backlog = Backlog()
         self._seats: list[_Seat] = []
         self._started = False
+        self._address = address
+        self._since = math.inf
         # A session that the caller opened is the caller's to close.
         self._ray = _import_ray(address)
         self._ours = not self._ray.is_initialized()
@@ -117,6 +123,7 @@ class RayExecutor:
             self._dispatch()
             if not self._backlog and not any(seat.spec for seat in self._seats):
                 raise RuntimeError("nothing is queued")
+            self._check_start()
             waiting = {seat.busy: seat for seat in self._seats if seat.busy is not None}
             done, _ = self._ray.wait(list(waiting), num_returns=1, timeout=_POLL_SECONDS)
             for reference in done:
@@ -135,6 +142,17 @@ class RayExecutor:
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
 
+    def _check_start(self) -> None:
+        """Give up on a cluster of our own that starts nothing; another's may be busy for hours."""
+        if self._started or not self._ours or self._address is not None:
+            return
+        if self._seats and time.monotonic() - self._since > _START_SECONDS:
+            folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+            raise BenchError(
+                f"no Ray actor starts within {_START_SECONDS:g} s; the newest logs below "
+                f"{folder / 'ray'} say why"
+            )
+
     def _dispatch(self) -> None:
         for seat in self._seats:
             if seat.busy is None and self._backlog:
@@ -147,6 +165,7 @@ class RayExecutor:
             # A run that dies may have been paid for; it is never started twice.
             actor = self._ray.remote(num_cpus=1, max_restarts=0)(_Trainer).remote(self._options)
             self._seats.append(_Seat(actor, actor.ready.remote()))
+            self._since = min(self._since, time.monotonic())
             starting += 1
 
     def _settle(self, seat: _Seat, reference: Any) -> RunRecord | None:
