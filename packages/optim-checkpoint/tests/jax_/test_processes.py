@@ -17,6 +17,7 @@ import safetensors
 from optim_checkpoint import jax as ckpt
 
 SCRIPT = Path(__file__).with_name("process_worker.py")
+pytestmark = pytest.mark.slow
 
 
 def load_worker():

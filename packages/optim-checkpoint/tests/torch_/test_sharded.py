@@ -17,9 +17,12 @@ import torch
 from optim_checkpoint import torch as ckpt
 
 SCRIPT = Path(__file__).with_name("mesh_worker.py")
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="this torch is built without distributed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not torch.distributed.is_available(), reason="this torch is built without distributed"
+    ),
+]
 
 
 def load_worker():
