@@ -26,6 +26,7 @@ def _stac(state: str, policy: Literal["propagate", "skip"]) -> Callable[[list[Te
             role="sign",
             sign_state_dtype=STATE_DTYPES[state],
             nonfinite=policy,
+            fused=True,
         )
 
     return make
@@ -39,7 +40,7 @@ CASES: Mapping[str, Callable[[list[Tensor]], Optimizer]] = MappingProxyType(
             params, RATE, role="sign", nonfinite="propagate", foreach=True
         ),
         **{
-            f"stac {state} {policy}": _stac(state, policy)
+            f"stac fused {state} {policy}": _stac(state, policy)
             for state in STATE_DTYPES
             for policy in POLICIES
         },

@@ -74,8 +74,8 @@ class Group:
 
 def _stac(state: str, reach: float, limit: float, *, skip: bool) -> Contender:
     policy = "skip" if skip else "propagate"
-    title = f'STAC, {state} momentum, nonfinite="{policy}"'
-    return Contender(f"stac {state} {policy}", title, reach, limit)
+    title = f'STAC fused, {state} momentum, nonfinite="{policy}"'
+    return Contender(f"stac fused {state} {policy}", title, reach, limit)
 
 
 STEP_SPEED = (
