@@ -205,8 +205,8 @@ def check() -> Callable[..., None]:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_folder(memory_path: Path) -> Path:
     """A folder with the steps 1 and 2."""
     for step in (1, 2):
-        commit(tmp_path / "run", document_of(step))
-    return tmp_path / "run"
+        commit(memory_path / "run", document_of(step))
+    return memory_path / "run"
