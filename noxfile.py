@@ -298,6 +298,16 @@ def cluster(session: nox.Session, executor: str) -> None:
     done(session)
 
 
+@nox.session(python="3.13", tags=["optim-bench"])  # The published stac-optimizer needs it.
+def third_party(session: nox.Session) -> None:
+    """The optimizers of other packages that optim-bench enters where they are installed."""
+    install_editable(session, "optim-bench")
+    session.install("stac-optimizer==0.3.0", "torchao==0.18.0")
+    tests = "packages/optim-bench/tests_third_party"
+    session.run("pytest", "-m", MARKERS, tests, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    done(session)
+
+
 @nox.session(python=NEWEST)
 def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
