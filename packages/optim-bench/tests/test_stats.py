@@ -333,6 +333,18 @@ def test_other_workloads_vary_more_than_other_seeds():
     assert (workloads.value, workloads.low, workloads.high) == (0.0, -0.5, 0.5)
 
 
+def test_a_draw_of_workloads_is_as_many_as_there_are():
+    scores = {
+        "ours": {
+            w: dict.fromkeys(range(5), x) for w, x in zip("abc", (-0.6, 0.0, 0.6), strict=True)
+        }
+    }
+    found = bootstrap_aggregates(scores, level=0.8)["ours"]["interquartile_mean_over_workloads"]
+    # 1 draw in 27 is all of the lowest; the next 3 hold it twice, 7 of 9 values after the cut.
+    assert found.low == pytest.approx(-0.6 * 7 / 9)
+    assert found.high == pytest.approx(0.6 * 7 / 9)
+
+
 def test_the_interval_over_seeds_does_not_depend_on_the_one_over_workloads():
     # Numbers of the one bootstrap alone, drawn here by hand with its seed.
     scores = {"ours": {"w": {s: float(v) for s, v in enumerate([0.1, -0.3, 0.2, 0.7])}}}
