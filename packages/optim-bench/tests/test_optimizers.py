@@ -38,6 +38,7 @@ STATE_BYTES = {
     "torch/stac": STAC,
     # Half of three layers is one.
     "torch/stac_wide": STAC,
+    "torch/stac_no_decay": STAC,
     "torch/stac_plain": 8 * LAST + 2 * 4,
     # One byte per entry of the two matrices, a float32 scale per row (128 each), float32 biases.
     "torch/stac_int8": HIDDEN + 2 * 128 * 4 + 2 * 128 * 4 + 8 * LAST + 2 * 4,
@@ -133,8 +134,13 @@ def test_every_declared_hyperparameter_reaches_the_optimizer(key):
 
 
 # What cannot show here: there is no norm (see the transformer below), a sign survives the rounding
-# of its momentum (the exact bytes above show it), and STAM's inner knobs where adaptation is off.
+# of its momentum (the exact bytes above show it), a fused step is the same step and no gradient is
+# non-finite (both reach STAC, as the registry's tests show), and STAM's inner knobs where
+# adaptation is off.
 INERT = {
+    "fused": lambda info: True,
+    "nonfinite": lambda info: True,
+    "stat_sample": lambda info: info.defaults["adapt_strength"] == 0.0,
     "norms_on_adamw": lambda info: True,
     "sign_state_dtype": lambda info: True,
     "tau_decay": lambda info: info.defaults["adapt_strength"] == 0.0,
@@ -143,6 +149,7 @@ INERT = {
 }
 OTHER = {
     "statistics": {"published": "corrected", "corrected": "published"},
+    "stat_sample": 3,
     "eps": 1e-2,
     "fallback_threshold": 1e-3,
     "last_n_layers": 2,

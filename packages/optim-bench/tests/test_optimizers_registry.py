@@ -1,8 +1,16 @@
 """Names, ranges and plugins: what is refused, with which words, and what a third party can add."""
 
 import dataclasses
+from importlib import metadata
 
 import pytest
+from optim_bench.catalog import (
+    Request,
+    absent_optimizers,
+    all_optimizers,
+    build_plan,
+    check_installed,
+)
 from optim_bench.optimizers import (
     ENTRY_POINT_GROUP,
     OPTIMIZERS,
@@ -186,6 +194,52 @@ def test_validate_fills_in_the_defaults_and_makes_numbers_canonical():
     }
     assert {type(value) for value in merged.values()} == {float}
     assert OPTIMIZERS["jax/stam_lite"].validate({})["beta1_update_interval"] == 5
+
+
+def test_an_optional_hyperparameter_changes_a_run_only_where_it_is_given():
+    info = OPTIMIZERS["torch/stac"]
+
+    assert "fused" not in info.validate({})
+    assert info.validate({"fused": True, "nonfinite": "raise"})["fused"] is True
+    with pytest.raises(ValueError, match="fused is 1; it has to be one of None, False, True"):
+        info.validate({"fused": 1})
+    with pytest.raises(
+        ValueError, match=r"jax/stam: stat_sample is 0; it has to lie in \[1, inf\)"
+    ):
+        OPTIMIZERS["jax/stam"].validate({"stat_sample": 0})
+
+
+def test_what_a_run_gives_reaches_stac(monkeypatch):
+    import stac_torch
+    import torch
+
+    given = {}
+    monkeypatch.setattr(stac_torch, "STAC", lambda module, **options: given.update(options))
+    info = OPTIMIZERS["torch/stac"]
+    chosen = {"fused": True, "sign_state_dtype": "int8", "nonfinite": "raise"}
+    info.load_factory()(torch.nn.Linear(2, 2), **info.validate(chosen))
+    assert {name: given[name] for name in chosen} == chosen
+    assert given["last_n_layers"] == 1
+
+
+def test_an_optional_optimizer_is_known_but_not_entered_where_it_is_absent(monkeypatch):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    assert resolve("adamw_8bit", "torch").requires == "torchao"
+    monkeypatch.setattr(metadata, "version", version)
+    assert "torch/adamw_8bit" not in all_optimizers()
+    assert {info.name for info in absent_optimizers()} == {"adamw_8bit", "stac_published"}
+    plan = build_plan(Request(optimizers=["adamw_8bit", "stac_published"], frameworks=["torch"]))
+    with pytest.raises(
+        MissingExtraError,
+        match=r"^torch/adamw_8bit needs torchao, torch/stac_published needs stac-optimizer, which "
+        r"are not installed: pip install stac-optimizer torchao$",
+    ):
+        check_installed(plan, "process")
+    monkeypatch.setattr(metadata, "version", lambda name: "1")
+    assert "torch/adamw_8bit" in all_optimizers()
+    assert absent_optimizers() == []
 
 
 def test_an_info_without_learning_rate_or_with_a_bad_default_is_refused():

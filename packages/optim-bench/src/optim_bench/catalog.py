@@ -14,10 +14,10 @@ from pathlib import Path
 
 from optim_bench.data import DamagedDataError
 from optim_bench.errors import BenchError, unknown_name
-from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, discover, resolve
+from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo, discover, resolve
 from optim_bench.protocol import BASELINE, TIERS, Cell, Plan
 from optim_bench.records import FRAMEWORKS, Hyperparameter
-from optim_bench.requirements import require
+from optim_bench.requirements import installed, require
 from optim_bench.workloads import WORKLOADS, Workload
 
 DEFAULT_WORKLOADS = ("digits-cnn", "diamonds-mlp")
@@ -178,7 +178,8 @@ def _offered(name: str, framework: str) -> bool:
         except ValueError:
             return False
         return True
-    return f"{framework}/{name}" in OPTIMIZERS or f"{framework}/{name}" in discover().optimizers
+    key = f"{framework}/{name}"
+    return key in OPTIMIZERS or key in OPTIONAL or key in discover().optimizers
 
 
 def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> BenchError:
@@ -187,7 +188,8 @@ def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> BenchError:
             resolve(name, frameworks[0])
         except ValueError as error:
             return BenchError(str(error))
-    elsewhere = [info.framework for info in all_optimizers().values() if info.name == name]
+    everything = {**all_optimizers(), **OPTIONAL}
+    elsewhere = [info.framework for info in everything.values() if info.name == name]
     if elsewhere:
         return BenchError(
             f"{name} is an optimizer of {elsewhere[0]}, not of {' or '.join(frameworks)}; use "
@@ -198,8 +200,18 @@ def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> BenchError:
 
 
 def all_optimizers() -> dict[str, OptimizerInfo]:
-    """Return the registered optimizers and those of installed packages, by `framework/name`."""
-    return {**OPTIMIZERS, **discover().optimizers}
+    """Return the optimizers that can run here, by `framework/name`.
+
+    These are the registered ones, those whose distribution is installed, and those that installed
+    packages declare.
+    """
+    here = {key: info for key, info in OPTIONAL.items() if installed(str(info.requires))}
+    return {**OPTIMIZERS, **here, **discover().optimizers}
+
+
+def absent_optimizers() -> list[OptimizerInfo]:
+    """Return the optimizers that are known and whose distribution is not installed."""
+    return [info for info in OPTIONAL.values() if not installed(str(info.requires))]
 
 
 def _cell(request: Request, workload: Workload, choice: _Choice) -> Cell:

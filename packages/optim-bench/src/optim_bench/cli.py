@@ -18,9 +18,17 @@ from rich.console import Console
 from optim_bench import memory, ui
 from optim_bench.campaign import progress_of
 from optim_bench.carry_out import Execution, carry_out, note
-from optim_bench.catalog import Request, all_optimizers, build_plan, check_data, check_installed
+from optim_bench.catalog import (
+    Request,
+    absent_optimizers,
+    all_optimizers,
+    build_plan,
+    check_data,
+    check_installed,
+)
 from optim_bench.errors import BenchError, os_reason, unknown_name
 from optim_bench.executors import DEFAULT_TRAINER, EXECUTORS, make_executor
+from optim_bench.optimizers import OPTIONAL
 from optim_bench.protocol import Cell, Plan
 from optim_bench.records import FRAMEWORKS
 from optim_bench.report import replace_section, update_readme, write_report
@@ -176,13 +184,15 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         """List the workloads and the optimizers."""
         for table in ui.list_tables(WORKLOADS, all_optimizers()):
             _console().print(table)
+        for info in absent_optimizers():
+            note(_console(), f"{info.name} ({info.title}) needs: pip install {info.requires}")
 
     @app.command()
     def show(  # pyright: ignore[reportUnusedFunction] - typer calls it
         name: Annotated[str, typer.Argument(help="A workload, or an optimizer.")],
     ) -> None:
         """Show what a workload or an optimizer declares."""
-        optimizers = all_optimizers()
+        optimizers = {**OPTIONAL, **all_optimizers()}
         tables = [ui.show_workload(w) for w in WORKLOADS.values() if w.name == name]
         tables += [ui.show_optimizer(i) for i in optimizers.values() if name in (i.name, i.key)]
         if not tables:

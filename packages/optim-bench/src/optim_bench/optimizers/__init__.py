@@ -8,12 +8,13 @@ from optim_bench.optimizers._info import (
     non_negative,
     positive,
 )
-from optim_bench.optimizers._registry import OPTIMIZERS
+from optim_bench.optimizers._registry import OPTIMIZERS, OPTIONAL
 from optim_bench.optimizers._resolve import ENTRY_POINT_GROUP, Discovery, discover, resolve
 
 __all__ = [
     "ENTRY_POINT_GROUP",
     "OPTIMIZERS",
+    "OPTIONAL",
     "Discovery",
     "OptimizerInfo",
     "Parameter",

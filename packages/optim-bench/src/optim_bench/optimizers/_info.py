@@ -21,6 +21,9 @@ class Parameter:
         low_open: whether `low` itself is refused.
         high_open: whether `high` itself is refused.
         choices: the allowed values of a hyperparameter that is not a number.
+        optional: whether it is passed on only when a run gives it, and otherwise left to the
+            optimizer, whose own default `default` then names. What was added to an optimizer later
+            is optional, because every hyperparameter of a run is part of its key in the store.
     """
 
     default: Value
@@ -29,6 +32,7 @@ class Parameter:
     low_open: bool = False
     high_open: bool = False
     choices: tuple[Value, ...] = ()
+    optional: bool = False
 
     def range(self) -> str:
         """Return the range as people write it.
@@ -136,7 +140,7 @@ class OptimizerInfo:
     def __post_init__(self) -> None:
         if "learning_rate" not in self.parameters:
             raise ValueError(f"{self.key}: parameters need a 'learning_rate'")
-        defaults = {name: parameter.default for name, parameter in self.parameters.items()}
+        defaults = {name: p.default for name, p in self.parameters.items() if not p.optional}
         object.__setattr__(self, "defaults", MappingProxyType(defaults))
         self.validate({})
 

@@ -50,6 +50,8 @@ _STAM = {
     "tau_decay": open_unit(0.99),
     "fallback_threshold": positive(100.0),
     "statistics": Parameter("published", choices=("published", "corrected")),
+    # Entries of a tensor that its statistics look at; all of them unless given.
+    "stat_sample": Parameter(4096, 1, optional=True),
 }
 _STAM_LITE = {
     "b1_base": open_unit(0.9),
@@ -58,6 +60,7 @@ _STAM_LITE = {
     "adapt_strength": Parameter(0.2, 0.0, 0.5),
     "moment_decay": open_unit(0.99),
     "beta1_update_interval": Parameter(5, 1),
+    "stat_sample": Parameter(4096, 1, optional=True),
 }
 _NO_ADAPTATION = {"adapt_strength": Parameter(0.0, 0.0, 0.0)}
 

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from optim_bench.optimizers._info import OptimizerInfo, import_object, learning_rate
-from optim_bench.optimizers._registry import OPTIMIZERS
+from optim_bench.optimizers._registry import OPTIMIZERS, OPTIONAL
 
 ENTRY_POINT_GROUP = "optim_bench.optimizers"
 
@@ -46,7 +46,7 @@ def discover() -> Discovery:
             problems[point.name] = f"{point.value} is no OptimizerInfo and no sequence of them"
             continue
         for info in infos:
-            if info.key in OPTIMIZERS or info.key in found:
+            if info.key in {*OPTIMIZERS, *OPTIONAL, *found}:
                 problems[point.name] = f"{point.value}: the name {info.key} is already taken"
             else:
                 found[info.key] = info
@@ -77,12 +77,13 @@ def resolve(name: str, framework: str) -> OptimizerInfo:
     if ":" in name:
         return _from_reference(name, framework)
     key = f"{framework}/{name}"
-    if key in OPTIMIZERS:
-        return OPTIMIZERS[key]
+    for registry in (OPTIMIZERS, OPTIONAL):
+        if key in registry:
+            return registry[key]
     discovery = discover()
     if key in discovery.optimizers:
         return discovery.optimizers[key]
-    everything = {**OPTIMIZERS, **discovery.optimizers}
+    everything = {**OPTIMIZERS, **OPTIONAL, **discovery.optimizers}
     known = [info.name for info in everything.values() if info.framework == framework]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"

@@ -14,6 +14,7 @@ from optim_bench.optimizers._info import (
 _FACTORIES = "optim_bench.optimizers._torch_factories"
 _SIGN_FACTORIES = "optim_bench.optimizers._torch_sign"
 _STAC_FACTORIES = "optim_bench.optimizers._torch_stac"
+_THIRD_PARTY = "optim_bench.optimizers._torch_third_party"
 
 
 def _entry(
@@ -46,6 +47,8 @@ _STAC = {
     **_DECAY,
     "norms_on_adamw": Parameter(False, choices=(False, True)),
     "sign_state_dtype": Parameter(None, choices=_STATE_DTYPES),
+    "fused": Parameter(None, choices=(None, False, True), optional=True),
+    "nonfinite": Parameter("skip", choices=("skip", "raise", "propagate"), optional=True),
 }
 _WIDE = {name: value for name, value in _STAC.items() if name != "last_n_layers"}
 
@@ -83,6 +86,13 @@ ENTRIES = (
         _rated(1e-3, _STAC, {"sign_state_dtype": Parameter("int8", choices=_STATE_DTYPES)}),
         f"{_STAC_FACTORIES}:stac",
     ),
+    _entry(
+        "stac_no_decay",
+        "STAC, weight decay 0 as by its authors' default",
+        "ablation",
+        _rated(1e-3, _STAC, {"weight_decay": non_negative(0.0)}),
+        f"{_STAC_FACTORIES}:stac",
+    ),
     _entry("adamw", "AdamW", "baseline", _rated(1e-3, _ADAM, _DECAY)),
     _entry("sgd", "SGD with momentum", "baseline", _rated(0.1, {"momentum": decay(0.9)})),
     _entry(
@@ -110,5 +120,25 @@ ENTRIES = (
         "Adafactor",
         "baseline",
         _rated(1e-2, {"beta2_decay": Parameter(-0.8, None, 0.0)}, _DECAY),
+    ),
+)
+
+# Entered where their distributions are installed.
+OPTIONAL = (
+    _entry(
+        "stac_published",
+        "STAC as published by its authors",
+        "third-party",
+        _rated(1e-3, _ADAM, {"weight_decay": non_negative(0.0)}),
+        f"{_THIRD_PARTY}:stac_published",
+        requires="stac-optimizer",
+    ),
+    _entry(
+        "adamw_8bit",
+        "AdamW with state in 8 bits, from torchao",
+        "third-party",
+        _rated(1e-3, _ADAM, _DECAY),
+        f"{_THIRD_PARTY}:adamw_8bit",
+        requires="torchao",
     ),
 )

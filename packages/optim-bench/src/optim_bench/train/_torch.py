@@ -28,7 +28,7 @@ class TorchSession:
         self.classes = workload.loss == "cross_entropy"
         self.device = next(module.parameters()).device
         # A factory may give its groups different rates; a schedule keeps their proportions.
-        self.scales = [group["lr"] / learning_rate for group in optimizer.param_groups]
+        self.scales = [float(group["lr"]) / learning_rate for group in optimizer.param_groups]
 
     def advance(self, inputs: Array, targets: Array, rates: Sequence[float]) -> Array:
         """Take one step per rate."""
@@ -37,7 +37,10 @@ class TorchSession:
         values = torch.empty(len(rates), device=self.device)
         for i, rate in enumerate(rates):
             for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
-                group["lr"] = rate * scale
+                if isinstance(group["lr"], torch.Tensor):  # compiled steps read it where it is
+                    group["lr"].fill_(rate * scale)
+                else:
+                    group["lr"] = rate * scale
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(self.module(x[i]), y[i])
             loss.backward()
