@@ -6,6 +6,8 @@ import pytest
 from optim_bench.cli import build_app, run_app
 from optim_bench.errors import BenchError
 from optim_bench.executors import DEFAULT_TRAINER
+from optim_bench.protocol import Budget
+from optim_bench.store import Store
 from optim_bench.timing import TimingRequest, measure_times, summarize
 
 PAIR = (("adamw", "adamw", {}), ("stam_lite", "stam_lite", {}))
@@ -60,3 +62,35 @@ def test_memory_counts_two_moments_for_adamw_and_one_for_stam_lite(capfd):
     }
     assert float(rows["adamw"][-1]) == pytest.approx(2.0, abs=0.001)
     assert float(rows["stam_lite"][-1]) == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_comparison_s_times_land_in_its_folder_and_its_report(
+    make_plan, monkeypatch, capfd, tmp_path
+):
+    def measure(request):
+        labels = [label for label, *_ in request.optimizers]
+        seconds = {label: [0.5 + i, 0.5 + i] for i, label in enumerate(labels)}
+        return {
+            "seconds": {**seconds, "A/A": [0.5, 0.5]},
+            "first": dict.fromkeys([*labels, "A/A"], 1.0),
+            "load": [0.0, 0.0],
+            "machine": {"cores": 2, "processor": "a processor"},
+        }
+
+    monkeypatch.setattr("optim_bench.cli.measure_times", measure)
+    budget = Budget(3, 1, 2, 0, defaults=False)
+    store = Store(tmp_path)
+    store.open()
+    store.register(make_plan({"jax": ("stam", "adamw")}, budget))
+    assert run_app(build_app(), ["time", "--directory", str(tmp_path)]) == 0
+    assert f"optim-bench report {tmp_path}" in capfd.readouterr().out.replace("\n", "")
+    assert run_app(build_app(), ["report", str(tmp_path)]) == 0
+    stam = json.loads((tmp_path / "results.json").read_text())["cells"][0]
+    # The baseline is timed first, whatever its place in the plan.
+    assert (stam["label"], stam["step_time"]["ratio"]) == ("stam", 3.0)
+
+
+def test_a_folder_and_names_exclude_each_other(capfd, tmp_path):
+    arguments = ["time", "--directory", str(tmp_path), "--optimizer", "stam"]
+    assert run_app(build_app(), arguments) == 1
+    assert "--directory times what its plan names" in capfd.readouterr().err
