@@ -8,6 +8,8 @@ import optim_checkpoint as oc
 import pytest
 import safetensors
 from optim_checkpoint import jax as ckpt
+from optim_checkpoint._numpy import array_of
+from optim_checkpoint.jax import _leaves
 
 
 def params_of(seed=0):
@@ -278,3 +280,24 @@ def test_damage_falls_back_to_the_step_before(tmp_path):
         found = ckpt.restore(tmp_path, params={"a": jnp.full(3, 0)})
     assert found.step == 1
     assert found.params["a"].tolist() == [1, 1, 1]
+
+
+def test_restored_arrays_are_the_memory_of_the_read_and_may_be_donated(tmp_path, monkeypatch):
+    handed_out = []
+
+    def remember(*arguments):
+        array, memory = array_of(*arguments)
+        handed_out.append(array)
+        return array, memory
+
+    monkeypatch.setattr(_leaves, "array_of", remember)
+    params = {"w": jnp.arange(1000.0), "b": jnp.ones((7, 3), jnp.bfloat16)}
+    ckpt.save(tmp_path, 1, params=params)
+    restored = ckpt.restore(tmp_path, params=jax.eval_shape(lambda: params)).params
+    addresses = {array.ctypes.data for array in handed_out}
+    assert {leaf.unsafe_buffer_pointer() for leaf in restored.values()} == addresses
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)
+    doubled = step(restored)
+    assert doubled["w"][3] == 6
+    # The memory still belongs to NumPy: a donated array must not be computed into.
+    assert sorted(float(array.reshape(-1)[-1]) for array in handed_out) == [1.0, 999.0]

@@ -171,7 +171,8 @@ def _spans(sharding: Any) -> bool:
 def _spread(array: AnyArray, sharding: Any) -> jax.Array:
     """Return an array of which each process has its part, or else a local one."""
     if not _spans(sharding):
-        return jnp.asarray(array)
+        # Unlike jnp.asarray it does not copy: nothing else holds the memory of the read.
+        return jax.device_put(array)
     if isinstance(sharding, jax.sharding.NamedSharding):
         # The words of a key have a dimension more than the key.
         sharding = jax.sharding.NamedSharding(sharding.mesh, sharding.spec)
