@@ -75,7 +75,9 @@ def document(step, rank, changes):
     return Document(**{**found, **changes})
 
 
-def save(folder, step, *, changes=None, gone=None, keep=None, replace=False, limit=10**9):
+def save(
+    folder, step, *, changes=None, gone=None, keep=None, replace=False, limit=10**9, limits=None
+):
     """Save from all ranks; return the path or the error of each."""
     group = Group()
     results = [None] * RANKS
@@ -88,7 +90,12 @@ def save(folder, step, *, changes=None, gone=None, keep=None, replace=False, lim
                 group.barrier.abort()
                 return
             results[rank] = save_together(
-                folder, lambda: found, team, keep=keep, replace=replace, max_shard_size=limit
+                folder,
+                lambda: found,
+                team,
+                keep=keep,
+                replace=replace,
+                max_shard_size=(limits or {}).get(rank, limit),
             )
         except BaseException as error:  # noqa: BLE001 - what each raised is compared
             results[rank] = error
@@ -322,7 +329,11 @@ def test_bad_arguments_are_errors_in_all(tmp_path):
     results = save(tmp_path, 1, limit=10**9, changes={r: {"step": 7} for r in (0, 1)})
     for result in results:
         assert isinstance(result, CheckpointWriteError)
-        assert str(result) == "the processes save different steps: [7, 7, 1]"
+        assert str(result) == "the processes save with different step: [7, 7, 1]"
+    for result in save(tmp_path, 1, limits={2: 5}):
+        assert isinstance(result, CheckpointWriteError)
+        assert "save with different max_shard_size: [1000000000, 1000000000, 5]" in str(result)
+    assert oc.steps(tmp_path) == []
 
 
 def test_a_document_with_shards_is_not_saved_alone(tmp_path):

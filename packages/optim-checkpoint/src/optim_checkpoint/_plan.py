@@ -39,12 +39,13 @@ class Plan:
         return sorted(listed, key=lambda file: (file.part, file.base))
 
 
-def describe(document: Document) -> Answer:
+def describe(document: Document, limit: int) -> Answer:
     """Return what one process tells the others about its part of a save."""
     sections: dict[str, str] = {}
     _fingerprint("", dict(document.sections), sections, 2)
     return {
         "step": document.step,
+        "max_shard_size": limit,
         "sections": sections,
         "own": dict(document.own or {}),
         "parts": {
@@ -80,10 +81,12 @@ def check_same(answers: Ranked) -> None:
 
     Raises:
         UnsupportedStateError: With the first place where they do.
+        CheckpointWriteError: If they were not even called alike.
     """
-    steps = [answer["step"] for answer in answers]
-    if len(set(map(str, steps))) > 1:
-        raise CheckpointWriteError(f"the processes save different steps: {shown(steps)}")
+    for what in ("step", "max_shard_size"):
+        values = [answer[what] for answer in answers]
+        if len(set(map(str, values))) > 1:
+            raise CheckpointWriteError(f"the processes save with different {what}: {shown(values)}")
     first = cast("dict[str, str]", answers[0]["sections"])
     for rank, answer in enumerate(answers):
         other = cast("dict[str, str]", answer["sections"])

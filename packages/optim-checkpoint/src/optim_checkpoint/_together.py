@@ -73,7 +73,7 @@ def save_together(
 
     def describe_own() -> Answer:
         made.append(build())
-        return describe(made[0])
+        return describe(made[0], max_shard_size)
 
     answers = team.agree(describe_own)
     document = made[0]

@@ -177,7 +177,7 @@ FAILURES = {
     ),
     "differing": ("UnsupportedStateError", r"^train\.extra: .* differ here", None),
     "exists": ("CheckpointExistsError", "already holds step 1", r"\(process 0\)$"),
-    "steps": ("CheckpointWriteError", r"the processes save different steps: \[2, 3\]", None),
+    "steps": ("CheckpointWriteError", r"the processes save with different step: \[2, 3\]", None),
     "replica": ("UnsupportedStateError", "^scale: process 0 and process 1 hold different", None),
     "full disk of process 1": ("CheckpointWriteError", r"ENOSPC .* \(process 1\)$", "ENOSPC"),
     "full disk of process 0": ("CheckpointWriteError", "ENOSPC", r"ENOSPC .* \(process 0\)$"),
