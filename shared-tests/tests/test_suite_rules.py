@@ -10,7 +10,12 @@ from optim_conformance import (
     WorkloadConformance,
 )
 from optim_conformance._base import Checks
+from optim_conformance.adapter import OPTIMIZERS
+from optim_conformance.cases import CASES, plain_case
+from optim_conformance.facts import FACTS
+from optim_conformance.golden._record import CASES as GOLDEN
 from optim_conformance.numpy_adapter import NumpyAdapter
+from optim_conformance.oracle import Oracle
 
 
 class Honest(OptimizerConformance):
@@ -95,6 +100,15 @@ def test_groups_of_checks_share_no_name():
     for first, second in combinations(groups[1:], 2):
         shared = {n for n in vars(first) if n in vars(second) and not n.startswith("__")}
         assert not shared, f"{first.__name__} and {second.__name__} both define {shared}"
+
+
+def test_every_optimizer_is_in_every_table():
+    """A new registry name without its row would fail later, and less clearly."""
+    assert set(FACTS) == set(OPTIMIZERS)
+    assert {case.optimizer for case in CASES} == set(OPTIMIZERS)
+    assert set(GOLDEN) == set(OPTIMIZERS)
+    for opt in OPTIMIZERS:
+        assert Oracle(opt, plain_case(opt).hparams, plain_case(opt).params()).optimizer == opt
 
 
 def test_unknown_capability_is_refused():

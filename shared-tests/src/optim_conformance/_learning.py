@@ -11,6 +11,7 @@ import pytest
 from optim_conformance._base import Checks
 from optim_conformance.adapter import Array, Tree
 from optim_conformance.cases import MIXED_ROLES
+from optim_conformance.facts import FACTS
 
 Loss = Callable[[dict[str, Array]], tuple[float, dict[str, Array]]]
 STEPS = 300
@@ -65,7 +66,7 @@ PROBLEMS = (
 )
 
 
-def cosine(t: int, peak: float = 0.1) -> float:
+def cosine(t: int, peak: float) -> float:
     """Return the learning rate of step `t`: from the peak down to 0 at the end."""
     return peak * 0.5 * (1 + np.cos(np.pi * t / STEPS))
 
@@ -77,9 +78,10 @@ class LearningChecks(Checks):
     def test_converges(self, opt: str, problem: Problem) -> None:
         """After 300 steps the loss is below the stated share of the initial loss."""
         self.need("lr")
+        peak = FACTS[opt].peak
         roles = {k: MIXED_ROLES["w"] if k == "w" else "adamw" for k in problem.start}
         hparams = {
-            "learning_rate": 0.1,
+            "learning_rate": peak,
             "weight_decay": 0.0,
             **({"roles": roles, "sign_lr_scale": 0.75} if opt == "stac" else {}),
         }
@@ -88,7 +90,7 @@ class LearningChecks(Checks):
         first, _ = problem.loss(problem.start)
         for t in range(STEPS):
             _, grads = problem.loss(_wide(run.params()))
-            run.step({k: g.astype(np.float32) for k, g in grads.items()}, lr=cosine(t))
+            run.step({k: g.astype(np.float32) for k, g in grads.items()}, lr=cosine(t, peak))
         last, _ = problem.loss(_wide(run.params()))
         assert last <= problem.reach * first, (
             f"{opt} on {problem.name}: loss {last:.3g} after {STEPS} steps from {first:.3g}; "

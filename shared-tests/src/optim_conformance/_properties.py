@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from optim_conformance._base import Checks, for_optimizers
 from optim_conformance._compare import close, identical, slot_of
 from optim_conformance.adapter import Array, Run, Tree
 from optim_conformance.cases import plain_case
+from optim_conformance.facts import FACTS
 from optim_conformance.tolerances import free_running
 
 profiles.activate()
@@ -70,17 +71,13 @@ class PropertyChecks(Checks):
             f"{opt}, reversed entries",
         )
 
+    @for_optimizers(*(opt for opt, facts in FACTS.items() if facts.scale_free is not None))
     @profiles.few
     @given(grads=gradients(finite), power=st.integers(-6, 6))
     def test_scale(self, opt: str, grads: list[dict[str, Array]], power: int) -> None:
-        """A power of two on all gradients changes no sign update and no AdamW update.
-
-        The same holds for STAM with corrected statistics; the published ones add an epsilon.
-        """
-        hparams: dict[str, Any] = {"eps": 1e-30}
-        if opt == "stam":
-            self.need("corrected")
-            hparams["statistics"] = "corrected"
+        """A power of two on all gradients changes no step of an optimizer that is free of scale."""
+        self.need(*FACTS[opt].scale_free_needs)
+        hparams = FACTS[opt].scale_free
         plain = self._run(opt, grads, _start(), hparams)
         scaled = self._run(
             opt, [_map(lambda x: x * np.float32(2.0**power), g) for g in grads], _start(), hparams
@@ -125,7 +122,7 @@ class PropertyChecks(Checks):
         opt: str,
         grads: list[dict[str, Array]],
         params: Tree,
-        hparams: dict[str, Any] | None = None,
+        hparams: Mapping[str, Any] | None = None,
     ) -> Run:
         case = plain_case(opt)
         roles = {"roles": ROLES} if opt == "stac" else {}

@@ -10,6 +10,7 @@ from optim_conformance._base import Checks
 from optim_conformance._compare import Terms, close, close_to_storage, slot_of
 from optim_conformance.adapter import Array, Tree
 from optim_conformance.cases import Case, plain_case
+from optim_conformance.facts import FACTS
 from optim_conformance.golden import golden_cases
 from optim_conformance.oracle import Oracle
 from optim_conformance.tolerances import free_running
@@ -137,12 +138,6 @@ def expected_state(oracle: Oracle, case: Case) -> dict[str, Array]:
 def _first_step(case: Case, leaf: str, p: Array, g: Array) -> Array:
     """Return p after step 1: every average is then its own first term."""
     p, g = p.astype(np.float64), g.astype(np.float64)
-    lr, decay, eps = case.hparams["learning_rate"], case.hparams["weight_decay"], 1e-8
-    if case.optimizer == "stac" and case.hparams["roles"][leaf] == "sign":
-        lr *= case.hparams["sign_lr_scale"]
-        direction = np.sign(g)
-    elif case.optimizer == "stam_lite":
-        direction = g / (np.sqrt(np.mean(g * g)) + eps)
-    else:
-        direction = g / (np.abs(g) + eps)
-    return p * (1 - lr * decay) - lr * direction
+    share, direction = FACTS[case.optimizer].first_step(case, leaf, g)
+    lr = share * case.hparams["learning_rate"]
+    return p * (1 - lr * case.hparams["weight_decay"]) - lr * direction
