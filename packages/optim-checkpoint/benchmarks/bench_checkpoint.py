@@ -2,11 +2,12 @@
 
     python benchmarks/bench_checkpoint.py --mib 384 --rounds 9 --folder FOLDER_ON_THE_DISK
 
-Every contender runs once per round, in turn, so that a slow minute of the machine hits all. A ratio
-is the median over the rounds of (time of the other) / (our time) within a round. The bound runs
-twice a round, against itself: the middle half of those ratios is the A/A band, and a difference
-inside it is noise. A save counts until its bytes are durable: what does not sync by itself is
-synced here. What is not installed is left out and named. Use an otherwise idle machine.
+Every contender runs once per round, in an order that changes from round to round, so that a slow
+minute of the machine hits all and none always follows the same other. A ratio is the median over
+the rounds of (time of the other) / (our time) within a round. The bound runs twice a round, against
+itself: the middle half of those ratios is the A/A band, and a difference inside it is noise. A save
+starts when the disk has nothing else to write and counts until its bytes are durable: what does not
+sync by itself is synced here. What is not installed is left out and named. Use an otherwise idle machine.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import shutil
 import statistics
 import subprocess
@@ -155,12 +157,15 @@ def measure(mib: int, rounds: int, folder: Path) -> dict[str, Table]:
     background = ckpt.AsyncCheckpointer(folder / "async", keep=1)
     for number in range(rounds + 1):
         taken: dict[str, dict[str, float]] = {"save": {}, "load": {}, "stall": {}}
-        for name, save in contenders.items():
+        order = random.Random(number)
+        for name, save in order.sample(list(contenders.items()), len(contenders)):
             path = folder / f"save-{number}"
+            os.sync()
             taken["save"][name] = timed(lambda save=save, path=path: save(path))
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for name, load in hot.items():
+        for name, load in order.sample(list(hot.items()), len(hot)):
             taken["load"][name] = timed(load)
+        os.sync()
         taken["stall"][OURS] = timed(
             lambda number=number: background.save(number, model=model, rng=False)
         )
