@@ -15,12 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import stam_jax
+import stam_jax._means
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MAKERS = {"stam": stam_jax.stam, "stam_lite": stam_jax.stam_lite}
-SPECS = {"b": P("x"), "emb": P(None, "x"), "w": P("x", None)}
+# Two leaves of one type share a batch; one of the same shape, replicated, is of the same type only
+# where sharding is no part of the type.
+SPECS = {"b": P("x"), "emb": P(None, "x"), "r": P(None, None), "v": P("x", None), "w": P("x", None)}
+SHAPES = {"b": (16,), "emb": (6, 24), "r": (32, 5), "v": (32, 5), "w": (32, 5)}
 CHECKS = {}
+# Leaves of test size take the path of large ones.
+stam_jax._means.NOT_WORTH_STORING = 0
 shard_map = getattr(jax, "shard_map", None)
 if shard_map is None:
     from jax.experimental.shard_map import shard_map
@@ -37,8 +43,7 @@ def mesh(kind=AxisType.Auto):
 
 def initial():
     rng = np.random.default_rng(0)
-    shapes = {"b": (16,), "emb": (6, 24), "w": (32, 5)}
-    return {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
+    return {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in SHAPES.items()}
 
 
 def gradient(params, t):
@@ -91,7 +96,8 @@ def zero1(make):
     tree = stam_jax.state_shardings(shardings, params, optimizer, zero1_axis="x")
     # emb is (6, 24): its first dimension is not divisible by 8, so the second is spread.
     specs = {name: sharding.spec for name, sharding in tree[0].mu.items()}
-    assert specs == {"b": P("x"), "emb": P(None, "x"), "w": P("x", None)}, specs
+    rows = P("x", None)
+    assert specs == {"b": P("x"), "emb": P(None, "x"), "r": rows, "v": rows, "w": rows}, specs
     state = jax.jit(optimizer.init, out_shardings=tree)(params)
     result = drive(optimizer, params, state, (shardings, tree))
     shard = result[1][0].mu["w"].addressable_shards[0].data.shape

@@ -195,16 +195,24 @@ def one_minus_power(decay: Scalar, t: Array, *, xp: Namespace) -> Array:
     return -xp.expm1(t * log)
 
 
-def residual_means(g: Array, mu: Array, *, xp: Namespace, mean: Mean) -> tuple[Array, Array]:
-    """Return mean |r|^2 and mean |r| of the residual, equation (1).
+def residual_magnitude(g: Array, mu: Array, *, xp: Namespace) -> Array:
+    """Return |r|, the magnitude of the residual of equation (1).
 
     Args:
         g: Gradient, or a sample of it.
         mu: Previous first moment, same shape.
         xp: The array namespace.
+    """
+    return xp.abs(g - mu)
+
+
+def residual_means(magnitude: Array, *, mean: Mean) -> tuple[Array, Array]:
+    """Return mean |r|^2 and mean |r|, which equations (2) and (3) average over time.
+
+    Args:
+        magnitude: |r|, from :func:`residual_magnitude`.
         mean: The mean to use.
     """
-    magnitude = xp.abs(g - mu)
     return mean(magnitude * magnitude), mean(magnitude)
 
 
@@ -380,7 +388,7 @@ def step(
     if hp.parity is not None:
         g = zero_nonfinite(g, xp=xp)
     sampled = (strided_sample(x, hp.stat_sample, xp=xp) for x in (g, state.mu))
-    means = residual_means(*sampled, xp=xp, mean=mean)
+    means = residual_means(residual_magnitude(*sampled, xp=xp), mean=mean)
     statistics, beta1, s = update_statistics(state.statistics, *means, t, hp, xp=xp)
     mu, nu = update_moments(g, state.mu, state.nu, beta1, hp, xp=xp)
     d = direction(mu, nu, statistics.b1_prod, t, hp, xp=xp)

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +13,61 @@ AxisName: TypeAlias = Hashable | Sequence[Hashable]
 """One mapped axis of ``jax.shard_map``, or several."""
 
 
-def tensor_mean(x: jax.Array, kept: tuple[int, ...], axis_name: AxisName | None) -> jax.Array:
-    """Return the mean of ``x`` over all axes that are not kept, and over the mapped axes.
+# Entries read; below, a branch costs more than it saves.
+NOT_WORTH_STORING = 2**17
 
-    Args:
-        x: Any floating or complex array; nothing to average gives 0.
+
+class Average(NamedTuple):
+    """The mean over a leaf or over each of a batch, in two halves: a local sum, and the rest.
+
+    Attributes:
         kept: Axes not averaged over; with any, the result keeps its number of dimensions.
+        entries: How many entries of a shard each mean is taken over; of none, the mean is 0.
         axis_name: Mapped axes over which a tensor is spread, or None.
     """
-    if kept:
-        axes = tuple(axis for axis in range(x.ndim) if axis not in kept)
-        total = jnp.sum(x, axis=axes, keepdims=True)
-        count = math.prod(x.shape[axis] for axis in axes)
-    else:
-        total = jnp.sum(x)
-        count = x.size
-    if axis_name is not None:
-        total = lax.psum(total, axis_name)
-        # The size of a shard is static, so this is a constant, not communication.
-        count = lax.psum(count, axis_name)
-    return total / jnp.maximum(jnp.asarray(count, jnp.finfo(x.dtype).dtype), 1)
+
+    kept: tuple[int, ...]
+    entries: int
+    axis_name: AxisName | None
+
+    def total(self, x: jax.Array) -> jax.Array:
+        """Return the local sum of ``x`` over all axes that are not kept."""
+        if not self.kept:
+            return jnp.sum(x)
+        axes = tuple(axis for axis in range(x.ndim) if axis not in self.kept)
+        return jnp.sum(x, axis=axes, keepdims=True)
+
+    def finish(self, total: jax.Array) -> jax.Array:
+        """Return the mean that belongs to a local sum."""
+        count: Any = self.entries
+        if self.axis_name is not None:
+            total = lax.psum(total, self.axis_name)
+            # The size of a shard is static, so this is a constant, not communication.
+            count = lax.psum(count, self.axis_name)
+        return total / jnp.maximum(jnp.asarray(count, jnp.finfo(total.dtype).dtype), 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the mean of ``x``, any floating or complex array."""
+        return self.finish(self.total(x))
+
+
+def average_of_batch(
+    read: Sequence[jax.Array], kept: tuple[int, ...], n: int | None, axis_name: AxisName | None
+) -> Average:
+    """Return the mean to inject into a rule that is given the samples of a batch of leaves.
+
+    Args:
+        read: What :func:`sample` returned for each leaf; of more than one, the samples are to be
+            stacked along a new axis 0.
+        kept: Axes kept apart, by a leaf alone only.
+        n: The ``n`` of :func:`sample`.
+        axis_name: Mapped axes over which a tensor is spread, or None.
+    """
+    if len(read) > 1:
+        return Average((0,), read[0].size, axis_name)
+    axes = (0,) if kept and n is not None else kept
+    averaged = (length for axis, length in enumerate(read[0].shape) if axis not in axes)
+    return Average(axes, math.prod(averaged), axis_name)
 
 
 def sample(x: jax.Array, n: int | None, kept: tuple[int, ...]) -> jax.Array:
@@ -55,9 +89,37 @@ def sample(x: jax.Array, n: int | None, kept: tuple[int, ...]) -> jax.Array:
     return slices.reshape(-1, math.prod(rest))[:, ::stride]
 
 
-def mean_of_sample(
-    kept: tuple[int, ...], n: int | None, axis_name: AxisName | None
-) -> Callable[[jax.Array], jax.Array]:
-    """Return the mean to inject into a rule that is given what :func:`sample` returned."""
-    axes = (0,) if kept and n is not None else kept
-    return partial(tensor_mean, kept=axes, axis_name=axis_name)
+def sums_of_stored(
+    compute: Callable[..., jax.Array],
+    sums: Callable[[jax.Array], tuple[jax.Array, ...]],
+    read: Sequence[jax.Array],
+    count: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Return ``sums(compute(*read))``; on a CPU, large ``compute(*read)`` is stored in between.
+
+    XLA's CPU compiler has no loop with two results, so two sums over |g - m| would read g and m
+    twice. On 20 M parameters a step took 1.91 times that of ``optax.adamw`` that way, and takes
+    1.47 times with |g - m| stored first. Elsewhere one fused loop computes both sums, and nothing
+    is stored.
+
+    Args:
+        compute: From ``read`` to an array.
+        sums: From that array to its sums.
+        read: The arrays to start from.
+        count: The step being taken, at least 1.
+    """
+    if sum(x.size for x in read) <= NOT_WORTH_STORING:
+        return sums(compute(*read))
+
+    def fused(*read: jax.Array) -> tuple[jax.Array, ...]:
+        return sums(compute(*read))
+
+    def stored(*read: jax.Array) -> tuple[jax.Array, ...]:
+        return sums(lax.optimization_barrier(compute(*read)))
+
+    # Both branches are right, and the first is taken: what a branch stores lives inside it.
+    # Without one, the compiler computes |g - m| of all leaves before it takes the first sum, and
+    # needs as much memory as the parameters.
+    return lax.platform_dependent(
+        *read, cpu=lambda *read: lax.cond(count > 0, stored, fused, *read), default=fused
+    )

@@ -1,8 +1,8 @@
 """STAM as an optax transformation.
 
-The arithmetic is that of ``stam_core`` (equations 1 to 9 of its module ``_stam``), called here leaf
-by leaf under ``jax.jit``. This module adds what JAX needs: dtypes at the edges, statistics packed
-for storage, state, and the alias.
+The arithmetic is that of ``stam_core`` (equations 1 to 9 of its module ``_stam``), called here
+under ``jax.jit``: statistics batch by batch, moments and direction leaf by leaf. This module adds
+what JAX needs: dtypes at the edges, statistics packed for storage, state, and the alias.
 """
 
 import functools
@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 import stam_core
-from jax import lax
 from stam_core import STAMHyperparams, STAMStatistics
 
 from stam_jax import _dtypes, _hyperparams, _tree
+from stam_jax._batches import batches, cut, gather, scatter, stack
 from stam_jax._decay import decayed_weights
-from stam_jax._means import AxisName, mean_of_sample, sample
+from stam_jax._means import AxisName, average_of_batch, sample, sums_of_stored
 from stam_jax._nonfinite import apply_policy
 from stam_jax._tree import StatAxes
 
@@ -49,12 +49,52 @@ class ScaleByStamState(NamedTuple):
     __packed_fields__ = ("s2", "tau", "b1_prod", "beta1", "s")
 
 
-class _LeafConfig(NamedTuple):
-    """The constants of one leaf's program; hashable, so that equal leaves share one trace."""
+class _Config(NamedTuple):
+    """The constants of one batch's programs; hashable, so that equal batches share one trace."""
 
     hyperparams: tuple[tuple[str, Any], ...]
     kept: tuple[int, ...]
+    shape: tuple[int, ...]
     axis_name: AxisName | None
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _update_statistics(
+    gs: tuple[jax.Array, ...],
+    mus: tuple[jax.Array, ...],
+    statistics: STAMStatistics,
+    count: jax.Array,
+    dynamic: dict[str, Any],
+    config: _Config,
+) -> tuple[STAMStatistics, jax.Array, jax.Array]:
+    """Return statistics, beta1 and s of a batch of leaves after a step, each as one vector."""
+    scalar = statistics.s2.dtype
+    hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, scalar)
+
+    gs, mus = (
+        tuple(sample(x, hp.stat_sample, config.kept) for x in leaves) for leaves in (gs, mus)
+    )
+    average = average_of_batch(gs, config.kept, hp.stat_sample, config.axis_name)
+
+    def magnitudes(*leaves: jax.Array) -> jax.Array:
+        pairs = (_wide(g, mu, hp) for g, mu in zip(leaves[::2], leaves[1::2], strict=True))
+        return stack([stam_core.residual_magnitude(g, mu, xp=jnp) for g, mu in pairs])
+
+    sums = sums_of_stored(
+        magnitudes,
+        functools.partial(stam_core.residual_means, mean=average.total),
+        [leaf for pair in zip(gs, mus, strict=True) for leaf in pair],
+        count,
+    )
+    mean_square, mean_abs = map(average.finish, sums)
+    return stam_core.update_statistics(
+        statistics,
+        mean_square.astype(scalar).reshape(-1),
+        mean_abs.astype(scalar).reshape(-1),
+        count.astype(scalar),
+        hp,
+        xp=jnp,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -62,45 +102,34 @@ def _update_leaf(
     g: jax.Array,
     mu: jax.Array,
     nu: jax.Array,
-    statistics: STAMStatistics,
+    beta1: jax.Array,
+    b1_prod: jax.Array,
+    start: jax.typing.ArrayLike,
     count: jax.Array,
     dynamic: dict[str, Any],
-    config: _LeafConfig,
-) -> tuple[jax.Array, jax.Array, jax.Array, STAMStatistics, jax.Array, jax.Array]:
-    """Return direction, mu, nu, statistics, beta1 and s of one leaf after a step."""
-    dtype = _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
-    real = _dtypes.real_dtype(dtype)
-    scalar = statistics.s2.dtype
-    hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, scalar)
-    hp_leaf = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, real)
+    config: _Config,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return direction, mu and nu of one leaf, whose scalars begin at ``start`` of its batch."""
+    real = _dtypes.real_dtype(_compute_dtype(g, mu))
+    hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, real)
+    g_wide, mu_wide = _wide(g, mu, hp)
+    beta1, b1_prod = (cut(x, start, config.shape).astype(real) for x in (beta1, b1_prod))
+    new_mu, new_nu = stam_core.update_moments(g_wide, mu_wide, nu.astype(real), beta1, hp, xp=jnp)
+    d = stam_core.direction(new_mu, new_nu, b1_prod, count.astype(real), hp, xp=jnp)
+    return d.astype(g.dtype), new_mu.astype(mu.dtype), new_nu.astype(nu.dtype)
 
-    g_wide, mu_wide, nu_wide = g.astype(dtype), mu.astype(dtype), nu.astype(real)
+
+def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
+    return _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
+
+
+def _wide(g: jax.Array, mu: jax.Array, hp: STAMHyperparams) -> tuple[jax.Array, jax.Array]:
+    """Return gradient and first moment in the dtype of the arithmetic."""
+    dtype = _compute_dtype(g, mu)
+    g_wide = g.astype(dtype)
     if hp.parity is not None:
         g_wide = stam_core.zero_nonfinite(g_wide, xp=jnp)
-    mean = mean_of_sample(config.kept, hp.stat_sample, config.axis_name)
-    read = tuple(sample(x, hp.stat_sample, config.kept) for x in (g_wide, mu_wide))
-    mean_square, _ = stam_core.residual_means(*read, xp=jnp, mean=mean)
-    # XLA's CPU compiler would put both sums into one loop, which it does not vectorise: two loops
-    # behind a barrier are faster, though they read twice. The unused half of each call is dropped.
-    # The mean itself stays outside, where old versions of shard_map see that it is replicated.
-    *read, _ = lax.optimization_barrier((*read, mean_square))
-    _, mean_abs = stam_core.residual_means(read[0], read[1], xp=jnp, mean=mean)
-    shape = statistics.s2.shape
-    statistics, beta1, s = stam_core.update_statistics(
-        statistics,
-        mean_square.astype(scalar).reshape(shape),
-        mean_abs.astype(scalar).reshape(shape),
-        count.astype(scalar),
-        hp,
-        xp=jnp,
-    )
-    new_mu, new_nu = stam_core.update_moments(
-        g_wide, mu_wide, nu_wide, beta1.astype(real), hp_leaf, xp=jnp
-    )
-    d = stam_core.direction(
-        new_mu, new_nu, statistics.b1_prod.astype(real), count.astype(real), hp_leaf, xp=jnp
-    )
-    return d.astype(g.dtype), new_mu.astype(mu.dtype), new_nu.astype(nu.dtype), statistics, beta1, s
+    return g_wide, mu.astype(dtype)
 
 
 def scale_by_stam(
@@ -163,37 +192,41 @@ def scale_by_stam(
         del params, extra
         _tree.check_floating(updates, "gradient")
         grads, treedef = jax.tree.flatten(updates)
+        grads = [jnp.asarray(g) for g in grads]
         mus = _tree.flatten_like(treedef, grads, state.mu, "the optimizer state")
         nus = treedef.flatten_up_to(state.nu)
         layout = _tree.layout(updates, stat_axes)
-        packed = [layout.unpack(vector) for vector in (state.s2, state.tau, state.b1_prod)]
+        packed = STAMStatistics(*map(layout.check, (state.s2, state.tau, state.b1_prod)))
         count = jnp.asarray(optax.safe_increment(state.count))
         static, dynamic = _hyperparams.split(_hyperparams.at_step(hyperparams, state.count))
-        results = [
-            _update_leaf(
-                jnp.asarray(g),
-                mu,
-                nu,
-                STAMStatistics(*scalars),
+
+        found = batches(list(zip(grads, mus, strict=True)), layout)
+        leaves: list[Any] = [None] * len(grads)
+        vectors = []
+        for batch in found:
+            config = _Config(static, batch.kept, batch.shape, axis_name)
+            new, beta1, s = _update_statistics(
+                tuple(grads[i] for i in batch.leaves),
+                tuple(mus[i] for i in batch.leaves),
+                STAMStatistics(*(gather(x, batch) for x in packed)),
                 count,
                 dynamic,
-                _LeafConfig(static, axes, axis_name),
+                config,
             )
-            for g, mu, nu, axes, *scalars in zip(grads, mus, nus, layout.kept, *packed, strict=True)
-        ]
-        columns = list(zip(*results, strict=True)) or [()] * 6
-        new_updates, new_mu, new_nu, new_statistics, beta1, s = columns
-
-        pack = functools.partial(layout.pack, dtype=state.s2.dtype)
+            vectors.append({**new._asdict(), "beta1": beta1, "s": s})
+            for i, start in zip(batch.leaves, batch.starts(), strict=True):
+                leaves[i] = _update_leaf(
+                    grads[i], mus[i], nus[i], beta1, new.b1_prod, start, count, dynamic, config
+                )
+        new_updates, new_mu, new_nu = zip(*leaves, strict=True) if leaves else ((), (), ())
         return treedef.unflatten(new_updates), ScaleByStamState(
             count=count,
             mu=treedef.unflatten(new_mu),
             nu=treedef.unflatten(new_nu),
-            s2=pack([x.s2 for x in new_statistics]),
-            tau=pack([x.tau for x in new_statistics]),
-            b1_prod=pack([x.b1_prod for x in new_statistics]),
-            beta1=pack(beta1),
-            s=pack(s),
+            **{
+                name: scatter([vector[name] for vector in vectors], found, getattr(state, name))
+                for name in ScaleByStamState.__packed_fields__
+            },
         )
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """STAMLite as an optax transformation.
 
 The arithmetic is that of ``stam_core`` (equations 1 to 5 of its module ``_stam_lite``), called here
-leaf by leaf under ``jax.jit``.
+under ``jax.jit``: statistics batch by batch, momentum and direction leaf by leaf.
 """
 
 import functools
@@ -14,8 +14,9 @@ import stam_core
 from stam_core import STAMLiteHyperparams, STAMLiteStatistics
 
 from stam_jax import _dtypes, _hyperparams, _tree
+from stam_jax._batches import batches, cut, gather, scatter, stack
 from stam_jax._decay import decayed_weights
-from stam_jax._means import AxisName, mean_of_sample, sample
+from stam_jax._means import AxisName, average_of_batch, sample
 from stam_jax._nonfinite import apply_policy
 from stam_jax._tree import StatAxes
 
@@ -45,12 +46,47 @@ class ScaleByStamLiteState(NamedTuple):
     __packed_fields__ = ("e1", "e2", "beta1", "b1_prod", "s")
 
 
-class _LeafConfig(NamedTuple):
-    """The constants of one leaf's program; hashable, so that equal leaves share one trace."""
+class _Config(NamedTuple):
+    """The constants of one batch's programs; hashable, so that equal batches share one trace."""
 
     hyperparams: tuple[tuple[str, Any], ...]
     kept: tuple[int, ...]
+    shape: tuple[int, ...]
     axis_name: AxisName | None
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _update_statistics(
+    gs: tuple[jax.Array, ...],
+    mus: tuple[jax.Array, ...],
+    statistics: STAMLiteStatistics,
+    count: jax.Array,
+    refresh: jax.Array,
+    dynamic: dict[str, Any],
+    config: _Config,
+) -> tuple[STAMLiteStatistics, jax.Array]:
+    """Return statistics and s of a batch of leaves after a step, each as one vector."""
+    scalar = statistics.e2.dtype
+    hp = _hyperparams.join(STAMLiteHyperparams, config.hyperparams, dynamic, scalar)
+    # Mean and mean square read one array in two loops, which a CPU does as fast as it can read.
+    pairs = zip(gs, mus, strict=True)
+    read = [sample(_wide(g, mu, hp), hp.stat_sample, config.kept) for g, mu in pairs]
+    average = average_of_batch(read, config.kept, hp.stat_sample, config.axis_name)
+    mean_g, mean_square = stam_core.gradient_means(stack(read), xp=jnp, mean=average)
+    # A packed e1 is complex as soon as one leaf is; a real leaf's own stays real in the arithmetic.
+    packed_e1 = statistics.e1.dtype
+    if not _dtypes.is_complex(read[0].dtype):
+        statistics = statistics._replace(e1=statistics.e1.real)
+    statistics, s = stam_core.update_lite_statistics(
+        statistics,
+        mean_g.astype(statistics.e1.dtype).reshape(-1),
+        mean_square.astype(scalar).reshape(-1),
+        count.astype(scalar),
+        refresh,
+        hp,
+        xp=jnp,
+    )
+    return statistics._replace(e1=statistics.e1.astype(packed_e1)), s
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -58,50 +94,32 @@ def _update_leaf(
     g: jax.Array,
     mu: jax.Array,
     statistics: STAMLiteStatistics,
+    start: jax.typing.ArrayLike,
     count: jax.Array,
-    refresh: jax.Array,
     dynamic: dict[str, Any],
-    config: _LeafConfig,
-) -> tuple[jax.Array, jax.Array, STAMLiteStatistics, jax.Array]:
-    """Return direction, mu, statistics and s of one leaf after a step."""
-    dtype = _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
+    config: _Config,
+) -> tuple[jax.Array, jax.Array]:
+    """Return direction and mu of one leaf, whose scalars begin at ``start`` of its batch."""
+    dtype = _compute_dtype(g, mu)
     real = _dtypes.real_dtype(dtype)
-    scalar = statistics.e2.dtype
-    hp = _hyperparams.join(STAMLiteHyperparams, config.hyperparams, dynamic, scalar)
-    hp_leaf = _hyperparams.join(STAMLiteHyperparams, config.hyperparams, dynamic, real)
+    hp = _hyperparams.join(STAMLiteHyperparams, config.hyperparams, dynamic, real)
+    beta1, e2, b1_prod = (
+        cut(x, start, config.shape).astype(real)
+        for x in (statistics.beta1, statistics.e2, statistics.b1_prod)
+    )
+    new_mu = stam_core.update_momentum(_wide(g, mu, hp), mu.astype(dtype), beta1)
+    d = stam_core.lite_direction(new_mu, e2, b1_prod, count.astype(real), hp, xp=jnp)
+    return d.astype(g.dtype), new_mu.astype(mu.dtype)
 
-    g_wide = g.astype(dtype)
-    if hp.parity is not None:
-        g_wide = stam_core.zero_nonfinite(g_wide, xp=jnp)
-    mean = mean_of_sample(config.kept, hp.stat_sample, config.axis_name)
-    mean_g, mean_square = stam_core.gradient_means(
-        sample(g_wide, hp.stat_sample, config.kept), xp=jnp, mean=mean
-    )
-    # A packed e1 is complex as soon as one leaf is; a real leaf's own stays real in the arithmetic.
-    packed_e1 = statistics.e1.dtype
-    if not _dtypes.is_complex(dtype):
-        statistics = statistics._replace(e1=statistics.e1.real)
-    shape = statistics.e2.shape
-    statistics, s = stam_core.update_lite_statistics(
-        statistics,
-        mean_g.astype(statistics.e1.dtype).reshape(shape),
-        mean_square.astype(scalar).reshape(shape),
-        count.astype(scalar),
-        refresh,
-        hp,
-        xp=jnp,
-    )
-    new_mu = stam_core.update_momentum(g_wide, mu.astype(dtype), statistics.beta1.astype(real))
-    d = stam_core.lite_direction(
-        new_mu,
-        statistics.e2.astype(real),
-        statistics.b1_prod.astype(real),
-        count.astype(real),
-        hp_leaf,
-        xp=jnp,
-    )
-    statistics = statistics._replace(e1=statistics.e1.astype(packed_e1))
-    return d.astype(g.dtype), new_mu.astype(mu.dtype), statistics, s
+
+def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
+    return _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
+
+
+def _wide(g: jax.Array, mu: jax.Array, hp: STAMLiteHyperparams) -> jax.Array:
+    """Return the gradient in the dtype of the arithmetic."""
+    g_wide = g.astype(_compute_dtype(g, mu))
+    return g_wide if hp.parity is None else stam_core.zero_nonfinite(g_wide, xp=jnp)
 
 
 def scale_by_stam_lite(
@@ -156,39 +174,44 @@ def scale_by_stam_lite(
         del params, extra
         _tree.check_floating(updates, "gradient")
         grads, treedef = jax.tree.flatten(updates)
+        grads = [jnp.asarray(g) for g in grads]
         mus = _tree.flatten_like(treedef, grads, state.mu, "the optimizer state")
         layout = _tree.layout(updates, stat_axes)
-        packed = [layout.unpack(getattr(state, name)) for name in STAMLiteStatistics._fields]
+        packed = STAMLiteStatistics(
+            *(layout.check(getattr(state, name)) for name in STAMLiteStatistics._fields)
+        )
         count = jnp.asarray(optax.safe_increment(state.count))
         # The interval is taken from the integer count: a float32 step number stops being exact at
         # 2^24.
         refresh = state.count % jnp.asarray(beta1_update_interval, jnp.int32) == 0
         at_step = _hyperparams.at_step(hyperparams, state.count)
         static, dynamic = _hyperparams.split(at_step)
-        results = [
-            _update_leaf(
-                jnp.asarray(g),
-                mu,
-                STAMLiteStatistics(*scalars),
+
+        found = batches(list(zip(grads, mus, strict=True)), layout)
+        leaves: list[Any] = [None] * len(grads)
+        vectors = []
+        for batch in found:
+            config = _Config(static, batch.kept, batch.shape, axis_name)
+            new, s = _update_statistics(
+                tuple(grads[i] for i in batch.leaves),
+                tuple(mus[i] for i in batch.leaves),
+                STAMLiteStatistics(*(gather(x, batch) for x in packed)),
                 count,
                 refresh,
                 dynamic,
-                _LeafConfig(static, axes, axis_name),
+                config,
             )
-            for g, mu, axes, *scalars in zip(grads, mus, layout.kept, *packed, strict=True)
-        ]
-        columns = list(zip(*results, strict=True)) or [()] * 4
-        new_updates, new_mu, new_statistics, s = columns
-
-        def pack(name: str) -> jax.Array:
-            parts = [getattr(x, name) for x in new_statistics]
-            return layout.pack(parts, getattr(state, name).dtype)
-
+            vectors.append({**new._asdict(), "s": s})
+            for i, start in zip(batch.leaves, batch.starts(), strict=True):
+                leaves[i] = _update_leaf(grads[i], mus[i], new, start, count, dynamic, config)
+        new_updates, new_mu = zip(*leaves, strict=True) if leaves else ((), ())
         return treedef.unflatten(new_updates), ScaleByStamLiteState(
             count=count,
             mu=treedef.unflatten(new_mu),
-            s=layout.pack(s, state.s.dtype),
-            **{name: pack(name) for name in STAMLiteStatistics._fields},
+            **{
+                name: scatter([vector[name] for vector in vectors], found, getattr(state, name))
+                for name in ScaleByStamLiteState.__packed_fields__
+            },
         )
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]

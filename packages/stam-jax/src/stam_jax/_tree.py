@@ -114,11 +114,11 @@ class Layout(NamedTuple):
         """The length of a packed vector."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    def unpack(self, vector: jax.Array) -> list[jax.Array]:
-        """Cut a packed vector into one array per leaf.
+    def check(self, vector: jax.Array) -> jax.Array:
+        """Return a packed vector, if it has the length that these leaves need.
 
         Raises:
-            ValueError: The vector has another length than these leaves need.
+            ValueError: It has another.
         """
         if vector.shape != (self.size,):
             msg = (
@@ -127,6 +127,15 @@ class Layout(NamedTuple):
                 "leaves and the same stat_axes"
             )
             raise ValueError(msg)
+        return vector
+
+    def unpack(self, vector: jax.Array) -> list[jax.Array]:
+        """Cut a packed vector into one array per leaf.
+
+        Raises:
+            ValueError: The vector has another length than these leaves need.
+        """
+        self.check(vector)
         if not self.shapes:
             return []
         parts = lax.split(vector, [math.prod(shape) for shape in self.shapes])

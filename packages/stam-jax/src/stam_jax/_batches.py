@@ -1,0 +1,124 @@
+"""Which leaves' statistics are computed together, so that a step compiles and runs fast.
+
+The scalars of a leaf take a chain of operations on single numbers, each a kernel of the compiled
+step: with 200 small leaves that is more than the arithmetic on the leaves themselves. Small leaves
+of one type are therefore reduced as one stacked array, and their scalars advance as one vector.
+Large leaves stay alone: their own work outweighs that, and what shares a batch waits for the
+gradients of the whole batch, so that a backward pass would have to keep large ones alive for
+longer.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from stam_jax._tree import Layout
+
+# Stacking copies: at most 64 KiB of float32 from a leaf, and 4 MiB for a batch.
+SMALL_LEAF = 2**14
+LARGEST_BATCH = 2**20
+
+
+class Batch(NamedTuple):
+    """Leaves whose statistics are computed together.
+
+    Attributes:
+        leaves: Their positions in the tree.
+        places: Their entries of a packed vector, an integer array.
+        kept: The axes that they keep apart.
+        shape: Shape of the statistics of each.
+    """
+
+    leaves: tuple[int, ...]
+    places: np.ndarray
+    kept: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def starts(self) -> list[int]:
+        """Return where the statistics of each leaf begin in a vector of the batch."""
+        return [math.prod(self.shape) * k for k in range(len(self.leaves))]
+
+
+def batches(read: Sequence[tuple[jax.Array, ...]], layout: Layout) -> list[Batch]:
+    """Return the batches, every leaf in exactly one.
+
+    Args:
+        read: Leaf by leaf, the arrays from which its statistics are computed.
+        layout: Where their statistics lie.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> leaves = [jnp.ones(n) for n in (3, 5, 3, 20000)]
+        >>> scalars = Layout(kept=((),) * 4, shapes=((),) * 4)
+        >>> [batch.leaves for batch in batches([(leaf,) for leaf in leaves], scalars)]
+        [(0, 2), (1,), (3,)]
+    """
+    groups: list[list[int]] = []
+    unfilled: dict[Any, list[int]] = {}
+    for i, (arrays, kept) in enumerate(zip(read, layout.kept, strict=True)):
+        size = math.prod(arrays[0].shape)
+        if kept or size > SMALL_LEAF:
+            groups.append([i])
+            continue
+        # The whole type: shapes, dtypes, and the sharding where that is part of the type.
+        kind = tuple(jax.typeof(array) for array in arrays)
+        group = unfilled.get(kind)
+        if group is None or (len(group) + 1) * size > LARGEST_BATCH:
+            group = unfilled[kind] = []
+            groups.append(group)
+        group.append(i)
+    sizes = [math.prod(shape) for shape in layout.shapes]
+    first = np.cumsum([0, *sizes])
+    return [
+        Batch(
+            tuple(group),
+            np.concatenate([np.arange(first[i], first[i + 1]) for i in group]),
+            layout.kept[group[0]],
+            layout.shapes[group[0]],
+        )
+        for group in groups
+    ]
+
+
+def stack(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Stack the arrays of a batch; a leaf alone stays as it is."""
+    return arrays[0] if len(arrays) == 1 else jnp.stack(arrays)
+
+
+def gather(vector: jax.Array, batch: Batch) -> jax.Array:
+    """Return a batch's entries of a packed vector."""
+    return _take(vector, batch.places)
+
+
+def scatter(parts: Sequence[jax.Array], found: Sequence[Batch], like: jax.Array) -> jax.Array:
+    """Return the packed vector made of one vector per batch, in the dtype of ``like``."""
+    if not parts:
+        return like
+    joined = lax.concatenate([part.astype(like.dtype) for part in parts], 0)
+    return _take(joined, np.argsort(np.concatenate([batch.places for batch in found])))
+
+
+def cut(vector: jax.Array, start: jax.typing.ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """Return the statistics of one leaf of a batch, in the given shape."""
+    size = math.prod(shape)
+    if size != vector.size:
+        vector = lax.dynamic_slice(vector, (_hidden(start),), (size,))
+    return vector.reshape(shape)
+
+
+def _take(vector: jax.Array, places: np.ndarray) -> jax.Array:
+    if np.array_equal(places, np.arange(vector.size)):
+        return vector
+    return vector.at[_hidden(places)].get(mode="promise_in_bounds", unique_indices=True)
+
+
+def _hidden(places: Any) -> jax.Array:
+    # XLA compiles kernels that are equal once. A place that it knew would become part of the
+    # kernel, and the kernels of 200 equal leaves would be 200 different ones, each compiled for 13
+    # milliseconds: ten times the compile time.
+    return lax.optimization_barrier(jnp.asarray(places, jnp.uint32))
