@@ -7,7 +7,8 @@ minute of the machine hits all and none always follows the same other. A ratio i
 the rounds of (time of the other) / (our time) within a round. The bound runs twice a round, against
 itself: the middle half of those ratios is the A/A band, and a difference inside it is noise. A save
 starts when the disk has nothing else to write and counts until its bytes are durable: what does not
-sync by itself is synced here. What is not installed is left out and named. Use an otherwise idle machine.
+sync by itself is synced here. What is not installed is left out and named. Use an otherwise idle
+machine.
 """
 
 import argparse
@@ -157,7 +158,7 @@ def measure(mib: int, rounds: int, folder: Path) -> dict[str, Table]:
     background = ckpt.AsyncCheckpointer(folder / "async", keep=1)
     for number in range(rounds + 1):
         taken: dict[str, dict[str, float]] = {"save": {}, "load": {}, "stall": {}}
-        order = random.Random(number)
+        order = random.Random(number)  # noqa: S311 - the order only has to differ
         for name, save in order.sample(list(contenders.items()), len(contenders)):
             path = folder / f"save-{number}"
             os.sync()
