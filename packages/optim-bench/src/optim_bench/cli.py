@@ -26,6 +26,7 @@ from optim_bench.catalog import (
     check_data,
     check_installed,
 )
+from optim_bench.cli_data import build_data_app
 from optim_bench.errors import BenchError, os_reason, unknown_name
 from optim_bench.executors import DEFAULT_TRAINER, EXECUTORS, make_executor
 from optim_bench.optimizers import OPTIONAL
@@ -296,6 +297,8 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
             _console().print(ui.memory_table(rows, f"{name} in {FRAMEWORK_TITLES[where]}"))
         if failed := [r for r in records.values() if r.status == "failed"]:
             raise BenchError(f"{len(failed)} runs failed, first with {failed[0].error}")
+
+    app.add_typer(build_data_app(), name="data")
 
     @app.command()
     def validate(  # pyright: ignore[reportUnusedFunction] - typer calls it

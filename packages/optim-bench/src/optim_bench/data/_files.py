@@ -37,6 +37,27 @@ def find(data_dir: Path | None, name: str, origin: str) -> Path:
     raise MissingDataError(f"{data_dir} holds no {name} or {name}.gz; it comes from {origin}")
 
 
+def find_shards(data_dir: Path | None, split: str) -> list[Path]:
+    """Return the Parquet shards of a split, `split-00000-of-00001.parquet` and so on, in order.
+
+    Args:
+        data_dir: the data folder; its subfolders are searched, too.
+        split: for example "train".
+
+    Raises:
+        DamagedDataError: the names say that a shard is missing.
+    """
+    if data_dir is None:
+        return []
+    found = {p.name: p for p in sorted(data_dir.glob(f"**/{split}-?????-of-?????.parquet"))}
+    counts = {name.rpartition(".")[0].rpartition("-")[2] for name in found}
+    if found and counts != {f"{len(found):05d}"}:
+        raise DamagedDataError(
+            f"{data_dir} holds {', '.join(sorted(found))}; these are not all shards of one split"
+        )
+    return [found[name] for name in sorted(found)]
+
+
 def read_idx(path: Path) -> Array:
     """Read an IDX file of unsigned bytes, gzipped or not (the format of MNIST and Fashion-MNIST).
 

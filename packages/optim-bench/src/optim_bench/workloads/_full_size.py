@@ -1,4 +1,8 @@
-"""Full-size workloads on files that the user brings: MNIST, CIFAR-10, token files."""
+"""Full-size workloads on files that the user brings: MNIST, CIFAR-10, token files.
+
+MNIST and CIFAR-10 are read from Parquet shards where the data folder holds them, and otherwise in
+their original formats; the pictures, and so the numbers of a run, are the same.
+"""
 
 import functools
 from pathlib import Path
@@ -19,8 +23,8 @@ MNIST_FILES = (
 )
 CIFAR_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 TOKEN_FILES = ("train.bin", "val.bin")
-_FROM_MNIST = "the MNIST or Fashion-MNIST distribution"
-_FROM_CIFAR = "the binary version of CIFAR-10"
+_FROM_MNIST = "the MNIST or Fashion-MNIST distribution: optim-bench data fetch mnist --data-dir DIR"
+_FROM_CIFAR = "the binary version of CIFAR-10: optim-bench data fetch cifar10 --data-dir DIR"
 _FROM_GPT2 = "a GPT-2 tokenizer's output as uint16, for example nanoGPT's prepare.py"
 GPT2_SYMBOLS = 50_257
 # The validation split is the last twelfth of the training file, as large as MNIST's 5,000.
@@ -65,8 +69,22 @@ def _scaled(split: tuple[Array, Array]) -> tuple[Array, Array]:
     return images.astype(np.float32) / np.float32(255), labels.astype(np.int32)
 
 
+def _parquet_task(data_dir: Path | None, image: str, axes: int) -> SampledTask | None:
+    shards = [data.find_shards(data_dir, split) for split in ("train", "test")]
+    if not all(shards):
+        return None
+    train, test = (data.read_image_parquet(paths, image, 10) for paths in shards)
+    for (images, _), paths in zip((train, test), shards, strict=True):
+        if images.ndim != axes:
+            kind = "gray" if axes == 3 else "coloured"
+            raise data.DamagedDataError(f"{paths[0]} has other pictures than {kind} ones")
+    return _image_task(train, test, ("train", "test"))
+
+
 @functools.lru_cache(maxsize=1)
 def _mnist_task(data_dir: Path | None) -> SampledTask:
+    if (task := _parquet_task(data_dir, "image", 3)) is not None:
+        return task
     paths = [data.find(data_dir, name, _FROM_MNIST) for name in MNIST_FILES]
     arrays = [data.read_idx(path) for path in paths]
     for array, path, axes in zip(arrays, paths, (3, 1, 3, 1), strict=True):
@@ -77,6 +95,8 @@ def _mnist_task(data_dir: Path | None) -> SampledTask:
 
 @functools.lru_cache(maxsize=1)
 def _cifar_task(data_dir: Path | None) -> SampledTask:
+    if (task := _parquet_task(data_dir, "img", 4)) is not None:
+        return task
     batches = [data.read_cifar10(data.find(data_dir, name, _FROM_CIFAR)) for name in CIFAR_FILES]
     images, labels = zip(*batches[:-1], strict=True)
     train = (np.concatenate(images), np.concatenate(labels))
