@@ -80,7 +80,7 @@ class Chart:
             "$schema": _SCHEMA,
             "config": config(theme),
             "params": [{"name": "focus", "value": ""}],
-            "data": {"values": list(self.data)},
+            "data": {"values": [_short(row) for row in self.data]},
             "width": width,
             "height": self.height,
             "layer": layers,
@@ -144,6 +144,14 @@ def line(x: Spec, y: Spec) -> Spec:
 def points(x: Spec, y: Spec) -> Spec:
     """Return the channels of one mark per optimizer."""
     return {"x": x, "y": y, "color": "@color", "shape": "@shape", "opacity": "@opacity"}
+
+
+def _short(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the digits that a chart can show; the page embeds the whole numbers elsewhere."""
+    return {
+        name: float(f"{value:.5g}") if isinstance(value, float) else value
+        for name, value in row.items()
+    }
 
 
 def _scale(domain: Sequence[str], values: Sequence[Any]) -> Spec:

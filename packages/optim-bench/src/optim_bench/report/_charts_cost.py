@@ -168,35 +168,25 @@ def _layers(
         *tooltip,
         {"field": "ratio", "format": ".3f", "title": "ratio of losses"},
     ]
-    layers = [front]
-    for shift in sorted({row["shift"] for row in data}):
-        layers += _marks(x, y, tooltips, shift)
-    return layers
+    # Shared channels stand once: with a layer per shift they are most of a page otherwise.
+    shared = points(x, y)
+    del shared["y"]
+    shifts = sorted({row["shift"] for row in data})
+    intervals: Spec = {
+        "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
+        | {name: shared[name] for name in ("color", "opacity")},
+        "layer": [_shifted({"type": "rule", "strokeWidth": 2}, shift) for shift in shifts],
+    }
+    mark = {"type": "point", "size": 110, "filled": True, "opacity": 1}
+    middles: Spec = {
+        "encoding": {**shared, "y": y, "tooltip": tooltips},
+        "layer": [_shifted(mark, shift) for shift in shifts],
+    }
+    return [front, intervals, middles]
 
 
-def _marks(x: Spec, y: Spec, tooltips: Sequence[Mapping[str, str]], shift: int) -> list[Spec]:
-    chosen = [{"filter": f"datum.shift == {shift}"}]
-    return [
-        {
-            "transform": chosen,
-            "mark": {"type": "rule", "strokeWidth": 2, "xOffset": shift},
-            "encoding": {
-                "x": x,
-                "y": {**y, "field": "low"},
-                "y2": {"field": "high"},
-                "color": "@color",
-                "opacity": "@opacity",
-            },
-        },
-        {
-            "transform": chosen,
-            "mark": {
-                "type": "point",
-                "size": 110,
-                "filled": True,
-                "opacity": 1,
-                "xOffset": shift,
-            },
-            "encoding": points(x, y) | {"tooltip": tooltips},
-        },
-    ]
+def _shifted(mark: Spec, shift: int) -> Spec:
+    return {
+        "transform": [{"filter": f"datum.shift == {shift}"}],
+        "mark": {**mark, "xOffset": shift},
+    }

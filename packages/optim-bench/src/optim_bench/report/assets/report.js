@@ -21,9 +21,9 @@ async function draw() {
   }
   views.forEach(({ view }) => view.finalize());
   views = await Promise.all(
-    charts.map(async ({ id, framework, title, specs }) => {
+    charts.map(async ({ id, framework, title, specs, data }) => {
       const host = document.getElementById(id);
-      const { view } = await vegaEmbed(host, specs[name], { actions: false, renderer: "svg" });
+      const { view } = await vegaEmbed(host, { ...specs[name], data }, { actions: false, renderer: "svg" });
       const picture = host.querySelector("svg");
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", title);
