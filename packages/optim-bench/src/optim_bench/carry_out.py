@@ -13,8 +13,8 @@ from rich.console import Console
 
 from optim_bench import ui
 from optim_bench.campaign import run_campaign
-from optim_bench.errors import BenchError, StoppedError
-from optim_bench.executors import make_executor
+from optim_bench.errors import BenchError, StoppedError, unknown_name
+from optim_bench.executors import EXECUTORS, make_executor
 from optim_bench.protocol import Plan
 from optim_bench.report import write_report
 from optim_bench.results import results_of
@@ -38,6 +38,31 @@ class Execution:
     jobs: int | None = None
     timeout: float | None = None
     data_dir: Path | None = None
+
+
+def execution_of(
+    executor: str,
+    options: list[str] | None,
+    jobs: int | None,
+    timeout: float | None,
+    data_dir: Path | None,
+) -> Execution:
+    """Return the execution that a user's options mean.
+
+    Raises:
+        BenchError: the executor is unknown, an option is no `key=value`, or there is no folder.
+    """
+    if executor not in EXECUTORS:
+        raise unknown_name("executor", executor, EXECUTORS)
+    if data_dir is not None and not data_dir.is_dir():
+        raise BenchError(f"no folder {data_dir}; --data-dir is where the full-size data sets lie")
+    pairs: dict[str, str] = {}
+    for text in options or ():
+        key, _, value = text.partition("=")
+        if not (key and value):
+            raise BenchError(f"--executor-option is {text!r}; write key=value")
+        pairs[key] = value
+    return Execution(executor, pairs, jobs, timeout, data_dir)
 
 
 def carry_out(

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from optim_bench import memory, ui
 from optim_bench.campaign import progress_of
-from optim_bench.carry_out import Execution, carry_out, note
+from optim_bench.carry_out import carry_out, execution_of, note
 from optim_bench.catalog import (
     Request,
     absent_optimizers,
@@ -27,8 +27,19 @@ from optim_bench.catalog import (
     check_installed,
 )
 from optim_bench.cli_data import build_data_app
+from optim_bench.cli_options import (
+    DataDir,
+    ExecutorName,
+    ExecutorOptions,
+    Folder,
+    FrameworkName,
+    Jobs,
+    Optimizers,
+    Timeout,
+    Workloads,
+)
 from optim_bench.errors import BenchError, os_reason, unknown_name
-from optim_bench.executors import DEFAULT_TRAINER, EXECUTORS, make_executor
+from optim_bench.executors import DEFAULT_TRAINER, make_executor
 from optim_bench.optimizers import OPTIONAL
 from optim_bench.protocol import Cell, Plan
 from optim_bench.records import FRAMEWORKS
@@ -49,38 +60,6 @@ from optim_bench.workloads import WORKLOADS
 
 DEFAULT_OUTPUT = Path("optim-bench-results")
 BUSY = "this machine is busy: these times are noise, do not publish them"
-
-Workloads = Annotated[
-    list[str] | None, typer.Option(help="Repeatable [default: the two of the main job].")
-]
-Optimizers = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="NAME, NAME,hyperparameter=value,... or module:factory; repeatable "
-        "[default: our optimizers]. AdamW always takes part."
-    ),
-]
-FrameworkName = Annotated[str, typer.Option(help="jax, torch or all.")]
-Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Runs at a time [default: one per core, at most 4].")
-]
-Timeout = Annotated[float | None, typer.Option(min=1, help="Give a run up after so many seconds.")]
-ExecutorName = Annotated[
-    str, typer.Option("--executor", help="inline, process, submitit (SLURM) or ray.")
-]
-ExecutorOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--executor-option",
-        metavar="KEY=VALUE",
-        help="Repeatable. submitit: partition, account, qos, constraint, time (minutes), memory "
-        "(GB), cluster (slurm or local); ray: address.",
-    ),
-]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Where full-size data sets lie; the default ones are built in.")
-]
-Folder = Annotated[Path, typer.Argument(help="Folder of a comparison.", show_default=True)]
 
 
 def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
@@ -120,7 +99,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
             frameworks=_frameworks(framework),
             seeds=seeds,
         )
-        execution = _execution(executor, executor_option, jobs, timeout, data_dir)
+        execution = execution_of(executor, executor_option, jobs, timeout, data_dir)
         require(request.frameworks, executor=executor)
         plan = build_plan(request)
         check_installed(plan, executor)
@@ -144,7 +123,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         """Repeat the failed runs of a comparison, and finish it."""
         store = Store(directory)
         plan = store.plan()
-        execution = _execution(executor, executor_option, jobs, timeout, data_dir)
+        execution = execution_of(executor, executor_option, jobs, timeout, data_dir)
         check_installed(plan, executor)
         check_data(plan, execution.data_dir)
         store.open()
@@ -356,30 +335,6 @@ def _memory_preset(
         write_json(json_file, found)
     if readme is not None:
         replace_section(readme, memory.memory_markdown(found), preset)
-
-
-def _execution(
-    executor: str,
-    options: list[str] | None,
-    jobs: int | None,
-    timeout: float | None,
-    data_dir: Path | None,
-) -> Execution:
-    if executor not in EXECUTORS:
-        raise unknown_name("executor", executor, EXECUTORS)
-    pairs: dict[str, str] = {}
-    for text in options or ():
-        key, _, value = text.partition("=")
-        if not (key and value):
-            raise BenchError(f"--executor-option is {text!r}; write key=value")
-        pairs[key] = value
-    return Execution(executor, pairs, jobs, timeout, _data_folder(data_dir))
-
-
-def _data_folder(data_dir: Path | None) -> Path | None:
-    if data_dir is not None and not data_dir.is_dir():
-        raise BenchError(f"no folder {data_dir}; --data-dir is where the full-size data sets lie")
-    return data_dir
 
 
 def _measured_plan(workload: list[str] | None, optimizer: list[str] | None, framework: str) -> Plan:

@@ -160,19 +160,20 @@ def fetch(files: tuple[RemoteFile, ...], folder: Path, say: Callable[[str], None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
-            path = folder / file.name
-            if path.is_file() and _digest(path) == file.sha256:
-                say(f"{path} is there, and right")
-            else:
-                _download(file, path)
-                say(f"{path} fetched, {path.stat().st_size:,} bytes, sha256 {file.sha256}")
-            if file.members:
-                _unpack(path, file.members)
-                say(f"{', '.join(file.members)} unpacked")
-    except (tarfile.TarError, EOFError) as error:
-        raise FetchError(f"{path} cannot be unpacked ({error})") from error
+            _fetch_one(file, folder / file.name, say)
     except OSError as error:
         raise FetchError(f"cannot write to {folder} ({error.strerror or error})") from error
+
+
+def _fetch_one(file: RemoteFile, path: Path, say: Callable[[str], None]) -> None:
+    if path.is_file() and _digest(path) == file.sha256:
+        say(f"{path} is there, and right")
+    else:
+        _download(file, path)
+        say(f"{path} fetched, {path.stat().st_size:,} bytes, sha256 {file.sha256}")
+    if file.members:
+        _unpack(path, file.members)
+        say(f"{', '.join(file.members)} unpacked")
 
 
 def _download(file: RemoteFile, path: Path) -> None:
@@ -212,13 +213,16 @@ def _stream(file: RemoteFile, target: IO[bytes]) -> tuple[str, int]:
 def _unpack(archive: Path, members: tuple[str, ...]) -> None:
     """Take the named files out of an archive, whatever folders it wants to put them in."""
     missing = set(members)
-    with tarfile.open(archive) as tar:
-        for entry in tar:
-            name = entry.name.rpartition("/")[2]
-            content = tar.extractfile(entry) if entry.isfile() and name in missing else None
-            if content is not None:
-                (archive.parent / name).write_bytes(content.read())
-                missing.discard(name)
+    try:
+        with tarfile.open(archive) as tar:
+            for entry in tar:
+                name = entry.name.rpartition("/")[2]
+                content = tar.extractfile(entry) if entry.isfile() and name in missing else None
+                if content is not None:
+                    (archive.parent / name).write_bytes(content.read())
+                    missing.discard(name)
+    except (tarfile.TarError, EOFError) as error:
+        raise FetchError(f"{archive} cannot be unpacked ({error})") from error
     if missing:
         raise FetchError(f"{archive} holds no {', '.join(sorted(missing))}")
 

@@ -35,7 +35,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     # Imported here: NumPy reads the thread variables when it loads, after the pinning.
     workloads = importlib.import_module("optim_bench.workloads")
     optimizers = importlib.import_module("optim_bench.optimizers")
-    backend = importlib.import_module(f"optim_bench.train._{request['framework']}")
+    train = importlib.import_module("optim_bench.train")
     workload = workloads.get(request["workload"])
     task = workload.task(None)
     inputs, targets = next(iter(task.chunks(0, [STEPS_PER_CALL])))
@@ -47,7 +47,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
             info = optimizers.resolve(name, request["framework"])
             hyperparameters = info.validate(given)
             session = stack.enter_context(
-                backend.session(workload, info, hyperparameters, task.initial(0), "cpu")
+                train.open_session(workload, info, hyperparameters, task.initial(0))
             )
             # Too small to change the loss: a step costs the same at any rate.
             rates = [1e-6] * STEPS_PER_CALL

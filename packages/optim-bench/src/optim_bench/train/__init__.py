@@ -5,6 +5,15 @@ from optim_bench.train._errors import (
     MissingExtraError,
     require_framework,
 )
+from optim_bench.train._session import Session, open_session
 from optim_bench.train._train import environment, train
 
-__all__ = ["FRAMEWORK_MODULES", "MissingExtraError", "environment", "require_framework", "train"]
+__all__ = [
+    "FRAMEWORK_MODULES",
+    "MissingExtraError",
+    "Session",
+    "environment",
+    "open_session",
+    "require_framework",
+    "train",
+]

@@ -1,9 +1,12 @@
 """What the training loop asks of a framework."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import importlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
-from optim_bench.workloads import Array
+from optim_bench.optimizers import OptimizerInfo
+from optim_bench.workloads import Array, Workload
 
 # At most so many steps between two looks at the losses: keeps buffers small and a diverged run
 # short.
@@ -36,3 +39,23 @@ class Session(Protocol):
     def state_bytes(self) -> int:
         """Return the exact size of everything that the optimizer keeps between steps."""
         ...
+
+
+def open_session(
+    workload: Workload,
+    info: OptimizerInfo,
+    hyperparameters: Mapping[str, Any],
+    initial: Mapping[str, Array],
+    device: str = "cpu",
+) -> AbstractContextManager[Session]:
+    """Open a run in the optimizer's framework, which is imported now and not before.
+
+    Args:
+        workload: what is trained.
+        info: the optimizer.
+        hyperparameters: complete, as `info.validate` returns them.
+        initial: the parameters to start from, as `Task.initial` gives them.
+        device: a name that the framework understands.
+    """
+    backend = importlib.import_module(f"optim_bench.train._{info.framework}")
+    return backend.session(workload, info, hyperparameters, initial, device)

@@ -1,11 +1,9 @@
 """One run from its spec to its record."""
 
-import importlib
 import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +15,7 @@ from optim_bench.optimizers import OptimizerInfo, resolve
 from optim_bench.records import RunRecord, RunSpec
 from optim_bench.train._errors import MissingExtraError, require_framework
 from optim_bench.train._schedule import multipliers
-from optim_bench.train._session import CHUNK, EVALUATION_SLICE, Session
+from optim_bench.train._session import CHUNK, EVALUATION_SLICE, Session, open_session
 from optim_bench.workloads import Task, Workload
 
 Progress = Callable[[int, int], None]
@@ -94,14 +92,11 @@ def train(
     started = time.perf_counter()
     task = workload.task(None if data_dir is None else Path(data_dir))
     initial = task.initial(spec.seed)
-    backend = importlib.import_module(f"optim_bench.train._{spec.framework}")
     log = _Log()
     sizes: list[tuple[int, int]] = []
     state_bytes = 0
     status, error = "ok", None
-    opened: AbstractContextManager[Session] = backend.session(
-        workload, info, hyperparameters, initial, device
-    )
+    opened = open_session(workload, info, hyperparameters, initial, device)
     try:
         with opened as session:
             try:

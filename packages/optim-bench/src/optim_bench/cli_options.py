@@ -1,0 +1,38 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Workloads = Annotated[
+    list[str] | None, typer.Option(help="Repeatable [default: the two of the main job].")
+]
+Optimizers = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME, NAME,hyperparameter=value,... or module:factory; repeatable "
+        "[default: our optimizers]. AdamW always takes part."
+    ),
+]
+FrameworkName = Annotated[str, typer.Option(help="jax, torch or all.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Runs at a time [default: one per core, at most 4].")
+]
+Timeout = Annotated[float | None, typer.Option(min=1, help="Give a run up after so many seconds.")]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="inline, process, submitit (SLURM) or ray.")
+]
+ExecutorOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--executor-option",
+        metavar="KEY=VALUE",
+        help="Repeatable. submitit: partition, account, qos, constraint, time (minutes), memory "
+        "(GB), cluster (slurm or local); ray: address.",
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where full-size data sets lie; the default ones are built in.")
+]
+Folder = Annotated[Path, typer.Argument(help="Folder of a comparison.", show_default=True)]
