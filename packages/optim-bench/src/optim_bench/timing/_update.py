@@ -165,7 +165,11 @@ def preset_markdown(data: Mapping[str, Any]) -> str:
         f"{1e3 * data['round_seconds']:.0f} ms; band: 5 to 95 % of what the baseline shows against "
         f"a copy of itself. CPU ({data['machine']['processor']}, {threads}), load before "
         f"{data['load'][0]:.2f}; {versions}."
-        + (" The machine was busy: these times are noise." if data["busy"] else ""),
+        + (
+            " Others used the machine, too: the milliseconds are noise, and so is a ratio in its band."
+            if data["busy"]
+            else ""
+        ),
     ]
     return "\n".join(lines) + "\n"
 
