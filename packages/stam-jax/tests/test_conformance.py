@@ -1,6 +1,10 @@
-"""stam and stam_lite held to the float64 oracle, eagerly and under jit."""
+"""stam and stam_lite held to the float64 oracle: eagerly, under jit, and over eight devices."""
 
+import os
 import pickle
+import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
@@ -8,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import stam_jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optim_conformance import OptimizerConformance
 
 OPTIMIZERS = {"stam": stam_jax.stam, "stam_lite": stam_jax.stam_lite}
@@ -34,8 +40,9 @@ def own_arrays(tree):
 class Stepper:
     """A step and the number of its compilations, shared by all runs with equal settings."""
 
-    def __init__(self, opt, hparams, jit):
+    def __init__(self, opt, hparams, jit, place):
         self.make = partial(OPTIMIZERS[opt], **dict(hparams))
+        self.place = place
         self.compiled = 0 if jit else None
         self.take = jax.jit(self._take) if jit else self._take
 
@@ -44,24 +51,49 @@ class Stepper:
             self.compiled += 1
         optimizer = self.make(**rate)
         updates, opt_state = optimizer.update(grads, opt_state, leaves)
-        return optax.apply_updates(leaves, updates), opt_state
+        return self.place(optimizer, optax.apply_updates(leaves, updates), opt_state)
 
 
 stepper = lru_cache(maxsize=None)(Stepper)
 
 
+def one_device(optimizer, leaves, opt_state):
+    return leaves, opt_state
+
+
+def eight_devices(optimizer, leaves, opt_state):
+    """Spread each leaf and its moments over the first dimension that four devices divide."""
+    if not leaves:
+        return leaves, opt_state
+    mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("copies", "shards"))
+
+    def sharding(leaf):
+        divided = [bool(n) and n % 4 == 0 for n in leaf.shape]
+        first = divided.index(True) if any(divided) else len(divided)
+        return NamedSharding(mesh, PartitionSpec(*[None] * first, *["shards"] * any(divided)))
+
+    shardings = {name: sharding(leaf) for name, leaf in leaves.items()}
+    tree = stam_jax.state_shardings(shardings, leaves, optimizer)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves.values())
+    put = jax.lax.with_sharding_constraint if traced else jax.device_put
+    return put(leaves, shardings), put(opt_state, tree)
+
+
 class JaxRun:
-    def __init__(self, opt, hparams, params, dtype, jit):
-        self.again = (opt, hparams, params, dtype, jit)
+    def __init__(self, opt, hparams, params, dtype, jit, place):
+        self.again = (opt, hparams, params, dtype, jit, place)
         self.double = dtype == "float64"
         own = {RENAMED[opt].get(name, name): value for name, value in hparams.items()}
         if opt == "stam_lite":
             # The suites expect a first moment in the parameter's dtype; our default is float32.
             own.setdefault("state_dtype", None)
-        self.stepper = stepper(opt, tuple(sorted(own.items())), jit)
+        self.stepper = stepper(opt, tuple(sorted(own.items())), jit, place)
         with double_precision(self.double):
-            self.leaves = own_arrays(params)
-            self.opt_state = self.stepper.make().init(self.leaves)
+            leaves = own_arrays(params)
+            self.start(leaves, self.stepper.make().init(leaves))
+
+    def start(self, leaves, opt_state):
+        self.leaves, self.opt_state = self.stepper.place(self.stepper.make(), leaves, opt_state)
 
     def step(self, grads, *, lr=None):
         with double_precision(self.double):
@@ -88,8 +120,8 @@ class JaxRun:
         run = JaxRun(*self.again)
         params, state = pickle.loads(blob)
         with double_precision(self.double):
-            run.leaves = {name: jnp.asarray(p) for name, p in params.items()}
-            run.opt_state = stam_jax.state_from_dict(run.opt_state, state)
+            opt_state = stam_jax.state_from_dict(run.opt_state, state)
+            run.start({name: jnp.asarray(p) for name, p in params.items()}, opt_state)
         return run
 
     def compilations(self):
@@ -99,9 +131,8 @@ class JaxRun:
 class JaxAdapter:
     framework = "jax"
 
-    def __init__(self, *, jit):
-        self.jit = jit
-        self.name = "stam-jax under jit" if jit else "stam-jax, eager"
+    def __init__(self, name, *, jit, place=one_device):
+        self.name, self.jit, self.place = name, jit, place
         shared = {"f64", "bf16", "f16", "complex", "resume", "lr", "corrected", "stat_sample"}
         shared |= {"parity", "mu_dtype", "propagate", "zero", "skip"}
         self.capabilities = frozenset(shared | ({"jit"} if jit else set()))
@@ -110,12 +141,57 @@ class JaxAdapter:
         return frozenset(OPTIMIZERS)
 
     def start(self, opt, hparams, params, *, dtype):
-        return JaxRun(opt, hparams, params, dtype, self.jit)
+        return JaxRun(opt, hparams, params, dtype, self.jit, self.place)
 
 
 class TestJit(OptimizerConformance):
-    adapter = JaxAdapter(jit=True)
+    adapter = JaxAdapter("stam-jax under jit", jit=True)
 
 
 class TestEager(OptimizerConformance):
-    adapter = JaxAdapter(jit=False)
+    adapter = JaxAdapter("stam-jax, eager", jit=False)
+
+
+# The number of devices is fixed when JAX starts, so the third mode has a process of its own.
+if jax.device_count() == 8:
+
+    class TestSharded(OptimizerConformance):
+        adapter = JaxAdapter("stam-jax over eight devices", jit=True, place=eight_devices)
+
+        def test_leaves_and_moments_stay_spread(self, opt):
+            params = {"w": np.ones((4, 3), np.float32), "b": np.ones(3, np.float32)}
+            run = self.adapter.start(opt, {}, params, dtype="float32")
+            run.step(params)
+            for tree in (run.leaves, run.opt_state[0].mu):
+                assert len({str(s.index) for s in tree["w"].addressable_shards}) == 4
+                assert tree["b"].sharding.is_fully_replicated
+            assert len(run.opt_state[0].beta1.sharding.device_set) == 8
+
+else:
+
+    @pytest.mark.parametrize(
+        ("chosen", "least"),
+        [
+            # What sharding cannot touch is left to the nightly run: refusals, and a second dtype.
+            pytest.param("not float64 and not bad_hyper", 190, marks=pytest.mark.slow, id="main"),
+            pytest.param("not nothing", 330, marks=pytest.mark.nightly, id="all"),
+        ],
+    )
+    def test_eight_devices_pass_the_same_suite(chosen, least):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        }
+        options = ["-q", "-p", "no:cacheprovider", "-k", f"TestSharded and {chosen}"]
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, __file__],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        assert result.returncode == 0, result.stdout[-4000:]
+        passed = re.search(r"(\d+) passed", result.stdout)
+        assert passed is not None
+        assert int(passed[1]) >= least, result.stdout[-300:]

@@ -46,6 +46,28 @@ def test_bfloat16_statistics_after_ten_thousand_steps(make, driver, slots):
         assert actual == pytest.approx(expected, rel=1e-3), slot
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("draw", "settled"),
+    [(jax.random.normal, 0.790), (jax.random.uniform, 0.796), (jax.random.laplace, 0.783)],
+)
+@pytest.mark.parametrize("scale", [1e-2, 1e4])
+def test_beta1_of_dense_noise_settles_whatever_its_scale(draw, settled, scale):
+    """What the READMEs say of the published rule: about 0.79, from the shape of the noise alone."""
+    optimizer = stam_jax.stam()
+
+    def step(state, key):
+        noise = draw(key, (1000,))
+        # The uniform distribution lies in [0, 1): its mean of 1/2 is no noise.
+        centred = noise - 0.5 if draw is jax.random.uniform else noise
+        return optimizer.update({"w": scale * centred}, state, {"w": centred})[1], None
+
+    keys = jax.random.split(jax.random.key(0), 8000)
+    start = optimizer.init({"w": jnp.zeros(1000)})
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, keys))(start)
+    assert float(state[0].beta1[0]) == pytest.approx(settled, abs=1.5e-3)
+
+
 @BOTH
 @pytest.mark.parametrize("options", [{}, {"stat_sample": 7}])
 def test_stacked_layers_equal_unstacked_ones(make, options):
