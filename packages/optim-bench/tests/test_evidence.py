@@ -8,6 +8,7 @@ import pytest
 from optim_bench.memory import memory_markdown
 from optim_bench.report import section_of
 from optim_bench.results import validate_results
+from optim_bench.timing import PRESETS, preset_markdown
 
 PACKAGE = Path(__file__).parents[1]
 EVIDENCE = PACKAGE / "evidence"
@@ -50,6 +51,18 @@ def test_the_readmes_verdicts_are_the_pages(tool, results):
 
 def test_the_readmes_state_bytes_are_the_committed_ones():
     assert section_of(README, "state-bytes") == memory_markdown(numbers("state-bytes.json"))
+
+
+def test_the_readmes_step_times_are_the_committed_ones():
+    assert section_of(README, "step-speed") == preset_markdown(numbers("step-speed.json"))
+
+
+def test_the_step_times_cover_the_whole_preset():
+    data = numbers("step-speed.json")
+    wanted = [(g.name, c.title) for g in PRESETS["step-speed"] for c in g.contenders]
+    assert [(row["group"], row["title"]) for row in data["rows"]] == wanted
+    for row in data["rows"]:
+        assert row["reached"] is (row["ratio"] <= row["reach"])
 
 
 def test_every_cell_is_complete_at_the_standard_budget(results):

@@ -247,8 +247,9 @@ def _page(results: Mapping[str, Any], figure_names: Sequence[str]) -> Iterator[s
     yield (
         "A verdict of better has to hold against AdamW at the learning rate that its search chose "
         "and against AdamW at its default rate: three tuning seeds can mislead a search, and "
-        "everybody has the default. Where only the first holds, the table says `not confirmed`. The "
-        "rule came after the first workload had shown the need for it; it can only withdraw wins."
+        "everybody has the default. Where only the first holds, the table says `not confirmed`. "
+        "The rule came after the first workload had shown the need for it, and can only withdraw "
+        "wins."
     )
     yield from ["", "## In short", ""]
     yield from (f"- {sentence}" for sentence in results["headline"])

@@ -166,7 +166,8 @@ def preset_markdown(data: Mapping[str, Any]) -> str:
         f"a copy of itself. CPU ({data['machine']['processor']}, {threads}), load before "
         f"{data['load'][0]:.2f}; {versions}."
         + (
-            " Others used the machine, too: the milliseconds are noise, and so is a ratio in its band."
+            " Others used the machine, too: the milliseconds are noise, "
+            "and so is a ratio in its band."
             if data["busy"]
             else ""
         ),
