@@ -130,3 +130,7 @@ class TestLoop(OptimizerConformance):
 
 class TestForeach(OptimizerConformance):
     adapter = TorchAdapter("stac-torch foreach", foreach=True)
+
+
+class TestFused(OptimizerConformance):
+    adapter = TorchAdapter("stac-torch fused", TorchAdapter.capabilities - {"complex"}, fused=True)

@@ -100,7 +100,8 @@ def test_every_half_is_read_and_every_float_rounded_as_by_torch(dtype):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"amsgrad": True, "weight_decay": 0.1}, {"maximize": True}]
+    "options",
+    [{}, {"amsgrad": True, "weight_decay": 0.1}, {"maximize": True, "lr": torch.tensor(0.01)}],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_adamw_section_is_torch_fused(dtype, options):

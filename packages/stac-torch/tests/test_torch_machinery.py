@@ -154,7 +154,8 @@ def info(cls, *extra):
         cls,
         optim_inputs_func=inputs_of(*extra),
         optim_error_inputs_func=error_inputs,
-        supported_impls=("foreach",),
+        supported_impls=("foreach", "fused"),
+        supports_fused_on=("cpu", "cuda"),
         not_og_supported_flags=(),
         has_capturable_arg=True,
         supports_sparse=False,
@@ -178,16 +179,20 @@ DB = [
 
 
 def all_inputs(device, dtype, optim_info):
-    """Every configuration, with foreach on and off where the two can be."""
+    """Every configuration in each form that it can have: loop, foreach, fused."""
     found = _get_optim_inputs_including_global_cliquey_kwargs(device, dtype, optim_info)
     if str(device).split(":")[0] == "cpu":
         found = [
-            OptimizerInput(None, {**i.kwargs, "foreach": foreach}, f"{i.desc}, foreach={foreach}")
+            OptimizerInput(None, {**i.kwargs, **form}, f"{i.desc}, {form}")
             for i in optim_info.optim_inputs_func(device)
-            for foreach in (False, True)
+            for form in ({"foreach": False}, {"foreach": True}, {"fused": True})
             # As in torch's AdamW.
-            if not (foreach and torch.is_tensor(i.kwargs.get("lr")))
-            or optim_info.optim_cls is AllSign
+            if not ("fused" in form and dtype.is_complex)
+            and not (
+                form.get("foreach")
+                and torch.is_tensor(i.kwargs.get("lr"))
+                and optim_info.optim_cls is not AllSign
+            )
         ]
     return [OptimizerInput(None, deepcopy(i.kwargs), i.desc) for i in found]
 
@@ -329,13 +334,16 @@ class TestSTACInTorch(TestCase):
             for c, r in ((z, real_z), (w, real_w)):
                 self.assertEqual(torch.view_as_real(c.detach()), r.detach(), msg=given.desc)
 
+    @parametrize("form", ["foreach", "fused"])
     @optims(DB, dtypes=[torch.float64])
-    def test_foreach_matches_forloop(self, device, dtype, optim_info):
+    def test_other_forms_match_forloop(self, device, dtype, optim_info, form):
         for given in optim_info.optim_inputs_func(device=device, dtype=dtype):
-            if torch.is_tensor(given.kwargs.get("lr")) and optim_info.optim_cls is not AllSign:
+            tensor_lr = torch.is_tensor(given.kwargs.get("lr"))
+            # Torch's AdamW refuses it in one form, and rounds it to float32 in another.
+            if tensor_lr and optim_info.optim_cls is not AllSign:
                 continue
             results = []
-            for foreach in (False, True):
+            for chosen in ({"foreach": False}, {form: True}):
                 torch.manual_seed(2)
                 model = torch.nn.Sequential(
                     torch.nn.Linear(5, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 1)
@@ -345,7 +353,7 @@ class TestSTACInTorch(TestCase):
                 zero_d = Parameter(torch.tensor(2.0, device=device, dtype=dtype))
                 empty.grad = torch.zeros_like(empty)
                 params = [*model.parameters(), unused, empty, zero_d]
-                kwargs = deepcopy(given.kwargs) | {"foreach": foreach}
+                kwargs = deepcopy(given.kwargs) | chosen
                 optimizer = optim_info.optim_cls(params, **kwargs)
                 for step in range(7):
                     optimizer.zero_grad()
@@ -365,6 +373,15 @@ class TestSTACInTorch(TestCase):
             self.assertEqual(sorted(a), sorted(b))
             for key, value in a.items():
                 self.assertEqual(value, b[key], rtol=0, atol=1e-12)
+
+    @optims(DB, dtypes=[torch.float32])
+    def test_fused_error_on_params_on_meta(self, device, dtype, optim_info):
+        p = Parameter(torch.zeros(2, device="meta", dtype=dtype))
+        p.grad = torch.zeros_like(p)
+        optimizer = optim_info.optim_cls([p], fused=True)
+        match = "`fused=True` requires all the params to be floating point Tensors of supported"
+        with pytest.raises(RuntimeError, match=match):
+            optimizer.step()
 
     @optims(DB, dtypes=[torch.float32])
     def test_param_groups_weight_decay(self, device, dtype, optim_info):
@@ -482,6 +499,7 @@ class TestSTACInTorch(TestCase):
         """A state dict from before an option existed takes the option's default."""
         for flag in (
             "foreach",
+            "fused",
             "capturable",
             "maximize",
             "stochastic_rounding",
