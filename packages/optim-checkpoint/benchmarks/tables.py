@@ -73,7 +73,7 @@ def conditions(result: dict[str, Any]) -> str:
 
 def campaign_table(campaigns: dict[str, Any]) -> str:
     """Return the trial counts of the attacks."""
-    lines = ["| attack | trials | lost or silently loaded |", "|-|-|-|"]
+    lines = ["| attack or mutant | trials | lost, silently loaded or not caught |", "|-|-|-|"]
     for name, row in campaigns["campaigns"].items():
         notes = [f"{row[key]:,} {key}" for key in ("accepted",) if key in row]
         if "worst_ms" in row:
