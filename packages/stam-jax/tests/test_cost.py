@@ -19,6 +19,11 @@ OPTIMIZERS = {
 EACH = pytest.mark.parametrize("name", OPTIMIZERS)
 LARGE = {f"w{i}": (512, 600 + i) for i in range(4)}
 MANY = {f"w{i:03}": (256,) for i in range(200)}
+# Called multi_transform before optax 0.2.5.
+partition = optax.partition if hasattr(optax, "partition") else optax.multi_transform
+# Older compilers schedule and fuse otherwise: they hold up to one copy of the parameters, and
+# compile a kernel for every leaf, AdamW's too.
+NEW_COMPILER = jax.__version_info__ >= (0, 12)
 
 
 def abstract(shapes):
@@ -40,15 +45,16 @@ def lowered(optimizer, params):
 def test_temporaries_are_one_leaf_not_all_of_them(name):
     params = abstract(LARGE)
     memory = lowered(OPTIMIZERS[name](1e-3), params).lower().compile().memory_analysis()
-    largest = max(4 * p.size for p in params.values())
-    assert memory.temp_size_in_bytes <= 1.25 * largest, (memory.temp_size_in_bytes, largest)
+    sizes = [4 * p.size for p in params.values()]
+    allowed = 1.25 * max(sizes) if NEW_COMPILER else 1.01 * sum(sizes)
+    assert memory.temp_size_in_bytes <= allowed, (memory.temp_size_in_bytes, allowed)
     # Donated parameters and moments are updated where they lie.
     buffers = 2 if name == "stam_lite" else 3
-    assert memory.alias_size_in_bytes >= buffers * sum(4 * p.size for p in params.values())
+    assert memory.alias_size_in_bytes >= buffers * sum(sizes)
 
 
 def test_sampled_statistics_and_the_lite_rule_store_no_leaf():
-    for name in ("sampled", "stam_lite"):
+    for name in ("sampled", "stam_lite") if NEW_COMPILER else ("sampled",):
         step = lowered(OPTIMIZERS[name](1e-3), abstract(LARGE)).lower().compile()
         assert step.memory_analysis().temp_size_in_bytes < 4 * 512 * 600 / 4, name
 
@@ -62,9 +68,7 @@ def test_equal_small_leaves_compile_to_equal_kernels(name):
     text = step.compile().as_text()
     # AdamW has three a leaf; the number for the scalars does not grow with the leaves.
     assert text.count(" fusion(") <= 6 * 200 + 60
-    # Compilers before took the place in the vector into the kernel again, and compiled every kernel
-    # of AdamW's too.
-    if jax.__version_info__ >= (0, 12):
+    if NEW_COMPILER:
         assert len(kinds_of_fusion(text)) <= 60
 
 
@@ -130,9 +134,7 @@ def test_freezing_and_adding_a_leaf_compile_once_each(name):
 
     def stepper(frozen):
         labels = lambda params: {k: "frozen" if k in frozen else "train" for k in params}  # noqa: E731
-        optimizer = optax.partition(
-            {"train": MAKERS[name](1e-2), "frozen": optax.set_to_zero()}, labels
-        )
+        optimizer = partition({"train": MAKERS[name](1e-2), "frozen": optax.set_to_zero()}, labels)
 
         @jax.jit
         def step(params, state):
