@@ -203,8 +203,8 @@ def minimums(session: nox.Session, package: str) -> None:
 def jax(session: nox.Session, jax: str, optax: str) -> None:
     """stam-jax on an older JAX and the optax of its time, optax's own suites included."""
     install_editable(session, "stam-jax", f"jax=={jax}", f"optax=={optax}")
-    # One process compiles a whole suite there, which takes older releases many minutes. What they do
-    # over eight devices is in test_sharding.py.
+    # One process compiles a whole suite there, which takes older releases many minutes. Over eight
+    # devices they run test_sharding.py.
     newest_only = "test_conformance.py::test_eight_devices_pass_the_same_suite"
     deselect = ("--deselect", f"packages/stam-jax/tests/{newest_only}")
     pytest(session, "packages/stam-jax/tests", *deselect, markers="")
