@@ -1,3 +1,4 @@
+import fcntl
 import os
 import re
 import stat
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import optim_checkpoint as oc
 import pytest
-from optim_checkpoint import _commit
+from optim_checkpoint import _commit, _fs
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._shard import Entry
 
@@ -94,6 +95,60 @@ def test_a_second_writer_is_told_to_wait(tmp_path, make_document):
     entry = Entry("x", "U8", (4,), second_writer)
     commit(tmp_path, Document(1, {}, {}, {"model": [entry]}))
     assert oc.steps(tmp_path) == [1]
+
+
+@pytest.fixture
+def inherited(monkeypatch):
+    """Keep every locked descriptor open, as a process forked meanwhile does."""
+    copies = []
+    flock = fcntl.flock
+
+    def keep(fd, operation):
+        flock(fd, operation)
+        if operation != fcntl.LOCK_UN:
+            copies.append(os.dup(fd))
+
+    monkeypatch.setattr(fcntl, "flock", keep)
+    yield copies
+    for fd in copies:
+        os.close(fd)
+
+
+def test_a_process_forked_during_a_save_does_not_keep_the_lock(tmp_path, make_document, inherited):
+    commit(tmp_path, make_document(1))
+    assert inherited
+    commit(tmp_path, make_document(2))
+    assert oc.steps(tmp_path) == [1, 2]
+
+
+def test_a_process_forked_during_a_restore_does_not_stop_retention(
+    run_folder, make_document, inherited, load
+):
+    load(run_folder, 1)
+    assert inherited
+    commit(run_folder, make_document(3), keep=1)
+    assert oc.steps(run_folder) == [3]
+
+
+def test_a_root_that_another_process_just_made_is_made_durable_too(
+    tmp_path, make_document, monkeypatch
+):
+    class Late(_fs.FileOps):
+        synced = ()
+
+        def make_folder(self, name, folder):
+            if name == "run":
+                os.mkdir(name, dir_fd=folder)
+            super().make_folder(name, folder)
+
+        def sync(self, fd):
+            self.synced += (os.fstat(fd).st_ino,)
+            super().sync(fd)
+
+    ops = Late()
+    monkeypatch.setattr(_fs, "ops", ops)
+    commit(tmp_path / "run", make_document(1))
+    assert ops.synced[0] == tmp_path.stat().st_ino
 
 
 def test_leftovers_of_a_killed_writer_are_swept(run_folder, make_document):

@@ -81,7 +81,8 @@ def make_root(path: StrPath) -> int:
         with _fs.opened(current):
             with contextlib.suppress(FileExistsError):
                 _fs.ops.make_folder(folder.name, current)
-                _fs.ops.sync(current)
+            # Also where another process was quicker, which may not have come to this yet.
+            _fs.ops.sync(current)
             following = os.open(folder.name, _fs.DIRECTORY, dir_fd=current)
         current = following
     return current
@@ -101,4 +102,13 @@ def locked(root: int, path: StrPath) -> Generator[None]:
                 f"another writer holds {os.fspath(path)}/{LOCK}; one folder has one writer: wait "
                 "for it or give each run its own folder"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            unlock(fd)
+
+
+def unlock(fd: int) -> None:
+    """Give a lock back; closing alone does not while a process forked meanwhile has a copy."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)

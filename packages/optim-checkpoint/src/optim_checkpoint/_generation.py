@@ -24,7 +24,7 @@ from optim_checkpoint._boxes import Offset, Region, Shape, grid_fault
 from optim_checkpoint._digest import digest, new_tensor_digest
 from optim_checkpoint._errors import CorruptCheckpointError, shown
 from optim_checkpoint._files import SHARDING, index_name, index_of, sharding_info
-from optim_checkpoint._folder import GenerationName
+from optim_checkpoint._folder import GenerationName, unlock
 from optim_checkpoint._header import BITS, Header, TensorInfo, element_count, read_header
 from optim_checkpoint._manifest import FileRecord, Manifest
 
@@ -94,6 +94,7 @@ class Generation:
             # Keeps retention away while we read; a file system without locks does without.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                self._stack.callback(unlock, self._folder)
             self.manifest = self._read_manifest()
             folders: dict[str, int] = {}
             for record in self.manifest.files:
