@@ -4,6 +4,8 @@ import os
 
 import optim_checkpoint as oc
 import pytest
+from optim_checkpoint import _select
+from optim_checkpoint._commit import commit
 
 
 def replace_file(run_folder, make):
@@ -72,6 +74,40 @@ def test_when_everything_is_damaged_the_newest_says_why(run_folder, load):
     with pytest.raises(oc.CorruptCheckpointError, match=r"step-00000002/manifest\.json"):
         load(run_folder)
     assert oc.latest_step(run_folder) is None
+
+
+def test_a_generation_that_is_retired_before_it_is_opened_makes_way_for_the_new_one(
+    tmp_path, make_document, check, load, monkeypatch
+):
+    """With keep=1 a reader can list a step that is gone when it opens it."""
+    commit(tmp_path, make_document(1))
+    opened = _select.Generation
+
+    def open_late(root, name):
+        if name.step == 1:
+            commit(tmp_path, make_document(2), keep=1)
+        return opened(root, name)
+
+    monkeypatch.setattr(_select, "Generation", open_late)
+    with pytest.warns(oc.CheckpointWarning, match="skipped .* step-00000001"):
+        chosen = load(tmp_path)
+    check(chosen.value, 2)
+    assert [item.path.name for item in chosen.skipped] == ["step-00000001"]
+
+
+def test_a_step_that_is_retired_before_it_is_opened_is_not_exchanged(
+    tmp_path, make_document, load, monkeypatch
+):
+    commit(tmp_path, make_document(1))
+    opened = _select.Generation
+
+    def open_late(root, name):
+        commit(tmp_path, make_document(2), keep=1)
+        return opened(root, name)
+
+    monkeypatch.setattr(_select, "Generation", open_late)
+    with pytest.raises(oc.CorruptCheckpointError, match="step-00000001: is not a folder"):
+        load(tmp_path, 1)
 
 
 def test_what_is_not_there_is_said(tmp_path, run_folder, load):

@@ -9,13 +9,16 @@ import numpy as np
 import optim_checkpoint as oc
 import pytest
 from optim_checkpoint import _fs
+from optim_checkpoint._background import BackgroundCheckpointer
 from optim_checkpoint._boxes import whole
+from optim_checkpoint._collect import Collector
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._errors import CheckpointWriteError
 from optim_checkpoint._files import ShardEntry
 from optim_checkpoint._folder import parse_name
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._peers import Team
+from optim_checkpoint._select import choose
 from optim_checkpoint._shard import Entry
 from optim_checkpoint._together import save_together
 
@@ -341,6 +344,24 @@ def test_a_document_with_shards_is_not_saved_alone(tmp_path):
         commit(tmp_path, document(1, 0, {}))
 
 
+def test_a_shard_that_nobody_holds_is_not_saved_as_if_it_were_there(tmp_path):
+    """An uneven mesh gives a process no row, and a group may miss the processes that have them."""
+    collector = Collector()
+    collector.add_shards("far", "F32", (1, 2), [])
+    alone = Document(1, {}, {}, {"train": collector.entries}, shards={"train": collector.shards})
+    with pytest.raises(oc.UnsupportedStateError, match="far: is spread over processes"):
+        commit(tmp_path, alone)
+    with (
+        BackgroundCheckpointer(tmp_path) as checkpointer,
+        pytest.raises(oc.UnsupportedStateError, match="far: is spread over processes"),
+    ):
+        checkpointer._submit(alone)
+    for result in save(tmp_path, 1, changes={2: {"shards": {"train": {"far": (1, 2)}}}}):
+        assert isinstance(result, oc.UnsupportedStateError), result
+        assert str(result).startswith("far: cannot be stored: none of the processes that save")
+    assert oc.steps(tmp_path) == []
+
+
 def test_large_parts_are_split_in_every_rank(tmp_path):
     save(tmp_path, 1, limit=40)
     assert_is(tmp_path, 1)
@@ -404,3 +425,44 @@ def test_everything_is_durable_before_the_commit_and_the_commit_before_the_retur
     save(tmp_path, 1)
     assert recording.at_rename == set()
     assert recording.loose == set()
+
+
+def choose_together(folders):
+    """Let every rank choose the newest step of its folder; return what each got or raised."""
+    group = Group()
+    results = [None] * RANKS
+
+    def run(rank):
+        team = Team(Member(group, rank), "restoring", oc.CheckpointError)
+        try:
+            chosen = choose(folders[rank], None, lambda generation: generation.read(sink), team)
+            results[rank] = chosen.step
+        except oc.CheckpointError as error:
+            results[rank] = error
+
+    def sink(part, key, info):
+        return None
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(RANKS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_ranks_that_see_different_generations_under_one_name_restore_none(tmp_path):
+    """One name, two contents: disks that are not shared, or a step retired and saved again."""
+    for folder, number in (("here", 1), ("there", 2)):
+        value = np.full(4, number, np.float32)
+        entry = Entry("x", "F32", (4,), lambda value=value: memoryview(value).cast("B"))
+        commit(tmp_path / folder, Document(5, {}, {}, {"model": [entry]}))
+    assert choose_together([tmp_path / "here"] * RANKS) == [5] * RANKS
+    results = choose_together([tmp_path / name for name in ("here", "here", "there")])
+    assert [type(result) for result in results] == [oc.CorruptCheckpointError] * RANKS
+    assert len({str(result) for result in results}) == 1
+    assert re.search(
+        r"step-00000005: is [0-9a-f]{32} for process 0 and [0-9a-f]{32} for process 2: all "
+        r"processes need one file system",
+        str(results[0]),
+    )

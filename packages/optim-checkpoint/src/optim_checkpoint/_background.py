@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optim_checkpoint import _parallel
-from optim_checkpoint._commit import Document, check_keep, commit
+from optim_checkpoint._commit import Document, check_keep, check_not_spread, commit
 from optim_checkpoint._errors import CheckpointError, CheckpointWarning
 from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._numpy import copy_bytes
@@ -84,6 +84,7 @@ class BackgroundCheckpointer:
     def _submit(self, document: Document) -> None:
         self.wait()
         check_step(document.step)
+        check_not_spread(document)
         staged = self._stage(document)
         # Not a daemon: the interpreter does not end before the save has.
         self._thread = threading.Thread(target=self._commit, args=(staged,), daemon=False)

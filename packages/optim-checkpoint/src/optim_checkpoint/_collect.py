@@ -23,9 +23,12 @@ class Collector:
 
     Attributes:
         entries: What was added, in order.
+        shards: The tensors that are spread over processes with the shapes of the whole, also those
+            of which this process has no part.
     """
 
     entries: list[Entry] = field(default_factory=list[Entry])
+    shards: dict[str, Shape] = field(default_factory=dict[str, Shape])
     _keys: set[str] = field(default_factory=set[str])
     _aliases: dict[Hashable, str] = field(default_factory=dict[Hashable, str])
 
@@ -72,6 +75,7 @@ class Collector:
         """
         unique, new = self._key(key, identity)
         if new:
+            self.shards[unique] = shape
             self.entries += [
                 ShardEntry(unique, dtype, part, read, offset, shape) for offset, part, read in boxes
             ]
@@ -150,14 +154,26 @@ class Staging:
             result.setdefault((self.part, key), []).append(region)
         return result
 
+    def claim(self, key: str, memory: memoryview) -> None:
+        """Ask for a whole tensor in memory that no other kind of value has asked for it.
+
+        Raises:
+            CorruptCheckpointError: If one has: only one of the two would be read.
+        """
+        if key in self.memory:
+            raise CorruptCheckpointError(
+                self.file, "stands for two kinds of value in the manifest", tensor=key
+            )
+        self.memory[key] = memory
+
     def array(self, key: object) -> AnyArray:
         """Return the NumPy array that the read will fill."""
         info = self.info(key)
         name = str(key)
         if name not in self._arrays:
             array, memory = array_of(info, self.file, name)
+            self.claim(name, memory)
             self._arrays[name] = array
-            self.memory[name] = memory
         return self._arrays[name]
 
     def numpy_leaf(self, tag: str, content: object) -> object:

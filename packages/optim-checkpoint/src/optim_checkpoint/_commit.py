@@ -17,7 +17,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from optim_checkpoint import _fs, _manifest
@@ -27,6 +27,7 @@ from optim_checkpoint._errors import (
     CheckpointWarning,
     CheckpointWriteError,
     UnsupportedStateError,
+    shown,
 )
 from optim_checkpoint._files import (
     MAX_SHARD_SIZE,
@@ -63,6 +64,7 @@ class Document:
         sections: What the face stores beside tensors.
         parts: The tensors of "model", "optim" and "train"; an empty part writes no file.
         own: What only this one of several processes has; goes to the section "train".
+        shards: For each part the tensors that are spread over processes, with the whole shapes.
     """
 
     step: int
@@ -70,6 +72,25 @@ class Document:
     sections: Mapping[str, object]
     parts: Mapping[str, Sequence[Entry]]
     own: Mapping[str, object] | None = None
+    shards: Mapping[str, Mapping[str, Shape]] = field(
+        default_factory=dict[str, Mapping[str, Shape]]
+    )
+
+
+def check_not_spread(document: Document) -> None:
+    """Refuse a document of which this process may have only a part.
+
+    Raises:
+        UnsupportedStateError: With the first tensor that is spread over processes.
+    """
+    spread = [key for shapes in document.shards.values() for key in shapes]
+    for entries in document.parts.values():
+        spread += [entry.name for entry in entries if isinstance(entry, ShardEntry)]
+    if spread:
+        raise UnsupportedStateError(
+            shown(spread[0])[1:-1],
+            "is spread over processes; they save it together with save(), nobody alone",
+        )
 
 
 def check_keep(keep: object) -> int | None:
@@ -107,13 +128,7 @@ def commit(
             holds it. What was committed before is untouched.
     """
     step, keep = check_step(document.step), check_keep(keep)
-    for entries in document.parts.values():
-        for entry in entries:
-            if isinstance(entry, ShardEntry):
-                raise UnsupportedStateError(
-                    entry.name,
-                    "is spread over processes; they save it together with save(), nobody alone",
-                )
+    check_not_spread(document)
     files = plan_files(document.parts, check_max_shard_size(max_shard_size))
     needed = bytes_needed(files)
     try:

@@ -48,6 +48,7 @@ def describe(document: Document, limit: int) -> Answer:
         "max_shard_size": limit,
         "sections": sections,
         "own": dict(document.own or {}),
+        "shards": {part: sorted(shapes) for part, shapes in document.shards.items()},
         "parts": {
             part: [
                 [
@@ -161,7 +162,19 @@ def make_plan(answers: Ranked, document: Document, rank: int, limit: int) -> Pla
             for entries in listed:
                 files.append(plan_file(part, number, total, entries))
                 number += 1
+    _check_held(answers, plan)
     return plan
+
+
+def _check_held(answers: Ranked, plan: Plan) -> None:
+    for answer in answers:
+        for part, keys in cast("dict[str, list[str]]", answer["shards"]).items():
+            for key in keys:
+                if key not in plan.shards.get(part, {}):
+                    raise UnsupportedStateError(
+                        shown(key)[1:-1],
+                        "cannot be stored: none of the processes that save holds any of it",
+                    )
 
 
 def _check_grids(part: str, owned: Sequence[Sequence[Entry]], plan: Plan) -> None:

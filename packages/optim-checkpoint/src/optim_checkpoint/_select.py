@@ -3,7 +3,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, cast
@@ -84,7 +84,7 @@ def choose(
     readers = alone() if team is None else team
     skipped: list[Skipped] = []
     first: CorruptCheckpointError | None = None
-    for name in _agreed_candidates(path, step, readers):
+    for name in _until_one_fits(path, step, readers):
         try:
             value = _read_together(path, name, read, readers)
         except CorruptCheckpointError as error:
@@ -99,6 +99,22 @@ def choose(
     if first is None:
         raise AssertionError("candidates() returned nothing")
     raise first
+
+
+def _until_one_fits(path: StrPath, step: int | None, team: Team) -> Iterator[GenerationName]:
+    """Yield the generations to try, and where none was good those that came meanwhile.
+
+    Retention may remove what was listed, but only after something newer was committed.
+    """
+    tried: list[GenerationName] = []
+    names = _agreed_candidates(path, step, team)
+    while names:
+        yield from names
+        tried += names
+        try:
+            names = [n for n in _agreed_candidates(path, step, team) if n not in tried]
+        except CheckpointNotFoundError:
+            return
 
 
 def _agreed_candidates(path: StrPath, step: int | None, team: Team) -> list[GenerationName]:
@@ -125,17 +141,20 @@ def _read_together(
 
     def attempt() -> Answer:
         nonlocal damage
+        answer: Answer = {}
         try:
             with _fs.opened(open_root(path)) as root, Generation(root, name) as generation:
+                answer["id"] = generation.manifest.checkpoint_id
                 values.append(read(generation))
         except CorruptCheckpointError as error:
             damage = error
-            return {"damage": [error.file, error.detail, error.tensor]}
+            answer["damage"] = [error.file, error.detail, error.tensor]
         except IncompatibleCheckpointError as error:
-            return {"differences": list(error.differences)}
-        return {}
+            answer["differences"] = list(error.differences)
+        return answer
 
-    for rank, answer in enumerate(team.agree(attempt)):
+    answers = team.agree(attempt)
+    for rank, answer in enumerate(answers):
         if damage is None and "damage" in answer:
             file, detail, tensor = cast("tuple[str, str, str | None]", answer["damage"])
             damage = CorruptCheckpointError(file, f"{detail} (process {rank})", tensor=tensor)
@@ -146,6 +165,14 @@ def _read_together(
         ]
     if damage is not None:
         raise damage
+    for rank, answer in enumerate(answers):
+        # Disks that are not shared, or a step that was retired and saved again in between.
+        if answer["id"] != answers[0]["id"]:
+            raise CorruptCheckpointError(
+                str(name),
+                f"is {answers[0]['id']} for process 0 and {answer['id']} for process {rank}: all "
+                "processes need one file system",
+            )
     if differences:
         raise IncompatibleCheckpointError(differences)
     return values[0]

@@ -1,3 +1,4 @@
+import types
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,11 @@ import optim_checkpoint as oc
 import pytest
 import safetensors
 from optim_checkpoint import jax as ckpt
+from optim_checkpoint._collect import Staging, read_staged
+from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._numpy import array_of
+from optim_checkpoint._select import choose
+from optim_checkpoint._shard import Entry
 from optim_checkpoint.jax import _leaves
 
 
@@ -301,3 +306,47 @@ def test_restored_arrays_are_the_memory_of_the_read_and_may_be_donated(tmp_path,
     assert doubled["w"][3] == 6
     # The memory still belongs to NumPy: a donated array must not be computed into.
     assert sorted(float(array.reshape(-1)[-1]) for array in handed_out) == [1.0, 999.0]
+
+
+def test_a_manifest_that_gives_one_tensor_two_kinds_is_refused(tmp_path):
+    """Only one of the two would be read, the other would be whatever the memory held."""
+    entry = Entry("x", "F32", (2,), lambda: memoryview(bytes(8)))
+    both = {"list": [{"array": "x"}, {"ndarray": "x"}]}
+    sections = {"train": {"extra": {"dict": [[{"str": "a"}, both]]}}}
+    commit(tmp_path, Document(1, {"name": "jax"}, sections, {"train": [entry]}))
+    with pytest.raises(oc.CorruptCheckpointError, match="tensor 'x': stands for two kinds"):
+        ckpt.restore(tmp_path)
+
+
+class Spread:
+    """The sharding of a vector of four over two processes, seen from the first."""
+
+    is_fully_addressable = False
+
+    def addressable_devices_indices_map(self, shape):
+        return {"device": (slice(0, 2),)}
+
+
+@pytest.mark.parametrize(
+    ("leaves", "expected"),
+    [("whole part", [1, 2, 3, 4]), ("part whole", [1, 2, 3, 4]), ("part", [1, 2, -1, -1])],
+)
+def test_a_tensor_that_two_leaves_want_in_part_and_whole_is_read_whole(tmp_path, leaves, expected):
+    stored = np.arange(1, 5, dtype=np.float32)
+    entry = Entry("x", "F32", (4,), lambda: memoryview(stored).cast("B"))
+    commit(tmp_path, Document(1, {}, {}, {"model": [entry]}))
+    templates = {
+        "whole": jax.ShapeDtypeStruct((4,), jnp.float32),
+        "part": types.SimpleNamespace(sharding=Spread()),
+    }
+
+    def read(generation):
+        staging = Staging.of(generation, "model")
+        leaf = _leaves.pending_leaf(staging)
+        for name in leaves.split():
+            leaf("array", "x").narrow(templates[name])
+        leaf("array", "x").array[:] = -1
+        read_staged(generation, staging)
+        return leaf("array", "x").array.tolist()
+
+    assert choose(tmp_path, 1, read).value == expected

@@ -6,6 +6,8 @@ import pytest
 import safetensors
 import torch
 from optim_checkpoint import torch as ckpt
+from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._shard import Entry
 
 
 def make(seed=0, lr=1e-2):
@@ -472,3 +474,13 @@ def test_tensors_that_are_not_plain_memory_are_restored_in_place(tmp_path):
     for name, buffer in other.named_buffers():
         assert buffer.data_ptr() == memory[name]
         assert torch.equal(buffer, Odd(2.0).get_buffer(name))
+
+
+def test_a_manifest_that_gives_one_tensor_two_kinds_is_refused(tmp_path):
+    """Only one of the two would be read, the other would be whatever the memory held."""
+    entry = Entry("x", "F32", (2,), lambda: memoryview(bytes(8)))
+    both = {"list": [{"tensor": "x"}, {"ndarray": "x"}]}
+    sections = {"train": {"extra": {"dict": [[{"str": "a"}, both]]}}}
+    commit(tmp_path, Document(1, {"name": "torch"}, sections, {"train": [entry]}))
+    with pytest.raises(oc.CorruptCheckpointError, match="tensor 'x': stands for two kinds"):
+        ckpt.restore(tmp_path)

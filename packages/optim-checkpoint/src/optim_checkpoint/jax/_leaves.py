@@ -114,6 +114,7 @@ class Pending:
     ) -> None:
         self.array = array
         self._staged = staged
+        self._whole = False
         self.weak = weak
         self.impl = impl
 
@@ -127,13 +128,20 @@ class Pending:
     def narrow(self, template: Any) -> None:
         """Read only what this process will hold, where the template spans processes."""
         sharding = _sharding(template)
-        if self._staged is None or not _spans(sharding) or self.impl is not None:
+        if self._staged is None or self.impl is not None:
             return
         staging, key = self._staged
         shape, itemsize = self.array.shape, self.array.dtype.itemsize
-        # A manifest may name one tensor for two leaves. Memory that is never written costs nothing.
-        staging.memory.pop(key, None)
-        view = self.array.reshape(-1).view(np.uint8).reshape(*shape, itemsize)
+        flat = self.array.reshape(-1).view(np.uint8)
+        # A manifest may name one tensor for two leaves: what one of them wants whole stays whole.
+        if not _spans(sharding):
+            self._whole = True
+            staging.memory.setdefault(key, memoryview(flat))
+            return
+        # Memory that is never written costs nothing.
+        if not self._whole:
+            staging.memory.pop(key, None)
+        view = flat.reshape(*shape, itemsize)
         indices = sharding.addressable_devices_indices_map(shape).values()
         for offset, index in {offset_of(index): index for index in indices}.items():
             staging.want(key, Region(offset, view[index]))
@@ -204,7 +212,7 @@ def pending_leaf(staging: Staging) -> Any:
             if impl is not None and info.dtype != "U32":
                 raise CorruptCheckpointError(staging.file, "keys are not uint32", tensor=name)
             array, memory = array_of(info, staging.file, name)
-            staging.memory[name] = memory
+            staging.claim(name, memory)
             made[name] = Pending(array, weak=weak, impl=impl, staged=(staging, name))
         return made[name]
 

@@ -54,6 +54,7 @@ def build_document(
         {"name": "jax", "versions": {"jax": jax.__version__}},
         sections,
         {part: collector.entries for part, collector in parts.items()},
+        shards={part: collector.shards for part, collector in parts.items()},
     )
 
 

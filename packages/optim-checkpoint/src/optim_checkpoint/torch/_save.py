@@ -72,6 +72,7 @@ def build_document(
         sections,
         {part: collector.entries for part, collector in parts.items()},
         own,
+        {part: collector.shards for part, collector in parts.items()},
     )
 
 

@@ -190,8 +190,8 @@ class TorchStaging:
                 raise CorruptCheckpointError(
                     self.staging.file, f"cannot be allocated: {shown(str(error))}", tensor=name
                 ) from None
+            self.staging.claim(name, to_bytes(tensor))
             self._tensors[name] = tensor
-            self.staging.memory[name] = to_bytes(tensor)
         return self._tensors[name]
 
     def leaf(self, tag: str, content: object) -> object:
