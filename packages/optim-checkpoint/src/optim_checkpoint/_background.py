@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from optim_checkpoint import _parallel
 from optim_checkpoint._commit import Document, check_keep, check_not_spread, commit
-from optim_checkpoint._errors import CheckpointError, CheckpointWarning
+from optim_checkpoint._errors import CheckpointError, CheckpointWarning, CheckpointWriteError
 from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._numpy import copy_bytes
 from optim_checkpoint._shard import Entry
@@ -42,6 +42,7 @@ class BackgroundCheckpointer:
         self._keep = check_keep(keep)
         self._replace = replace
         self._thread: threading.Thread | None = None
+        self._submitting = threading.Lock()
         self._error: BaseException | None = None
         self._last: Path | None = None
         self._staging: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -73,22 +74,33 @@ class BackgroundCheckpointer:
         Raises:
             CheckpointError: If the pending save failed; once.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        # While it waits, a signal handler may start a save of its own.
+        while (pending := self._thread) is not None:
+            pending.join()
+            if self._thread is pending:
+                self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         return self._last
 
     def _submit(self, document: Document) -> None:
-        self.wait()
         check_step(document.step)
         check_not_spread(document)
-        staged = self._stage(document)
-        # Not a daemon: the interpreter does not end before the save has.
-        self._thread = threading.Thread(target=self._commit, args=(staged,), daemon=False)
-        self._thread.start()
+        # There is one staging memory: what is being copied into it must not be mixed with more.
+        if not self._submitting.acquire(blocking=False):
+            raise CheckpointWriteError(
+                f"step {document.step} was not saved: another save is being copied; in a signal "
+                "handler set a flag and save after the step, and save from one thread"
+            )
+        try:
+            self.wait()
+            staged = self._stage(document)
+            # Not a daemon: the interpreter does not end before the save has.
+            self._thread = threading.Thread(target=self._commit, args=(staged,), daemon=False)
+            self._thread.start()
+        finally:
+            self._submitting.release()
 
     def _stage(self, document: Document) -> Document:
         total = sum(entry.nbytes for entries in document.parts.values() for entry in entries)

@@ -3,7 +3,7 @@ import threading
 import optim_checkpoint as oc
 import pytest
 import torch
-from optim_checkpoint import _fs
+from optim_checkpoint import _background, _fs
 from optim_checkpoint import torch as ckpt
 
 
@@ -102,3 +102,44 @@ def test_the_staging_memory_is_reused(tmp_path):
         memory = checkpointer._staging.ctypes.data
         checkpointer.save(2, model=model)
         assert checkpointer._staging.ctypes.data == memory
+
+
+def test_a_save_that_a_signal_handler_starts_is_not_overwritten_by_the_one_it_interrupts(
+    tmp_path, monkeypatch
+):
+    slow = SlowOps()
+    monkeypatch.setattr(_fs, "ops", slow)
+    checkpointer = ckpt.AsyncCheckpointer(tmp_path)
+
+    class Pending:
+        """The save that was being waited for when the signal came."""
+
+        def join(self):
+            self.join = lambda: None
+            checkpointer.save(1, extra={"t": torch.ones(3)})
+            threading.Timer(0.1, slow.go.set).start()
+
+    checkpointer._thread = Pending()
+    checkpointer.save(2, extra={"t": torch.zeros(3)})
+    checkpointer.wait()
+    assert ckpt.restore(tmp_path, 1).extra["t"].tolist() == [1.0, 1.0, 1.0]
+    assert ckpt.restore(tmp_path, 2).extra["t"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_save_inside_of_a_save_is_refused(tmp_path, monkeypatch):
+    checkpointer = ckpt.AsyncCheckpointer(tmp_path)
+    copy_bytes = _background.copy_bytes
+
+    def interrupted(target, source):
+        with pytest.raises(oc.CheckpointWriteError, match="step 2 was not saved: another save"):
+            checkpointer.save(2, extra={"t": torch.zeros(3)})
+        copy_bytes(target, source)
+
+    monkeypatch.setattr(_background, "copy_bytes", interrupted)
+    checkpointer.save(1, rng=False, extra={"t": torch.ones(3)})
+    checkpointer.wait()
+    monkeypatch.undo()
+    checkpointer.save(3)
+    checkpointer.wait()
+    assert oc.steps(tmp_path) == [1, 3]
+    assert ckpt.restore(tmp_path, 1, rng=False).extra["t"].tolist() == [1.0, 1.0, 1.0]
