@@ -1,5 +1,6 @@
 """Building the CPU kernel: once, for its owner alone, and with errors that say what to do."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -92,6 +93,53 @@ def test_a_link_is_not_followed(fresh):
     _compiler.cpu_library.cache_clear()
     with pytest.raises(RuntimeError, match="could have been written by another user"):
         step()
+
+
+def test_what_cannot_be_loaded_is_named(fresh, monkeypatch):
+    def cut_off(build, sources, openmp, path):
+        path.write_bytes(b"no library")
+        path.chmod(0o700)
+
+    monkeypatch.setattr(_compiler, "_build", cut_off)
+    with pytest.raises(RuntimeError, match=rf"cannot be loaded .*: remove {fresh}/sign-\w+\.so if"):
+        step()
+
+
+def test_a_cache_that_cannot_be_written_is_named(fresh, monkeypatch):
+    def read_only(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(_compiler.tempfile, "TemporaryDirectory", read_only)
+    match = f"{fresh} cannot be written .*Read-only.* Set STAC_TORCH_CACHE to a folder of your own"
+    with pytest.raises(RuntimeError, match=match):
+        step()
+
+
+def test_another_system_is_told_so_and_not_to_install_a_compiler(fresh, monkeypatch):
+    monkeypatch.delattr(os, "getuid")
+    monkeypatch.setattr(_compiler.platform, "system", lambda: "Windows")
+    monkeypatch.setattr(_compiler, "COMPILERS", ("no-such-compiler",))
+    match = "needs a POSIX system, this is Windows: build the optimizer with fused=False"
+    with pytest.raises(RuntimeError, match=match):
+        step()
+
+
+def test_clang_links_the_openmp_that_it_compiles_for(fresh, monkeypatch):
+    """Its calls are not in torch's library, which is gcc's."""
+    log = fresh.parent / "log"
+    clang = fresh.parent / "clang"
+    clang.write_text(
+        f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *-dM*) echo "#define __clang__ 1";; esac\n'
+        'exec cc "$@"\n'
+    )
+    clang.chmod(0o700)
+    monkeypatch.setenv("CC", str(clang))
+    monkeypatch.setattr(_compiler, "torch_openmp", lambda: Path("/no/libgomp.so.1"))
+    assert step() == [0.5] * 3
+    linked = log.read_text().splitlines()[-1]
+    assert "-shared" in linked
+    assert "-fopenmp" in linked
+    assert "libgomp" not in linked
 
 
 def test_a_cache_that_cannot_be_made_is_named(fresh, monkeypatch):

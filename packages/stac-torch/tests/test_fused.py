@@ -163,6 +163,129 @@ def test_layouts_that_no_kernel_walks_are_refused_before_anything_changes(parame
     assert not optimizer.state
 
 
+@pytest.mark.parametrize("options", [{}, {"adamw_state_dtype": "bf16"}])
+def test_the_adamw_section_in_other_orders_of_memory(options):
+    results = []
+    for how in ({"foreach": False}, {"fused": True}):
+        generator = torch.Generator().manual_seed(0)
+        p = torch.randn(8, 6, 5, 7, generator=generator).to(memory_format=torch.channels_last)
+        params = [nn.Parameter(p), nn.Parameter(torch.randn(40, 30, generator=generator).t())]
+        optimizer = STAC(params, role="adamw", **how, **options)
+        for _ in range(3):
+            for each in params:
+                each.grad = torch.randn(each.shape, generator=generator)
+            optimizer.step()
+        results.append([each.detach() for each in params])
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize(
+    "parameter", [torch.zeros(6, 8)[:, ::2], torch.zeros(1, 3).expand(4, 3)], ids=["gaps", "twice"]
+)
+def test_the_adamw_section_refuses_what_would_be_written_beside(parameter):
+    p = nn.Parameter(parameter)
+    optimizer = STAC([p], role="adamw", fused=True)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="`fused=True` cannot walk a parameter of shape"):
+        optimizer.step()
+    assert parameter.abs().max() == 0
+
+
+@pytest.mark.parametrize("role", ["sign", "adamw"])
+def test_the_gradient_of_an_imaginary_part_has_its_sign(role):
+    """It is a view of the opposite numbers, whose memory holds them as they are."""
+    p = nn.Parameter(torch.ones(1))
+    (torch.complex(torch.ones(1), p).conj() * torch.tensor([1j])).real.sum().backward()
+    assert p.grad.is_neg()
+    assert p.grad.item() == 1
+    STAC([p], role=role, fused=True, lr=0.5).step()
+    assert p.item() == pytest.approx(0.5)
+
+
+def replaced_by_a_larger_one(p, state):
+    p.grad = None
+    p.data = torch.ones(200, 64)
+    p.grad = torch.ones(200, 64)
+
+
+def larger_than_its_gradient(p, state):
+    p.data = torch.ones(200, 64)
+
+
+def elsewhere(p, state):
+    state["exp_avg"] = state["exp_avg"].to("meta")
+
+
+def counted_elsewhere(p, state):
+    state["step"] = torch.zeros((), device="meta")
+
+
+def in_another_dtype(p, state):
+    state["exp_avg"] = state["exp_avg"].to(torch.float8_e5m2)
+
+
+def with_rounded_scales(p, state):
+    state["exp_avg_scale"] = state["exp_avg_scale"].to(torch.bfloat16)
+
+
+def without_scales(p, state):
+    del state["exp_avg_scale"]
+
+
+@pytest.mark.parametrize(
+    ("change", "role", "dtype", "message"),
+    [
+        (
+            replaced_by_a_larger_one,
+            "sign",
+            None,
+            r"state 'exp_avg' of shape \(64, 64\), torch.float",
+        ),
+        (replaced_by_a_larger_one, "adamw", None, r"the state 'exp_avg' of shape \(64, 64\)"),
+        (replaced_by_a_larger_one, "sign", "int8", r"the state 'exp_avg' of shape \(64, 64\)"),
+        (larger_than_its_gradient, "sign", None, r"a gradient of shape \(64, 64\)"),
+        (larger_than_its_gradient, "adamw", None, r"a gradient of shape \(64, 64\)"),
+        (
+            elsewhere,
+            "sign",
+            None,
+            r"for a parameter of shape \(64, 64\), torch.float32 on cpu: was",
+        ),
+        (
+            elsewhere,
+            "adamw",
+            None,
+            r"the state 'exp_avg' of shape \(64, 64\), torch.float32 on meta",
+        ),
+        (
+            counted_elsewhere,
+            "adamw",
+            None,
+            r"the state 'step' of shape \(\), torch.float32 on meta",
+        ),
+        (in_another_dtype, "sign", None, r"the state 'exp_avg' of shape \(64, 64\), torch.float8"),
+        (
+            with_rounded_scales,
+            "sign",
+            "int8",
+            r"'exp_avg_scale' of shape \(64, 1\), torch.bfloat16",
+        ),
+        (without_scales, "sign", "int8", r"the state 'exp_avg' of shape \(64, 64\), torch.int8"),
+    ],
+)
+def test_what_no_longer_belongs_to_a_parameter_is_refused(change, role, dtype, message):
+    """The kernels follow addresses: this would read and write the memory of others."""
+    p, other = nn.Parameter(torch.ones(64, 64)), nn.Parameter(torch.ones(3))
+    optimizer = STAC([other, p], role=role, fused=True, sign_state_dtype=dtype)
+    p.grad, other.grad = torch.ones(64, 64), torch.ones(3)
+    optimizer.step()
+    change(p, optimizer.state[p])
+    before = other.tolist()
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    assert other.tolist() == before
+
+
 @pytest.mark.parametrize("role", ["sign", "adamw"])
 @pytest.mark.parametrize(
     ("parameter", "found"),
@@ -210,18 +333,20 @@ def test_it_is_never_chosen_and_always_kept():
     assert not STAC([p], role="sign", foreach=True)._step_supports_amp_scaling
 
 
-def test_a_state_that_was_saved_in_another_order_of_memory_is_laid_out_anew():
+@pytest.mark.parametrize("role", ["sign", "adamw"])
+def test_a_state_that_was_saved_in_another_order_of_memory_is_laid_out_anew(role):
     p = nn.Parameter(torch.randn(8, 6, 5, 7).to(memory_format=torch.channels_last))
-    optimizer = STAC([p], role="sign", fused=True)
+    optimizer = STAC([p], role=role, fused=True, amsgrad=True)
     p.grad = torch.randn_like(p)
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
-    moment = saved["state"][0]["exp_avg"]
-    saved["state"][0]["exp_avg"] = moment.contiguous()
+    moments = {k: v for k, v in saved["state"][0].items() if k != "step"}
+    saved["state"][0] |= {key: moment.contiguous() for key, moment in moments.items()}
     optimizer.load_state_dict(saved)
-    loaded = optimizer.state[p]["exp_avg"]
-    assert loaded.stride() == p.stride()
-    identical(loaded, moment)
+    for key, moment in moments.items():
+        loaded = optimizer.state[p][key]
+        assert loaded.stride() == p.stride()
+        identical(loaded, moment)
     optimizer.step()
 
 

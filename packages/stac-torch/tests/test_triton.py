@@ -144,3 +144,16 @@ def test_without_triton_cuda_is_a_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(RuntimeError, match="fused=True on CUDA needs Triton, which cannot be"):
         _fused.require_triton()
+
+
+def test_copies_of_gradients_outlive_the_launch():
+    """The table holds addresses alone: of two copies one would have the other's memory."""
+    from stac_torch import _fused_cuda
+
+    held = tensors([(64, 256)] * 4, torch.float32, torch.float32)
+    held.grads[:] = [torch.full((256, 64), float(i)).t() for i in range(4)]
+    options = _sign.SignOptions(lr=1e-3, weight_decay=0.1, momentum=0.9, maximize=False)
+    (launch,) = _fused_cuda.launches(held, options)
+    assert launch.arguments["table"][:, 1].tolist() == [g.data_ptr() for g in launch.kept]
+    assert [g.unique().tolist() for g in launch.kept] == [[0.0], [1.0], [2.0], [3.0]]
+    assert all(g.is_contiguous() for g in launch.kept)

@@ -5,7 +5,7 @@ its loop, foreach and capturable forms. This module adds what torch's function l
 another dtype than the parameter's, a skip flag on the device, and stochastic rounding.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from stac_torch._dtypes import arithmetic_dtype
+from stac_torch._fused import laid_out_like
 from stac_torch._rounding import Noise
 from stac_torch._sign import row_ranges, store_moment_, store_parameter_
 
@@ -114,6 +115,9 @@ def _torch_step_(
     if fused:
         # Torch's kernel skips by itself, and like it leaves unscaled gradients behind.
         found_inf = None if skip is None else skip.to(torch.float32)
+        # On the CPU it walks all tensors as if they had one order of memory.
+        pairs = zip(tensors.params, tensors.grads, strict=True)
+        tensors = replace(tensors, grads=[laid_out_like(p, g) for p, g in pairs])
         _call(tensors, fused=True, grad_scale=grad_scale, found_inf=found_inf, **options)
         return
     if grad_scale is not None:

@@ -35,26 +35,33 @@ def cpu_library() -> ctypes.CDLL:
     """Return the compiled kernel, building it if this machine has not built it yet.
 
     Raises:
-        RuntimeError: There is no compiler, it fails, or the cache is not this user's alone.
+        RuntimeError: This is no POSIX system, there is no compiler, it fails, the cache is not this
+            user's alone, or what lies there cannot be loaded.
     """
+    check_system()
     compiler = find_compiler()
     build = (*compiler, *FLAGS, native_flag())
     key = hashlib.sha256()
     sources = {name: _source(name) for name in SOURCES}
-    openmp = torch_openmp()
-    for part in (
-        *sources.values(),
-        shlex.join(build),
-        openmp.name if openmp else "",
-        _identity(compiler),
-    ):
+    identity = _identity(compiler)
+    # What clang makes of OpenMP calls a library of its own, which torch's is not.
+    openmp = None if "__clang__" in identity else torch_openmp()
+    for part in (*sources.values(), shlex.join(build), openmp.name if openmp else "", identity):
         key.update(part.encode())
         key.update(b"\0")
     path = cache_folder() / f"sign-{key.hexdigest()[:32]}.so"
     if not path.exists():
         _build(build, sources, openmp, path)
     check_owner(path)
-    return ctypes.CDLL(str(path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        msg = (
+            f"the compiled kernel of fused=True cannot be loaded ({error}): remove {path} if it is "
+            "damaged, set STAC_TORCH_CACHE to a folder from which programs may be run, "
+            f"{_INSTEAD}"
+        )
+        raise RuntimeError(msg) from error
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -107,13 +114,30 @@ def cache_folder() -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        msg = (
-            f"the compiled kernel of fused=True has no place: {folder} cannot be made ({error}). "
-            f"Set STAC_TORCH_CACHE to a folder of your own, {_INSTEAD}"
-        )
-        raise RuntimeError(msg) from error
+        raise RuntimeError(_no_place(folder, error)) from error
     check_owner(folder)
     return folder
+
+
+def _no_place(folder: Path, error: OSError) -> str:
+    return (
+        f"the compiled kernel of fused=True has no place: {folder} cannot be written ({error}). "
+        f"Set STAC_TORCH_CACHE to a folder of your own, {_INSTEAD}"
+    )
+
+
+def check_system() -> None:
+    """Raise unless files have owners, and compilers the options of POSIX systems.
+
+    Raises:
+        RuntimeError: This is another system.
+    """
+    if not hasattr(os, "getuid"):
+        msg = (
+            f"fused=True on the CPU needs a POSIX system, this is {platform.system()}: "
+            "build the optimizer with fused=False"
+        )
+        raise RuntimeError(msg)
 
 
 def check_owner(path: Path) -> None:
@@ -122,9 +146,6 @@ def check_owner(path: Path) -> None:
     Raises:
         RuntimeError: It is not, or they may.
     """
-    if not hasattr(os, "getuid"):
-        msg = f"fused=True on the CPU needs a POSIX system, this is {platform.system()}: {_INSTEAD}"
-        raise RuntimeError(msg.replace(": or", ":"))
     status = path.lstat()
     writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if status.st_uid != os.getuid() or writable or stat.S_ISLNK(status.st_mode):
@@ -147,7 +168,11 @@ def _identity(compiler: Sequence[str]) -> str:
 
 def _build(build: Sequence[str], sources: dict[str, str], openmp: Path | None, path: Path) -> None:
     # Beside its place in the cache, so that the last move is atomic.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(dir=path.parent, prefix="build-")
+    except OSError as error:
+        raise RuntimeError(_no_place(path.parent, error)) from error
+    with temporary as folder:
         for name, text in sources.items():
             Path(folder, name).write_text(text, encoding="utf-8")
         compiled, linked = Path(folder, "sign.o"), Path(folder, "sign.so")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stac_torch._compiler import cpu_library
 from stac_torch._dtypes import INT8
+from stac_torch._int8 import scale_shape
 from stac_torch._local import local
 from stac_torch._sign import SignOptions, SignTensors
 
@@ -45,7 +46,8 @@ def prepare_fused(
 
     Raises:
         RuntimeError: A parameter with a gradient is on another device, not floating, or laid out as
-            no kernel can walk it; or a kernel cannot be built.
+            no kernel can walk it; its gradient or state does not belong to it as it is now; or a
+            kernel cannot be built.
     """
     devices: set[str] = set()
     for group in groups:
@@ -57,10 +59,10 @@ def prepare_fused(
             p = local(parameter)
             _check_parameter(p)
             devices.add(p.device.type)
-            if group["role"] == "sign":
-                moment = local(states.get(parameter, {}).get("exp_avg", p))
-                if not (p.is_contiguous() and moment.is_contiguous()):
-                    _check_layout(group, p, moment)
+            moments = _checked_moments(parameter, p, states.get(parameter, {}))
+            for tensor in (p, *moments):
+                if not tensor.is_contiguous():
+                    _check_layout(group, p, moments)
     if "cpu" in devices:
         cpu_library()
     if "cuda" in devices:
@@ -77,15 +79,58 @@ def _check_parameter(p: Tensor) -> None:
         raise RuntimeError(msg)
 
 
-def _check_layout(group: Mapping[str, Any], p: Tensor, moment: Tensor) -> None:
-    row_major = group["sign_state_dtype"] == INT8 or group["stochastic_rounding"]
+def _checked_moments(parameter: Tensor, p: Tensor, state: Mapping[str, Any]) -> list[Tensor]:
+    """Return the local moments of a parameter, all of its state and its gradient checked.
+
+    The kernels follow addresses: they would read past the end of a state that was made before the
+    parameter was replaced by a larger one, or on the device that it has left.
+    """
+    plain, shape, device, grad = p is parameter, p.shape, p.device, parameter.grad
+    whole = shape if plain else parameter.shape
+    if grad is not None and (
+        grad.shape != whole or grad.device != device or grad.dtype not in DTYPES
+    ):
+        _refuse("a gradient", grad, p)
+    moments: list[Tensor] = []
+    for key, stored in state.items():
+        value = stored if plain else local(stored)
+        if key == "step":
+            fits = True
+        elif key == "exp_avg_scale":
+            wanted = value.dtype is torch.float32 and value.is_contiguous()
+            fits = wanted and value.shape == scale_shape(shape)
+        else:
+            quantized = key == "exp_avg" and "exp_avg_scale" in state
+            known = value.dtype is torch.int8 if quantized else value.dtype in DTYPES
+            fits = known and value.shape == shape
+            moments.append(value)
+        if not fits or value.device != device:
+            _refuse(f"the state {key!r}", value, p)
+    return moments
+
+
+def _refuse(what: str, found: Tensor, p: Tensor) -> None:
+    def described(tensor: Tensor) -> str:
+        return f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+
+    msg = (
+        f"`fused=True` cannot use {what} of {described(found)} for a parameter of {described(p)}: "
+        "was the parameter moved or replaced since, or the state cast? Save the optimizer's "
+        "state_dict() before and load it afterwards, or build the optimizer anew"
+    )
+    raise RuntimeError(msg)
+
+
+def _check_layout(group: Mapping[str, Any], p: Tensor, moments: Sequence[Tensor]) -> None:
+    int8 = group["sign_state_dtype"] == INT8 or any(m.dtype is torch.int8 for m in moments)
+    row_major = group["role"] == "sign" and (int8 or group["stochastic_rounding"])
     ordered = p.is_contiguous() if row_major else is_dense(p)
-    if not ordered or not same_layout(moment, p):
+    if not ordered or not all(same_layout(m, p) for m in moments):
         msg = (
             f"`fused=True` cannot walk a parameter of shape {tuple(p.shape)} and strides "
-            f"{p.stride()} with a momentum of strides {moment.stride()}: it needs memory without "
-            "gaps in one order for both, and row-major order for an int8 momentum or stochastic "
-            "rounding. Make the parameter contiguous, or use fused=False"
+            f"{p.stride()} with moments of strides {[m.stride() for m in moments]}: it needs "
+            "memory without gaps in one order for all, and row-major order for an int8 momentum or "
+            "stochastic rounding. Make the parameter contiguous, or use fused=False"
         )
         raise RuntimeError(msg)
 
@@ -150,6 +195,16 @@ def by_device(tensors: SignTensors) -> dict[torch.device, SignTensors]:
 def same_layout(one: Tensor, other: Tensor) -> bool:
     """Tell whether two tensors of one shape keep their entries in the same order."""
     return (one.is_contiguous() and other.is_contiguous()) or one.stride() == other.stride()
+
+
+def laid_out_like(p: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient whose memory holds its entries in the order of ``p``'s: itself, or a copy.
+
+    The gradient of an imaginary part may be a view of the opposite numbers.
+    """
+    if same_layout(grad, p) and not grad.is_neg():
+        return grad
+    return torch.empty_like(p, dtype=grad.dtype).copy_(grad)
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stac_torch._compiler import cpu_library
-from stac_torch._fused import is_dense, same_layout
+from stac_torch._fused import is_dense, laid_out_like
 from stac_torch._sign import SignOptions, SignTensors
 
 _FIELDS = 8
@@ -64,9 +64,9 @@ def sign_step_cpu_(tensors: SignTensors, options: SignOptions) -> None:
     for p, g, m, s, noise in zip(
         tensors.params, tensors.grads, moments, tensors.scales, tensors.noises, strict=True
     ):
-        if not same_layout(g, p):
-            g = torch.empty_like(p, dtype=g.dtype).copy_(g)
-            kept.append(g)
+        g = laid_out_like(p, g)
+        # A copy has to outlive the call, which knows its address alone.
+        kept.append(g)
         key = _CODES[p.dtype], _CODES[g.dtype], _NONE if m is None else _CODES[m.dtype]
         tables.setdefault(key, array("q")).extend(
             (

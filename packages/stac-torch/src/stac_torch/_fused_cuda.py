@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stac_torch import _triton_sign as kernels
 from stac_torch._dtypes import arithmetic_dtype
-from stac_torch._fused import same_layout
+from stac_torch._fused import laid_out_like
 from stac_torch._int8 import BLOCK
 from stac_torch._sign import SignOptions, SignTensors
 
@@ -34,11 +34,16 @@ _captured: list[Any] = []
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: the kernel, how many programs, and its arguments by name."""
+    """One kernel launch: the kernel, how many programs, and its arguments by name.
+
+    The table holds addresses alone, so that copies of gradients are kept here until it has run: a
+    freed one would be the next one's memory.
+    """
 
     kernel: Any
     programs: int
     arguments: dict[str, Any]
+    kept: tuple[Tensor, ...]
 
     def run(self) -> None:
         """Launch it."""
@@ -76,6 +81,7 @@ def sign_step_cuda_(tensors: SignTensors, options: SignOptions) -> None:
 def launches(tensors: SignTensors, options: SignOptions) -> list[Launch]:
     """Return the launches of one step."""
     rows: dict[_Kind, list[tuple[int, ...]]] = {}
+    kept: list[Tensor] = []
     for p, g, m, s, noise in zip(
         tensors.params,
         tensors.grads,
@@ -86,8 +92,8 @@ def launches(tensors: SignTensors, options: SignOptions) -> list[Launch]:
     ):
         if p.numel() == 0:
             continue
-        if not same_layout(g, p):
-            g = torch.empty_like(p, dtype=g.dtype).copy_(g)
+        g = laid_out_like(p, g)
+        kept.append(g)
         addresses = [0 if t is None else t.data_ptr() for t in (p, g, m, s)]
         length = 0 if s is None else p.numel() // p.shape[0]
         kind = _Kind(
@@ -100,11 +106,17 @@ def launches(tensors: SignTensors, options: SignOptions) -> list[Launch]:
         drawn = (0, 0) if noise is None else (noise.key, noise.step.data_ptr())
         rows.setdefault(kind, []).append((*addresses, p.numel(), length, *drawn))
     device = tensors.params[0].device
-    return [_launch(kind, tuple(found), device, options) for kind, found in rows.items()]
+    return [
+        _launch(kind, tuple(found), device, options, tuple(kept)) for kind, found in rows.items()
+    ]
 
 
 def _launch(
-    kind: _Kind, rows: tuple[tuple[int, ...], ...], device: torch.device, options: SignOptions
+    kind: _Kind,
+    rows: tuple[tuple[int, ...], ...],
+    device: torch.device,
+    options: SignOptions,
+    kept: tuple[Tensor, ...],
 ) -> Launch:
     real = arithmetic_dtype(kind.param)
     quantized = kind.moment is torch.int8
@@ -129,7 +141,7 @@ def _launch(
         _captured.append((table, chunks))
     if quantized:
         own = {"BLOCKS": INT8_BLOCKS}
-        return Launch(kernels.step_int8, len(chunks), {**shared, **own})
+        return Launch(kernels.step_int8, len(chunks), {**shared, **own}, kept)
     moment = kind.moment or kind.param
     largest = torch.finfo(moment).max
     own = {
@@ -140,7 +152,7 @@ def _launch(
         "TILE": TILE,
         "TILES": TILES,
     }
-    return Launch(kernels.step_floating, len(chunks), {**shared, **own})
+    return Launch(kernels.step_floating, len(chunks), {**shared, **own}, kept)
 
 
 def _on(device: torch.device, flag: Tensor | None) -> Tensor | None:

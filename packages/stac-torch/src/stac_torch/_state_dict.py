@@ -175,7 +175,7 @@ def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) ->
     if not isinstance(value, Tensor):
         return value
     value = value.to(parameter.device)
-    if group["fused"] and key == "exp_avg" and not same_layout(value, parameter):
-        # The kernels walk a parameter and its moment in one order of memory.
+    if group["fused"] and key != "exp_avg_scale" and not same_layout(value, parameter):
+        # The kernels walk a parameter and its moments in one order of memory.
         value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return value
