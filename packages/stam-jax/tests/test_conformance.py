@@ -148,6 +148,8 @@ class TestJit(OptimizerConformance):
     adapter = JaxAdapter("stam-jax under jit", jit=True)
 
 
+# Eager arithmetic does not depend on the Python version, and dispatching it op by op takes minutes.
+@pytest.mark.slow
 class TestEager(OptimizerConformance):
     adapter = JaxAdapter("stam-jax, eager", jit=False)
 

@@ -59,6 +59,7 @@ def test_sampled_statistics_and_the_lite_rule_store_no_leaf():
         assert step.memory_analysis().temp_size_in_bytes < 4 * 512 * 600 / 4, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_equal_small_leaves_compile_to_equal_kernels(name):
     """XLA compiles equal kernels once: 200 leaves may need no more kinds of them than one leaf."""
@@ -173,6 +174,7 @@ def test_batches_hold_equal_small_leaves_up_to_a_limit():
     assert LARGEST_BATCH == 64 * SMALL_LEAF
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_order_of_leaves_in_batches_is_not_that_of_the_state(name):
     """Leaves whose types alternate are batched apart; packed statistics stay in tree order."""
