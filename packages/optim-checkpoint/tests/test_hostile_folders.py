@@ -1,11 +1,14 @@
 """Folders that someone meddled with: refused by a typed error, or skipped for a sound one."""
 
+import dataclasses
 import os
+import resource
 
 import optim_checkpoint as oc
 import pytest
-from optim_checkpoint import _select
+from optim_checkpoint import _fs, _generation, _select
 from optim_checkpoint._commit import commit
+from optim_checkpoint._folder import parse_name
 
 
 def replace_file(run_folder, make):
@@ -120,3 +123,31 @@ def test_what_is_not_there_is_said(tmp_path, run_folder, load):
         load(tmp_path / "empty")
     assert oc.steps(tmp_path / "nowhere") == []
     assert oc.latest_step(tmp_path / "nowhere") is None
+
+
+def test_what_is_kept_of_an_open_generation_is_bounded_by_its_manifest(run_folder):
+    """Links make thousands of files of one: their padding and metadata must not pile up."""
+    with (
+        _fs.opened(_fs.open_folder(run_folder)) as root,
+        _generation.Generation(root, parse_name("step-00000002")) as generation,
+    ):
+        for stored in generation.files:
+            kept = {field.name for field in dataclasses.fields(stored)}
+            assert kept == {"record", "fd", "tensors", "data_start"}
+
+
+def test_too_few_descriptors_are_not_taken_for_damage(run_folder, make_document, load):
+    """A sound generation of many files is not passed over for an older one."""
+    commit(run_folder, make_document(3), max_shard_size=1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(run_folder, os.O_RDONLY) for _ in range(7)]
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, limits[1]))
+    try:
+        with pytest.raises(oc.CheckpointError, match=r"Too many open files.* ulimit -n") as caught:
+            load(run_folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert type(caught.value) is oc.CheckpointError
+    assert load(run_folder).step == 3

@@ -313,7 +313,7 @@ def test_a_missing_shard_is_named(copied):
 MUTANTS = {
     "grid": ("if fault is not None:", "if False:", "hole"),
     "header offsets": (
-        "if stored.header.metadata.get(SHARDING) != expected:",
+        "if header.metadata.get(SHARDING) != expected:",
         "if False:",
         "header says another place",
     ),

@@ -179,7 +179,7 @@ def test_the_replicated_tensor_is_in_one_file_and_each_rank_keeps_its_own(tmp_pa
         _fs.opened(_fs.open_folder(tmp_path)) as root,
         Generation(root, parse_name("step-00000001")) as generation,
     ):
-        assert [sorted(f.header.tensors) for f in generation.files] == [
+        assert [sorted(f.tensors) for f in generation.files] == [
             ["shared", "t"],
             ["t"],
             ["t"],

@@ -22,10 +22,10 @@ import numpy as np
 from optim_checkpoint import _fs, _manifest, _parallel
 from optim_checkpoint._boxes import Offset, Region, Shape, grid_fault
 from optim_checkpoint._digest import digest, new_tensor_digest
-from optim_checkpoint._errors import CorruptCheckpointError, shown
+from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError, shown
 from optim_checkpoint._files import SHARDING, index_name, index_of, sharding_info
 from optim_checkpoint._folder import GenerationName, unlock
-from optim_checkpoint._header import BITS, Header, TensorInfo, element_count, read_header
+from optim_checkpoint._header import BITS, TensorInfo, element_count, read_header
 from optim_checkpoint._manifest import FileRecord, Manifest
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -36,11 +36,25 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """An open file of a generation with its checked header."""
+    """An open file of a generation with what counts of its checked header.
+
+    The rest of the header is not kept: thousands of names may be links to one padded file.
+    """
 
     record: FileRecord
     fd: int
-    header: Header
+    tensors: Mapping[str, TensorInfo]
+    data_start: int
+
+
+def _opening_error(file: str, what: str, error: OSError) -> CheckpointError:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        # Not damage: a sound generation must not be passed over for an older one.
+        return CheckpointError(
+            f"{file}: {what}: {error.strerror}; all files of a generation are open at once: raise "
+            "the limit with ulimit -n"
+        )
+    return CorruptCheckpointError(file, f"{what}: {error.strerror}")
 
 
 def _open_regular(name: str, folder: int, file: str) -> tuple[int, int]:
@@ -49,7 +63,7 @@ def _open_regular(name: str, folder: int, file: str) -> tuple[int, int]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise CorruptCheckpointError(file, "is a symbolic link") from None
-        raise CorruptCheckpointError(file, f"cannot be opened: {error.strerror}") from None
+        raise _opening_error(file, "cannot be opened", error) from None
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)
@@ -125,9 +139,7 @@ class Generation:
         try:
             fd = _fs.open_folder(name, folder)
         except OSError as error:
-            raise CorruptCheckpointError(
-                file, f"is not a folder that can be opened: {error.strerror}"
-            ) from None
+            raise _opening_error(file, "is not a folder that can be opened", error) from None
         self._stack.callback(os.close, fd)
         return fd
 
@@ -169,7 +181,12 @@ class Generation:
         if header.tensors.keys() != record.tensors.keys():
             names = shown(sorted(header.tensors.keys() ^ record.tensors.keys()))
             raise CorruptCheckpointError(file, f"header and manifest differ in {names}")
-        return StoredFile(record, fd, header)
+        # Other readers go by the header: it must not tell them another place than us.
+        shapes = {key: info.shape for key, info in header.tensors.items()}
+        expected = sharding_info(shapes, record.offsets) if record.offsets else None
+        if header.metadata.get(SHARDING) != expected:
+            raise CorruptCheckpointError(file, f"{SHARDING} is not what the manifest says")
+        return StoredFile(record, fd, header.tensors, header.data_start)
 
     def _whole_tensors(self) -> dict[tuple[str, str], TensorInfo]:
         """Return what each key stands for; for shards, the tensor they make up."""
@@ -178,8 +195,7 @@ class Generation:
         for stored in self.files:
             part, offsets = stored.record.part, stored.record.offsets
             file = f"{self.name}/{stored.record.name}"
-            shapes = {key: info.shape for key, info in stored.header.tensors.items()}
-            for key, info in stored.header.tensors.items():
+            for key, info in stored.tensors.items():
                 known = index.get((part, key))
                 if key not in offsets:
                     if known is not None:
@@ -197,10 +213,6 @@ class Generation:
                 nbytes = element_count(shape) * BITS[info.dtype] // 8
                 index[part, key] = TensorInfo(info.dtype, shape, 0, nbytes)
                 boxes.setdefault((part, key), []).append((offsets[key], info.shape))
-            # Other readers go by the header: it must not tell them another place than us.
-            expected = sharding_info(shapes, offsets) if offsets else None
-            if stored.header.metadata.get(SHARDING) != expected:
-                raise CorruptCheckpointError(file, f"{SHARDING} is not what the manifest says")
         for (part, key), listed in boxes.items():
             fault = grid_fault(index[part, key].shape, listed)
             if fault is not None:
@@ -215,7 +227,7 @@ class Generation:
         expected = index_of(
             (
                 stored.record.base,
-                {key: info.nbytes for key, info in stored.header.tensors.items()},
+                {key: info.nbytes for key, info in stored.tensors.items()},
             )
             for stored in files
         )
@@ -257,7 +269,7 @@ class Generation:
         own = threading.local()
         number = 0
         for stored in self.files:
-            for key, info in stored.header.tensors.items():
+            for key, info in stored.tensors.items():
                 part = stored.record.part
                 offset = stored.record.offsets.get(key, (0,) * len(info.shape))
                 regions = [
@@ -283,7 +295,7 @@ class Generation:
     ) -> None:
         file = f"{self.name}/{stored.record.name}"
         state = new_tensor_digest(key, info.dtype, info.shape)
-        start = stored.header.data_start + info.begin
+        start = stored.data_start + info.begin
         # In one piece where the file and the memory lie alike, else row by row from a copy.
         out = regions[0].view_of(offset, info.shape) if len(regions) == 1 else None
         rows = info.shape[0] if regions and info.shape else 1
