@@ -11,6 +11,9 @@ from optim_bench.memory import _cases_torch as torch_cases
 MEBIBYTE = 1024**2
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def report():
     return memory_report("state-bytes", ["jax", "torch"])

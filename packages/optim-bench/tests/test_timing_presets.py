@@ -104,6 +104,7 @@ def test_a_busy_machine_is_named(seconds):
     assert text.endswith("the milliseconds are noise, and so is a ratio in its band.\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: f"{group.framework}-{group.name}")
 def test_every_case_of_the_table_takes_steps(group, monkeypatch):
     if any("fused" in contender.case for contender in group.contenders) and not COMPILER:

@@ -118,6 +118,7 @@ def close_sessions():
         yield
 
 
+@pytest.mark.slow
 class TestWorkloads(WorkloadConformance):
     adapter = BENCHMARK
 
