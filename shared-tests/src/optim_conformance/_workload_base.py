@@ -132,7 +132,8 @@ class Workloads:
             "other": self.adapter.frameworks[1:],
             "schedule": self.adapter.schedules,
         }
-        for name in offered.keys() & set(metafunc.fixturenames):
+        # In the order of the table: that of a set differs between the workers of one run.
+        for name in (name for name in offered if name in metafunc.fixturenames):
             metafunc.parametrize(name, offered[name], ids=str)
 
     def stream(self, workload: str, seed: int, sizes: Sequence[int]) -> Batches:
