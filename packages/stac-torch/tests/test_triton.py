@@ -132,6 +132,22 @@ def test_the_table_is_copied_again_only_when_an_address_changes():
     assert launch.arguments["chunks"].tolist() == [[0, 0], [1, 0], [2, 0]]
 
 
+def test_what_a_capture_copies_serves_no_other_step(monkeypatch):
+    """Inside a capture nothing runs, so its table holds nothing before the first replay."""
+    from stac_torch import _fused_cuda
+
+    held = tensors([(64, 256), (32, 256)], torch.float32, torch.float32)
+    options = _sign.SignOptions(lr=1e-3, weight_decay=0.1, momentum=0.9, maximize=False)
+    monkeypatch.setattr(_fused_cuda, "_captured", [])
+    with monkeypatch.context() as inside:
+        inside.setattr(_fused_cuda, "_capturing", lambda device: True)
+        (captured,) = _fused_cuda.launches(held, options)
+    (after,) = _fused_cuda.launches(held, options)
+    for name in ("table", "chunks"):
+        assert after.arguments[name] is not captured.arguments[name]
+        assert any(captured.arguments[name] is kept for kept in _fused_cuda._captured[0])
+
+
 def test_a_new_learning_rate_compiles_nothing_new():
     """Everything that a kernel is specialised on is a constant of the launch or a dtype."""
     first, second = (planned([(64, 256)], lr=lr)[0] for lr in (1e-3, 1.0))

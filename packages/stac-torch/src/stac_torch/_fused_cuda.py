@@ -120,8 +120,12 @@ def _launch(
 ) -> Launch:
     real = arithmetic_dtype(kind.param)
     quantized = kind.moment is torch.int8
-    chunks = _chunks(tuple(row[4:6] for row in rows), device, quantized=quantized)
-    table = _table(rows, device)
+    capturing = _capturing(device)
+    # What is copied inside a capture is there from the first replay on: no eager step may find it.
+    make_chunks = _chunks.__wrapped__ if capturing else _chunks
+    make_table = _table.__wrapped__ if capturing else _table
+    chunks = make_chunks(tuple(row[4:6] for row in rows), device, quantized=quantized)
+    table = make_table(rows, device)
     shared = {
         "table": table,
         "chunks": chunks,
@@ -137,7 +141,7 @@ def _launch(
         "MAXIMIZE": options.maximize,
         "NOISY": kind.noisy,
     }
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if capturing:
         _captured.append((table, chunks))
     if quantized:
         own = {"BLOCKS": INT8_BLOCKS}
@@ -153,6 +157,10 @@ def _launch(
         "TILES": TILES,
     }
     return Launch(kernels.step_floating, len(chunks), {**shared, **own}, kept)
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _on(device: torch.device, flag: Tensor | None) -> Tensor | None:
@@ -183,7 +191,8 @@ def _hyperparameters(
     return placed | {"ON_DEVICE": True}
 
 
-@functools.lru_cache(maxsize=256)
+# Few: gradients that move make a new one each step, of up to a megabyte.
+@functools.lru_cache(maxsize=16)
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return _copied(torch.tensor(rows, dtype=torch.int64), device)
 
@@ -207,6 +216,6 @@ def _copied(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values.to(device)
     pinned = values.pin_memory()
-    if torch.cuda.is_current_stream_capturing():
+    if _capturing(device):
         _captured.append(pinned)
     return pinned.to(device, non_blocking=True)
