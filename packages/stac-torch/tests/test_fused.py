@@ -405,6 +405,8 @@ def test_a_bad_entry_is_found_wherever_it_stands(threads):
         torch.set_num_threads(before)
 
 
+# Torch 2.10 says so of every profile.
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")
 def test_it_needs_no_temporaries():
     """The plain path holds a chunk; the kernel nothing but its table."""
     p = nn.Parameter(torch.zeros(1 << 20))

@@ -1,12 +1,17 @@
 """Gradient release: one optimizer per parameter, stepped inside the backward pass."""
 
+import warnings
 from functools import partial
 
 import pytest
 import torch
 from stac_torch import STAC, param_groups
 from torch import nn
-from torch.distributed.optim import _apply_optimizer_in_backward
+
+with warnings.catch_warnings():
+    # Torch 2.10 says so of what it imports there itself.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    from torch.distributed.optim import _apply_optimizer_in_backward
 
 OPTIONS = {"lr": 3e-3, "weight_decay": 0.1}
 identical = partial(torch.testing.assert_close, rtol=0, atol=0)
