@@ -9,8 +9,8 @@ from stac_torch import STAC, param_groups
 from torch import nn
 
 with warnings.catch_warnings():
-    # Torch 2.10 says so of what it imports there itself.
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    # Older releases say so of what they import there themselves.
+    warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
     from torch.distributed.optim import _apply_optimizer_in_backward
 
 OPTIONS = {"lr": 3e-3, "weight_decay": 0.1}
