@@ -153,3 +153,13 @@ def test_a_complex_leaf_leaves_its_real_neighbour_alone():
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params["w"], both["w"], rtol=1e-6)
+
+
+@BOTH
+def test_a_state_of_numpy_arrays_goes_on(make):
+    params = {"a": jnp.ones(3), "b": jnp.full((2, 2), 2.0), "c": jnp.ones(3)}
+    optimizer = make(0.1)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    expected = optimizer.update(params, state, params)
+    from_host = optimizer.update(*jax.device_get((params, state, params)))
+    jax.tree.map(np.testing.assert_array_equal, from_host, expected)

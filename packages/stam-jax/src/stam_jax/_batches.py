@@ -114,7 +114,9 @@ def cut(vector: jax.Array, start: jax.typing.ArrayLike, shape: tuple[int, ...]) 
 def _take(vector: jax.Array, places: np.ndarray) -> jax.Array:
     if np.array_equal(places, np.arange(vector.size)):
         return vector
-    return vector.at[_hidden(places)].get(mode="promise_in_bounds", unique_indices=True)
+    # A state that came from the host is NumPy's.
+    on_device = jnp.asarray(vector)
+    return on_device.at[_hidden(places)].get(mode="promise_in_bounds", unique_indices=True)
 
 
 def _hidden(places: Any) -> jax.Array:
