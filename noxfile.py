@@ -173,14 +173,15 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 @each_package
 def tests(session: nox.Session, package: str) -> None:
-    """One package with the newest of what it declares; the slow tests on the newest Python only."""
+    """One package with the newest of what it declares; the slow ones on the newest Python only."""
     install_editable(session, package)
-    markers = "" if session.python == NEWEST else " and not slow"
-    pytest(session, f"packages/{package}/tests", markers=markers)
-    # On their own: the option would also import the scripts that tests start as processes. The one
-    # module that imports an extra of its own shows no examples, and `cluster` imports it.
-    doctests = ("--doctest-modules", f"packages/{package}/src", "--ignore-glob=*/_submitit.py")
-    pytest(session, *doctests, markers=markers)
+    newest = session.python == NEWEST
+    pytest(session, f"packages/{package}/tests", markers="" if newest else " and not slow")
+    if newest:
+        # On their own: the option would also import the scripts that tests start as processes. The
+        # one module that imports an extra of its own has no examples, and `cluster` imports it.
+        sources = f"packages/{package}/src"
+        pytest(session, "--doctest-modules", sources, "--ignore-glob=*/_submitit.py", markers="")
     done(session)
 
 
