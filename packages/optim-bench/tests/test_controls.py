@@ -8,6 +8,7 @@ from optim_bench.results import build_results
 from optim_bench.store import Store
 from optim_bench.workloads import WORKLOADS
 
+pytestmark = pytest.mark.slow
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=6, extensions=4, defaults=False)
 CENTRE = 3e-2
 WORKLOAD = WORKLOADS["diamonds-mlp"]

@@ -64,6 +64,7 @@ def test_tiny_image_files_train_in_both_frameworks(mnist, framework):
     assert record.parameters == 16 * 9 + 16 + 32 * 16 * 9 + 32 + 64 * 32 * 14 * 14 + 64 + 650
 
 
+@pytest.mark.slow
 def test_both_frameworks_see_the_same_colours(cifar):
     left, right = (
         train(make_spec("cifar10-cnn", framework, steps=1), data_dir=cifar)

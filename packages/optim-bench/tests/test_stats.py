@@ -350,6 +350,6 @@ def test_the_interval_over_seeds_does_not_depend_on_the_one_over_workloads():
     scores = {"ours": {"w": {s: float(v) for s, v in enumerate([0.1, -0.3, 0.2, 0.7])}}}
     values = np.array(list(scores["ours"]["w"].values()))
     generator = np.random.default_rng(20240607)
-    draws = np.sort([interquartile_mean(values[generator.integers(4, size=4)]) for _ in range(200)])
-    found = bootstrap_aggregates(scores, resamples=200)["ours"]["interquartile_mean"]
+    draws = np.sort([interquartile_mean(values[generator.integers(4, size=4)]) for _ in range(700)])
+    found = bootstrap_aggregates(scores, resamples=700)["ours"]["interquartile_mean"]
     assert found.low == pytest.approx(np.quantile(draws, 0.025, method="inverted_cdf"))

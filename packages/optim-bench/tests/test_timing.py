@@ -19,6 +19,7 @@ def measured(request):
     return measure_times(TimingRequest("diamonds-mlp", request.param, names, 3, 0.01))
 
 
+@pytest.mark.slow
 def test_every_optimizer_and_the_copy_have_every_round(measured):
     assert len(measured["seconds"]) == 3
     assert "A/A" in measured["seconds"]
@@ -26,10 +27,12 @@ def test_every_optimizer_and_the_copy_have_every_round(measured):
     assert all(0 < second < 1 for rounds in measured["seconds"].values() for second in rounds)
 
 
+@pytest.mark.slow
 def test_compilation_is_apart_from_the_rounds(measured):
     assert measured["first"]["adamw"] > measured["seconds"]["adamw"][0]
 
 
+@pytest.mark.slow
 def test_a_summary_hides_the_copy_in_the_band(measured):
     summary = summarize(measured, "adamw")
     assert "A/A" not in summary["rows"]
@@ -37,12 +40,14 @@ def test_a_summary_hides_the_copy_in_the_band(measured):
     assert summary["band"][0] <= summary["band"][1]
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_cannot_start_is_named():
     broken = (*PAIR, ("x", "no_such", {}))
     with pytest.raises(BenchError, match="timing jax on diamonds-mlp failed: ValueError: no jax"):
         measure_times(TimingRequest("diamonds-mlp", "jax", broken, 2, 0.01))
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_band_and_writes_the_numbers(capfd, tmp_path):
     file = tmp_path / "times.json"
     arguments = ["time", "--workload", "diamonds-mlp", "--framework", "torch", "--rounds", "2"]

@@ -41,6 +41,7 @@ def test_same_spec_gives_bit_identical_metrics(framework, workload):
     assert first.curve == again.curve
 
 
+@pytest.mark.slow
 @frameworks
 def test_a_fresh_process_gives_the_same_numbers(framework):
     spec = make_spec(framework, steps=25)
@@ -125,6 +126,7 @@ def test_progress_is_told_after_every_evaluation():
     assert seen == [(step, 40) for step in WORKLOADS["digits-cnn"].evaluation_steps(40)]
 
 
+@pytest.mark.slow
 def test_jax_compiles_once_for_all_learning_rates_and_seeds():
     backend = importlib.import_module("optim_bench.train._jax")
     train(make_spec("jax"))

@@ -123,6 +123,7 @@ class TestWorkloads(WorkloadConformance):
     adapter = BENCHMARK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in PLAIN if WORKLOADS[n].loss == "cross_entropy"])
 def test_same_accuracy_before_the_first_step(name):
     judged = BENCHMARK.evaluation(name, 5, "val")

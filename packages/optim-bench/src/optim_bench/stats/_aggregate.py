@@ -106,12 +106,7 @@ def bootstrap_aggregates(
         np.array([[scores[name][workload][s] for s in seeds] for name in names], dtype=np.float64)
         for workload, seeds in design
     ]
-    generator = np.random.default_rng(seed)
-    means = np.empty((resamples, len(names)))
-    shares = np.empty((resamples, len(names)))
-    for row in range(resamples):
-        drawn = [t[:, generator.integers(t.shape[1], size=t.shape[1])] for t in tables]
-        means[row], shares[row] = _summaries(drawn)
+    means, shares = _over_seeds(tables, resamples, seed)
     mean, share = _summaries(tables)
     others = _over_workloads(tables, resamples, seed) if len(tables) > 1 else mean[np.newaxis]
     tail = (1 - level) / 2
@@ -125,6 +120,26 @@ def bootstrap_aggregates(
         }
         for column, name in enumerate(names)
     }
+
+
+# Resamples at a time: all at once would take a gigabyte for many optimizers and seeds.
+_CHUNK = 500
+
+
+def _over_seeds(
+    tables: Sequence[NDArray[np.float64]], resamples: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Summarize resampled seeds, drawn row by row and within a row workload by workload."""
+    generator = np.random.default_rng(seed)
+    counts = [table.shape[1] for table in tables]
+    bounds, ends = np.repeat(counts, counts), np.cumsum(counts)[:-1]
+    found: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        drawn = np.split(generator.integers(bounds, size=(rows, len(bounds))), ends, axis=1)
+        found.append(_summaries([t[:, d] for t, d in zip(tables, drawn, strict=True)]))
+    means, shares = (np.concatenate(part, axis=1).T for part in zip(*found, strict=True))
+    return means, shares
 
 
 def _over_workloads(
@@ -150,10 +165,11 @@ def _design(
 def _summaries(
     tables: Sequence[NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    joined = np.sort(np.concatenate(tables, axis=1), axis=1)
-    cut = joined.shape[1] // 4
-    means = _mean(joined[:, cut : joined.shape[1] - cut])
-    better = [np.mean((table < 0) + 0.5 * (table == 0), axis=1) for table in tables]
+    """Return both summaries; seeds are the last axis, optimizers the first."""
+    joined = np.sort(np.concatenate(tables, axis=-1), axis=-1)
+    cut = joined.shape[-1] // 4
+    means = _mean(joined[..., cut : joined.shape[-1] - cut])
+    better = [np.mean((table < 0) + 0.5 * (table == 0), axis=-1) for table in tables]
     return means, np.mean(better, axis=0)
 
 

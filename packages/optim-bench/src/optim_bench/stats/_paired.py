@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 # 2 ** 19 sums: 4 MB and a few milliseconds.
 MAX_EXACT_PAIRS = 20
@@ -105,7 +105,7 @@ def compare_paired(
     if len(differences) > 1:
         squares = math.fsum((value - mean) ** 2 for value in differences)
         deviation = math.sqrt(squares / (len(differences) - 1))
-        quantile = float(stats.t.ppf(0.5 + level / 2, len(differences) - 1))
+        quantile = float(special.stdtrit(len(differences) - 1, 0.5 + level / 2))
         half = quantile * deviation / math.sqrt(len(differences))
         low, high = mean - half, mean + half
     p_value = sign_flip_p_value(differences)
@@ -175,12 +175,12 @@ def smallest_detectable(
     if deviation == 0:
         return 0.0
     freedom = pairs - 1
-    critical = float(stats.t.ppf(1 - alpha / 2, freedom))
+    critical = float(special.stdtrit(freedom, 1 - alpha / 2))
 
     def shortfall(effect: float) -> float:
-        above = float(stats.nct.sf(critical, freedom, effect))
+        above = 1 - float(special.nctdtr(freedom, effect, critical))
         # scipy's lower tail is NaN where it is far below any power that matters.
-        below = float(np.nan_to_num(stats.nct.cdf(-critical, freedom, effect)))
+        below = float(np.nan_to_num(special.nctdtr(freedom, effect, -critical)))
         return above + below - power
 
     upper = 1.0
