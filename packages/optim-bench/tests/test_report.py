@@ -2,19 +2,22 @@
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from optim_bench.campaign import run_campaign
 from optim_bench.executors import InlineExecutor
-from optim_bench.protocol import Budget
+from optim_bench.protocol import TIERS, Budget, next_specs
 from optim_bench.report import summary_markdown, write_report
 from optim_bench.report._chart import log_ticks
 from optim_bench.report._groups import all_charts
+from optim_bench.report._html import report_html
 from optim_bench.results import build_results
 from optim_bench.store import Store
 
@@ -146,11 +149,77 @@ def test_the_page_fetches_nothing(page):
     assert not re.search(r"@import|url\(", text[: text.index("</style>")])
 
 
+def unpack(value):
+    """What `report.js` does, written down a second time."""
+    if isinstance(value, list):
+        return [unpack(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$texts" in value:
+        return [value["$texts"][index] for index in value["$at"]]
+    if "$columns" in value:
+        columns = {name: unpack(column) for name, column in value["$columns"].items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return {name: unpack(item) for name, item in value.items()}
+
+
+def embedded(text, name):
+    return unpack(json.loads(re.search(rf'id="{name}">(.*?)</script>', text, re.DOTALL).group(1)))
+
+
 def test_the_page_is_small_and_whole(page, results):
     assert page.stat().st_size < 3 * MEGABYTES
-    text = page.read_text()
-    embedded = re.search(r'id="results">(.*?)</script>', text, re.DOTALL)
-    assert json.loads(embedded.group(1)) == results
+    assert embedded(page.read_text(), "results") == results
+
+
+def test_the_page_draws_what_the_figures_show_in_both_themes(page, results):
+    found = embedded(page.read_text(), "chart-data")
+    charts = [c for f in ("jax", "torch") for c in all_charts(results, f)]
+    assert [entry["id"] for entry in found["charts"]] == [chart.name for chart in charts]
+    for name, theme in found["themes"].items():
+        for entry, chart in zip(found["charts"], charts, strict=True):
+            spec = recoloured(entry["spec"], theme["colours"]) | {"config": theme["config"]}
+            assert spec == chart.spec(name, "adamw", legend=False, width="container")
+
+
+def recoloured(value, colours):
+    if isinstance(value, list):
+        return [recoloured(item, colours) for item in value]
+    if isinstance(value, dict):
+        return {name: recoloured(item, colours) for name, item in value.items()}
+    return colours.get(value, value) if isinstance(value, str) else value
+
+
+@pytest.mark.slow
+def test_a_page_of_every_workload_and_many_optimizers_is_small(make_plan, make_record):
+    labels = {
+        "jax": (*(f"adamw,b1=0.{n}" for n in range(1, 9)), "adamw"),
+        "torch": (*(f"my_module:factory_{n}" for n in range(6)), "adamw"),
+    }
+    names = [f"workload-{n}" for n in range(7)]
+    # Synthetic, because a family of so many tests is refused.
+    plan = make_plan(
+        labels, TIERS["standard"], workloads=tuple(names), kind="synthetic", target=0.5
+    )
+    records = {}
+    noise = np.random.default_rng(0)
+    for _ in range(2):
+        for cell in plan.cells:
+            for spec in next_specs(cell, plan.budget, records):
+                off = math.log10(spec.hyperparameters["learning_rate"] / 1e-3)
+                loss, low = np.exp(noise.normal(off * off, 0.1, 2)).tolist()
+                curve = (loss + np.sort(noise.random(25))[::-1]).tolist()
+                points = {"step": list(range(100, 2600, 100)), "val_loss": curve}
+                names = ("train_loss", "val_loss", "test_loss", "val_accuracy", "test_accuracy")
+                metrics = dict(zip(names, (low, loss, loss, low, low), strict=True))
+                record = make_record(
+                    spec, loss, metrics=metrics, curve={**points, "train_loss": curve}
+                )
+                records[spec.key()] = record
+    results = build_results(plan, records, times(plan))
+    assert len(results["cells"]) == 7 * 16
+    assert all(len(cell["curve"]["step"]) == 25 for cell in results["cells"])
+    assert 2 * MEGABYTES < len(report_html(results).encode()) < 2.8 * MEGABYTES
 
 
 def test_every_chart_has_its_table(page, results):
@@ -193,21 +262,20 @@ def test_the_verdict_comes_first_and_counts_right(page, results):
     assert text.index("<h1>") < text.index(html.escape(results["headline"][0])) < text.index("<h2")
 
 
-def test_names_from_outside_cannot_become_markup(results, tmp_path):
+def test_names_from_outside_cannot_become_markup(results):
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     poisoned = json.loads(json.dumps(results).replace("STAM_LITE", evil))
-    text = write_report(tmp_path, poisoned).read_text()
+    text = report_html(poisoned)
     assert "alert(1)" in text
     assert "<script>alert(1)" not in text
     assert "<img src=x" not in text
 
 
-def test_the_same_results_give_the_same_files(results, tmp_path):
-    def build():
-        write_report(tmp_path, results)
-        return {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+def test_the_same_results_give_the_same_files(page, results, tmp_path):
+    def contents(folder):
+        return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
-    assert build() == build()
+    assert contents(write_report(tmp_path, results).parent) == contents(page.parent)
 
 
 def test_figures_are_drawn(page):
@@ -241,6 +309,7 @@ def test_ticks_are_round_few_and_inside(low, high):
     assert all(float(f"{tick:.3g}") == tick for tick in ticks)
 
 
+@pytest.mark.slow
 def test_a_browser_draws_every_chart_without_a_complaint(visit, page):
     dom, log = visit()
     charts = len(Outline(page.read_text()).plots)
@@ -250,6 +319,7 @@ def test_a_browser_draws_every_chart_without_a_complaint(visit, page):
     assert log == []
 
 
+@pytest.mark.slow
 def test_a_click_on_the_legend_isolates_an_optimizer(visit):
     before, _ = visit()
     after, log = visit("document.querySelector('.legend button[data-label=stam]').click()")
@@ -265,6 +335,7 @@ def test_a_click_on_the_legend_isolates_an_optimizer(visit):
     assert log == []
 
 
+@pytest.mark.slow
 def test_a_second_click_shows_everything_again(visit):
     click = "document.querySelector('.legend button[data-label=stam]').click();"
     dom, _ = visit(f"{click} setTimeout(() => {{ {click} }}, 1000)")
@@ -272,6 +343,7 @@ def test_a_second_click_shows_everything_again(visit):
     assert 'opacity="0.12"' not in dom
 
 
+@pytest.mark.slow
 def test_the_theme_follows_the_system_and_the_button(visit):
     assert '<html lang="en" data-theme="light"' in visit()[0]
     dark, log = visit(flags=("--blink-settings=preferredColorScheme=0",))
@@ -282,6 +354,7 @@ def test_the_theme_follows_the_system_and_the_button(visit):
     assert '<html lang="en" data-theme="dark"' in clicked
 
 
+@pytest.mark.slow
 def test_everything_that_acts_can_be_reached_by_keyboard(visit):
     # What a script focuses is focusable; what has a tabindex of -1 or is a div is not.
     script = (
@@ -294,3 +367,18 @@ def test_everything_that_acts_can_be_reached_by_keyboard(visit):
     dom, _ = visit(script)
     reached, total = map(int, re.search(r'data-reached="(\d+) of (\d+)"', dom).groups())
     assert reached == total > 20
+
+
+@pytest.mark.slow
+def test_the_download_is_results_json(visit, results):
+    # The link of the download is clicked by the page; what it points to is read back.
+    script = (
+        "const make = URL.createObjectURL;"
+        "URL.createObjectURL = (blob) => { blob.text().then((text) => {"
+        " document.documentElement.dataset.saved = text; }); return make(blob); };"
+        "document.getElementById('download').click();"
+    )
+    dom, log = visit(script)
+    saved = html.unescape(re.search(r'data-saved="([^"]*)"', dom).group(1))
+    assert json.loads(saved) == results
+    assert log == []

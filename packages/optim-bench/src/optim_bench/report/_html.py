@@ -13,7 +13,8 @@ from markupsafe import Markup
 from optim_bench.report._chart import VEGA_LITE
 from optim_bench.report._groups import GROUPS
 from optim_bench.report._markdown import number, ratio_columns, search_rows, state_ratio
-from optim_bench.report._theme import THEMES, colour_of, marks_of
+from optim_bench.report._pack import pack
+from optim_bench.report._theme import THEMES, colour_of, marks_of, page_themes
 from optim_bench.results import FRAMEWORK_TITLES, LABELS
 
 Results = Mapping[str, Any]
@@ -32,8 +33,8 @@ def report_html(results: Results) -> str:
         css=Markup(_asset("report.css")),  # noqa: S704 - our own file
         script=Markup(_asset("report.js")),  # noqa: S704 - our own file
         vega=Markup(_vega()),  # noqa: S704 - a pinned bundle
-        results_json=_script_json(results),
-        chart_json=_script_json(drawn),
+        results_json=_script_json(pack(results)),
+        chart_json=_script_json(pack({"themes": page_themes(), "charts": drawn})),
     )
 
 
@@ -59,13 +60,10 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                     }
                 )
             for chart in found:
-                specs = {
-                    theme: chart.spec(theme, baseline, legend=False, width="container")
-                    for theme in THEMES
-                }
-                # Two themes share one copy of the data, which is most of a chart.
-                data, *_ = [spec.pop("data") for spec in specs.values()]
-                entry = {"id": chart.name, "framework": framework, "specs": specs, "data": data}
+                spec = chart.spec(THEMES[0], baseline, legend=False, width="container")
+                # The script adds it, in the theme of the moment.
+                del spec["config"]
+                entry = {"id": chart.name, "framework": framework, "spec": spec}
                 drawn.append({**entry, "title": f"{heading}, {title}: {chart.title}"})
         sections.append(
             {

@@ -43,6 +43,26 @@ def marks_of(labels: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
     return {**marks, baseline: {"dash": [1, 0], "shape": "circle"}}
 
 
+def page_themes() -> dict[str, dict[str, Any]]:
+    """Return what a page needs to draw a chart of the first theme in each theme.
+
+    Per theme the configuration, and every colour of the first theme with its counterpart. A
+    specification is most of a chart, and stands on the page once.
+    """
+    first, *_ = THEMES
+    return {
+        theme: {
+            "config": config(theme),
+            "colours": dict(zip(_colours(first), _colours(theme), strict=True)),
+        }
+        for theme in THEMES
+    }
+
+
+def _colours(theme: str) -> tuple[str, ...]:
+    return (*COLOURS[theme], BASELINE_COLOURS[theme], INK[theme], MUTED[theme])
+
+
 def config(theme: str) -> Mapping[str, Any]:
     """Return the Vega-Lite configuration of a theme."""
     text = {"labelColor": MUTED[theme], "titleColor": MUTED[theme], "labelFont": FONT}

@@ -1,11 +1,30 @@
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const charts = read("chart-data");
+const read = (id) => unpack(JSON.parse(document.getElementById(id).textContent));
+const { themes, charts } = read("chart-data");
 const root = document.documentElement;
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const toggle = document.getElementById("theme");
 let views = [];
 let chosen = null;
 let focus = { jax: "", torch: "" };
+
+// Lists of objects travel as tables; see _pack.py.
+function unpack(value) {
+  if (value === null || typeof value !== "object") return value;
+  if (Array.isArray(value)) return value.map(unpack);
+  if (value.$texts) return value.$at.map((index) => value.$texts[index]);
+  if (value.$columns) {
+    const columns = Object.entries(value.$columns).map(([name, column]) => [name, unpack(column)]);
+    return columns[0][1].map((_, row) => Object.fromEntries(columns.map(([name, c]) => [name, c[row]])));
+  }
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, unpack(item)]));
+}
+
+// Specifications are in the light theme.
+function themed(value, colours) {
+  if (Array.isArray(value)) return value.map((item) => themed(item, colours));
+  if (value === null || typeof value !== "object") return Object.hasOwn(colours, value) ? colours[value] : value;
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, themed(item, colours)]));
+}
 
 function theme() {
   return chosen ?? (dark.matches ? "dark" : "light");
@@ -21,9 +40,12 @@ async function draw() {
   }
   views.forEach(({ view }) => view.finalize());
   views = await Promise.all(
-    charts.map(async ({ id, framework, title, specs, data }) => {
+    charts.map(async ({ id, framework, title, spec }) => {
       const host = document.getElementById(id);
-      const { view } = await vegaEmbed(host, { ...specs[name], data }, { actions: false, renderer: "svg" });
+      const { config, colours } = themes[name];
+      const { data, ...rest } = spec;
+      const drawn = { ...themed(rest, colours), data, config };
+      const { view } = await vegaEmbed(host, drawn, { actions: false, renderer: "svg" });
       const picture = host.querySelector("svg");
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", title);
@@ -56,7 +78,7 @@ toggle.addEventListener("click", () => {
 });
 dark.addEventListener("change", draw);
 document.getElementById("download").addEventListener("click", () => {
-  const text = document.getElementById("results").textContent;
+  const text = JSON.stringify(read("results"), null, 1);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   link.download = "results.json";
