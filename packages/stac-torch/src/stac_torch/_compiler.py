@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("sign.c", "step.h")
+SOURCES = ("sign.c", "step.h", "int8.h")
 COMPILERS = ("cc", "gcc", "clang")
 # Each operation rounds by itself, so that the kernel has the bits of the plain path; the other two
 # let square roots and roundings be vectorised and change no value.

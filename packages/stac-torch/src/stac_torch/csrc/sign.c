@@ -8,10 +8,10 @@
  * Build: cc -O3 -march=native -ffp-contract=off -fopenmp -fPIC -shared sign.c
  */
 
-#include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
+#include <tgmath.h>
 
 /* Entries in flight: the widened copies of a piece stay in the first-level cache. */
 enum { PIECE = 1024, BLOCK = 256, LEVELS = 127, AHEAD = 4 };
@@ -84,15 +84,6 @@ static inline uint32_t mixed(uint32_t x) {
     return x ^ (x >> 16);
 }
 
-/* a*b + c where the last bits do not matter. */
-static inline float approximately(float a, float b, float c) {
-#ifdef __FMA__
-    return __builtin_fmaf(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #define REAL float
@@ -104,62 +95,7 @@ static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 #define NAMED(name) name##_double
 #include "step.h"
 
-/* An 8-bit moment, block by block within its row; see `stac_torch._int8` for the code. */
-static void decode(float *restrict moment, const int8_t *restrict codes, float scale, int n) {
-    const float unit = 1.0f / LEVELS;
-    for (int i = 0; i < n; i++) {
-        float level = (float)codes[i] * unit, square = level * level;
-        float power = float_of(bits_of(square * square) | (bits_of(level) & 0x80000000));
-        moment[i] = power * scale;
-    }
-}
-
-/* The codes by definition, two divisions and two roots in each. */
-static void encode_exactly(int8_t *restrict codes, const float *restrict moment, float divisor,
-                           int n) {
-    for (int i = 0; i < n; i++) {
-        float root = 1.0f / sqrtf(1.0f / sqrtf(fabsf(moment[i]) / divisor));
-        float whole = (root * LEVELS + 0x1.8p23f) - 0x1.8p23f; /* to nearest, ties to even */
-        int code = whole >= 0.0f ? (int)whole : 0;             /* nan is 0 */
-        codes[i] = moment[i] < 0.0f ? -code : code;
-    }
-}
-
-/* The same codes several times as fast. Newton's iteration for y^(-1/4) gives the roots to 2e-5 of
- * a code, which decides all but those within 1e-4 of the middle between two; a block with such a
- * one (5 in 100) is encoded again by definition. Returns whether this one has to be. */
-static int encode_nearly(int8_t *restrict codes, const float *restrict moment, float factor,
-                         int n) {
-    uint32_t doubt = 0; /* as an integer: the largest of floats is not vectorised */
-    for (int i = 0; i < n; i++) {
-        float y = fabsf(moment[i]) * factor;
-        y = y > 1e-12f ? y : 1e-12f; /* far below code 1; nan comes here too */
-        float r = float_of(0x4F584000 - (bits_of(y) >> 2)), quarter = -0.25f * y;
-        for (int k = 0; k < 2; k++) r = r * approximately(quarter, (r * r) * (r * r), 1.25f);
-        float value = y * (r * r * r);
-        value = approximately(0.75f * value, approximately(-value, r, 1.0f), value);
-        value = float_of(bits_of(value) | (bits_of(moment[i]) & 0x80000000));
-        float shifted = value + 0x1.8p23f; /* to nearest, ties to even, in the last bits */
-        uint32_t error = bits_of(fabsf(value - (shifted - 0x1.8p23f)));
-        doubt = error > doubt ? error : doubt;
-        codes[i] = (int)(bits_of(shifted) - 0x4B400000);
-    }
-    return doubt > bits_of(0.4999f);
-}
-
-static float encode(int8_t *restrict codes, const float *restrict moment, int n) {
-    uint32_t largest = 0; /* as integers, magnitudes are in order and nan is the largest */
-    for (int i = 0; i < n; i++) {
-        uint32_t magnitude = bits_of(moment[i]) & 0x7FFFFFFF;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    float scale = float_of(largest);
-    const float levels = (float)LEVELS * LEVELS * LEVELS * LEVELS;
-    /* The factor of a smaller scale, or of none, would not be a number. */
-    if (!(scale >= 0x1p-90f) || encode_nearly(codes, moment, levels / scale, n))
-        encode_exactly(codes, moment, largest ? scale : 1.0f, n);
-    return scale;
-}
+#include "int8.h"
 
 /* Ask for a later block: the phases of a block are too long for the processor to look ahead. */
 static void prefetch(const tensor *t, const options *o, int64_t offset) {
@@ -246,23 +182,31 @@ void stac_sign_step(const tensor *tensors, int64_t count, options *o, int thread
     walk(tensors, count, o, threads, o->moment == INT8 ? step_int8 : step_plain);
 }
 
-/* Whether all gradients are finite: one more read of them, and no write. */
+static int has_nonfinite(const tensor *t, const options *o, int64_t index) {
+    int64_t offset = index * PIECE;
+    int n = (int)smaller(PIECE, t->entries - offset);
+    uint32_t bad = 0;
+    if (o->grad == FLOAT64) {
+        const uint64_t *grad = (const uint64_t *)t->grad + offset;
+        for (int i = 0; i < n; i++) bad |= grad[i] << 1 >= 0xFFE0000000000000u;
+    } else if (o->grad == FLOAT32) {
+        const uint32_t *grad = (const uint32_t *)t->grad + offset;
+        for (int i = 0; i < n; i++) bad |= grad[i] << 1 >= 0xFF000000u;
+    } else {
+        const uint16_t *grad = (const uint16_t *)t->grad + offset;
+        uint16_t infinity = o->grad == FLOAT16 ? 0x7C00 : 0x7F80;
+        for (int i = 0; i < n; i++) bad |= (grad[i] & 0x7FFF) >= infinity;
+    }
+    return bad;
+}
+
+/* Whether all gradients are finite: one more read of them, and no write. It goes from the beginning
+ * and from the middle in turn: a core reads two streams a quarter faster than one. */
 static void look(const tensor *t, options *o, int64_t first, int64_t last) {
-    for (int64_t index = first; index < last && !o->nonfinite; index++) {
-        int64_t offset = index * PIECE;
-        int n = (int)smaller(PIECE, t->entries - offset);
-        uint32_t bad = 0;
-        if (o->grad == FLOAT64) {
-            const uint64_t *grad = (const uint64_t *)t->grad + offset;
-            for (int i = 0; i < n; i++) bad |= grad[i] << 1 >= 0xFFE0000000000000u;
-        } else if (o->grad == FLOAT32) {
-            const uint32_t *grad = (const uint32_t *)t->grad + offset;
-            for (int i = 0; i < n; i++) bad |= grad[i] << 1 >= 0xFF000000u;
-        } else {
-            const uint16_t *grad = (const uint16_t *)t->grad + offset;
-            uint16_t infinity = o->grad == FLOAT16 ? 0x7C00 : 0x7F80;
-            for (int i = 0; i < n; i++) bad |= (grad[i] & 0x7FFF) >= infinity;
-        }
+    int64_t half = (last - first + 1) / 2;
+    for (int64_t index = first; index < first + half && !o->nonfinite; index++) {
+        int bad = has_nonfinite(t, o, index);
+        if (index + half < last) bad |= has_nonfinite(t, o, index + half);
         if (bad) {
 #pragma omp atomic write
             o->nonfinite = 1;

@@ -47,17 +47,21 @@ static void NAMED(store_randomly)(const tensor *t, int64_t offset, const REAL *r
     }
 }
 
-/* m <- momentum*m + fresh*g;  p <- p*decay - lr*sign(m), with sign(nan) = nan. */
+/* -1, 0 or 1, and nan of nan. */
+static inline REAL NAMED(sign)(REAL x) {
+    REAL magnitude = fabs(x);
+    return magnitude > 0 ? copysign((REAL)1, x) : magnitude;
+}
+
+/* m <- momentum*m + fresh*g;  p <- p*decay - lr*sign(m). */
 static inline void NAMED(rule)(REAL *restrict p, const REAL *restrict g, REAL *restrict m,
                                const options *o, int n) {
     REAL momentum = (REAL)o->momentum, decay = (REAL)o->decay, lr = (REAL)o->lr;
     REAL fresh = (REAL)(o->maximize ? -o->fresh : o->fresh);
     for (int i = 0; i < n; i++) {
         REAL next = m[i] * momentum + g[i] * fresh;
-        REAL sign = (REAL)(next > 0) - (REAL)(next < 0);
-        sign = next != next ? next : sign;
         m[i] = next;
-        p[i] = p[i] * decay - sign * lr;
+        p[i] = p[i] * decay - NAMED(sign)(next) * lr;
     }
 }
 
@@ -66,9 +70,7 @@ static inline void NAMED(rule_without_momentum)(REAL *restrict p, const REAL *re
                                                 const options *o, int n) {
     REAL decay = (REAL)o->decay, lr = (REAL)(o->maximize ? -o->lr : o->lr);
     for (int i = 0; i < n; i++) {
-        REAL sign = (REAL)(g[i] > 0) - (REAL)(g[i] < 0);
-        sign = g[i] != g[i] ? g[i] : sign;
-        p[i] = p[i] * decay - sign * lr;
+        p[i] = p[i] * decay - NAMED(sign)(g[i]) * lr;
     }
 }
 
