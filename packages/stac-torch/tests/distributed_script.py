@@ -1,8 +1,9 @@
-"""One rank of the distributed tests; `test_distributed.py` starts as many as it needs.
+"""One rank of the distributed tests; `test_distributed.py` starts as many as the largest world.
 
-    python distributed_script.py CASE RANK WORLD FOLDER
+    python distributed_script.py RANK FOLDER STATES WORLD:CASES ...
 
-Ranks meet at a file in FOLDER, and rank 0 writes CASE-WORLD.pt there.
+The worlds are formed one after the other by the first ranks, which meet at a file in FOLDER, and
+rank 0 writes CASE-WORLD-STATE.pt there.
 """
 
 import copy
@@ -186,19 +187,31 @@ def load(rank, world, folder, options):
 CASES = {f.__name__: f for f in (single, ddp, fsdp, fsdp_nan, group_nan, zero, save, load)}
 
 
-def main(names, rank, world, folder, state):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet-{world}-{state}", rank=rank, world_size=world
-    )
+def main(rank, folder, states, plan):
     torch.set_num_threads(1)
+    for world, names in plan:
+        if rank < world:
+            meeting = f"file://{folder}/meet-{world}"
+            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+            for state in states:
+                run(rank, world, folder, state, names)
+            dist.destroy_process_group()
+
+
+def run(rank, world, folder, state, names):
     options = {} if state == "none" else {"sign_state_dtype": state}
-    for name in names.split(","):
-        found = CASES[name](rank, world, folder, options)
+    for name in names:
+        found = CASES[name](rank, world, folder / state, options)
         if rank == 0:
             torch.save(found, folder / f"{name}-{world}-{state}.pt")
         dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5])
+    worlds = (world.split(":") for world in sys.argv[4:])
+    main(
+        int(sys.argv[1]),
+        Path(sys.argv[2]),
+        sys.argv[3].split(","),
+        [(int(size), names.split(",")) for size, names in worlds],
+    )

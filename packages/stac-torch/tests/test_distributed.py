@@ -11,32 +11,47 @@ SCRIPT = Path(__file__).parent / "distributed_script.py"
 pytestmark = pytest.mark.slow
 
 
-def launch(cases, world, folder, state):
-    """Run the cases on `world` ranks; return what each wrote."""
-    arguments = [str(world), str(folder), state]
-    command = [sys.executable, str(SCRIPT), ",".join(cases)]
+# A world of two saves what the others load. The processes are the same ones: each imports torch.
+PLAN = {
+    2: ["ddp", "fsdp", "fsdp_nan", "group_nan", "zero", "save"],
+    1: ["single", "load"],
+    4: ["fsdp", "ddp", "load"],
+}
+STATES = ["none", "int8"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Run every case; return the folder of what each wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    plan = [f"{world}:{','.join(cases)}" for world, cases in PLAN.items()]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+            [sys.executable, str(SCRIPT), str(rank), str(folder), ",".join(STATES), *plan],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
         )
-        for rank in range(world)
+        for rank in range(max(PLAN))
     ]
-    errors = [rank.communicate(timeout=400)[1].decode() for rank in ranks]
+    try:
+        errors = [rank.communicate(timeout=400)[1].decode() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     for rank, error in zip(ranks, errors, strict=True):
         assert rank.returncode == 0, "\n".join(errors)[-3000:] + error[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module", params=STATES)
+def runs(request, written):
     return {
-        case: torch.load(folder / f"{case}-{world}-{state}.pt", weights_only=True) for case in cases
+        world: {
+            case: torch.load(written / f"{case}-{world}-{request.param}.pt", weights_only=True)
+            for case in cases
+        }
+        for world, cases in PLAN.items()
     }
-
-
-@pytest.fixture(scope="module", params=["none", "int8"])
-def runs(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    state = request.param
-    on = {2: launch(["ddp", "fsdp", "fsdp_nan", "group_nan", "zero", "save"], 2, folder, state)}
-    on[1] = launch(["single", "load"], 1, folder, state)
-    on[4] = launch(["fsdp", "ddp", "load"], 4, folder, state)
-    return on
 
 
 @pytest.mark.parametrize(
