@@ -300,12 +300,14 @@ def test_summary_has_every_cell_with_interval_and_seeds(results):
 
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(0.86, 1.07), (0.1, 10.0), (0.5, 0.9), (1e-4, 3e-4), (0.97, 1.04), (2.0, 90.0)],
+    [(0.86, 1.07), (0.1, 10.0), (0.5, 0.9), (1e-4, 3e-4), (0.97, 1.04), (2.0, 90.0), (0.52, 4.2)],
 )
 def test_ticks_are_round_few_and_inside(low, high):
     ticks = log_ticks(low, high)
     assert 3 <= len(ticks) <= 9
     assert all(low <= tick <= high for tick in ticks)
+    # No long stretch at an end goes without one.
+    assert max(ticks[0] / low, high / ticks[-1]) < (high / low) ** 0.25
     assert all(float(f"{tick:.3g}") == tick for tick in ticks)
 
 

@@ -123,7 +123,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 _FEWEST_TICKS = 4
-_MANTISSAS = ((1,), (1, 3), (1, 2, 5))
+_MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 
 
 def _multiples(step: float, high: float) -> list[float]:
