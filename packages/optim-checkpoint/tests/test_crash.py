@@ -58,8 +58,18 @@ def kill_everywhere(worker, memory_path, scenario, when, make_document, load, ch
     raise AssertionError("the save never ended")
 
 
+# What a killed process leaves does not depend on its Python: one scenario is enough on each.
+EVERYWHERE = "next step with retention"
+
+
 @pytest.mark.parametrize("when", ["before", "after", "middle"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(name, marks=() if name == EVERYWHERE else pytest.mark.slow)
+        for name in SCENARIOS
+    ],
+)
 def test_a_kill_at_every_call_loses_nothing(
     worker, memory_path, scenario, when, make_document, load, check, tally
 ):

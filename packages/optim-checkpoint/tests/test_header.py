@@ -34,6 +34,12 @@ def arrays(draw):
 ARRAYS = st.composite(arrays)()
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder for all examples: making one for each takes longer than what is tested."""
+    return tmp_path_factory.mktemp("header")
+
+
 def write(folder, content, metadata):
     entries = [
         Entry(name, dtype_name(a.dtype, name), a.shape, lambda a=a: bytes_of(a))
@@ -45,10 +51,11 @@ def write(folder, content, metadata):
 
 @settings(deadline=None, max_examples=100)
 @given(content=ARRAYS, metadata=st.dictionaries(st.text("ab", max_size=2), st.text("xy")))
-def test_safetensors_reads_what_we_write(tmp_path_factory, content, metadata):
-    folder = tmp_path_factory.mktemp("w")
-    write(folder, content, metadata)
-    with safetensors.safe_open(folder / "x.safetensors", "np") as file:
+def test_safetensors_reads_what_we_write(place, content, metadata):
+    path = place / "x.safetensors"
+    path.unlink(missing_ok=True)
+    write(place, content, metadata)
+    with safetensors.safe_open(path, "np") as file:
         assert sorted(file.keys()) == sorted(content)
         assert (file.metadata() or {}) == metadata
         for name, array in content.items():
@@ -101,7 +108,7 @@ def mutate(raw, edits):
     edits=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=2),
 )
 def test_whatever_we_accept_safetensors_accepts_and_reads_alike(
-    tmp_path_factory, header, data, padding, edits
+    place, header, data, padding, edits
 ):
     text = (json.dumps(header) + padding).encode()
     raw = mutate(len(text).to_bytes(8, "little") + text + bytes(range(data)), edits)
@@ -109,7 +116,7 @@ def test_whatever_we_accept_safetensors_accepts_and_reads_alike(
         ours = parse(raw)
     except CorruptCheckpointError:
         return
-    path = tmp_path_factory.mktemp("d") / "x.safetensors"
+    path = place / "x.safetensors"
     path.write_bytes(raw)
     with safetensors.safe_open(path, "np") as file:
         assert sorted(file.keys()) == sorted(ours.tensors)
@@ -121,7 +128,7 @@ def test_whatever_we_accept_safetensors_accepts_and_reads_alike(
 
 @settings(deadline=None, max_examples=200)
 @given(content=ARRAYS, edits=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=3))
-def test_a_mutated_file_is_never_read_more_liberally(tmp_path_factory, content, edits):
+def test_a_mutated_file_is_never_read_more_liberally(content, edits):
     raw = mutate(safetensors.numpy.save(content), edits)
     try:
         ours = parse(raw)

@@ -93,6 +93,8 @@ class Campaign:
         return code == KILLED
 
 
+# strace waits for every call: long, and the same on every Python.
+@pytest.mark.slow
 def test_a_kill_at_a_sample_of_system_calls_loses_nothing(
     strace, worker, memory_path, make_document, load, check
 ):

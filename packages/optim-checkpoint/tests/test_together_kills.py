@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+# Some hundred pairs of processes. On every Python, test_together.py makes the same calls fail.
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("together_worker.py")
 
 

@@ -58,18 +58,28 @@ def initial(name):
     }
 
 
+@jax.jit
+def gradient(params, key):
+    """Draw a batch; one compilation serves every case, and takes longer than most updates."""
+    key, sub = jax.random.split(key)
+    x = jax.random.normal(sub, (8, 6))
+
+    def loss(p):
+        h = jnp.tanh(x @ p["dense"]["w"].astype(jnp.float32) + p["dense"]["b"])
+        return jnp.mean((h @ p["out"][0] + p["out"][1] - x[:, :3]) ** 2)
+
+    return jax.grad(loss)(params), key
+
+
 def make_step(tx):
     @jax.jit
+    def update(grads, params, state):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
     def step(params, state, key):
-        key, sub = jax.random.split(key)
-        x = jax.random.normal(sub, (8, 6))
-
-        def loss(p):
-            h = jnp.tanh(x @ p["dense"]["w"].astype(jnp.float32) + p["dense"]["b"])
-            return jnp.mean((h @ p["out"][0] + p["out"][1] - x[:, :3]) ** 2)
-
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state, key
+        grads, key = gradient(params, key)
+        return *update(grads, params, state), key
 
     return step
 

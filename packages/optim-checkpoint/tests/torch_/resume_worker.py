@@ -1,7 +1,8 @@
 """Trains every case, or resumes it in a fresh process; prints the bits it ends with as JSON.
 
-Run by path: ``resume_worker.py train|resume FOLDER``. The training draws from all global
-generators, so a resume is equal only if they are restored too.
+Run by path: ``resume_worker.py FOLDER`` resumes what `run("train", FOLDER)` saved in the process of
+the tests. The training draws from all global generators, so a resume is equal only if they are
+restored too.
 """
 
 import hashlib
@@ -78,17 +79,17 @@ class Embedded(torch.nn.Module):
 
 
 def plain(cls, **options):
-    return lambda model: cls(model.parameters(), **options)
+    return lambda model, mode: cls(model.parameters(), **options)
 
 
 def grouped(cls, **options):
     """Two groups with different learning rates; the second pass names nothing by position."""
 
-    def make(model):
+    def make(model, mode):
         named = list(model.named_parameters())
         weights = [(n, p) for n, p in named if p.ndim > 1]
         others = [(n, p) for n, p in named if p.ndim <= 1]
-        if sys.argv[1] == "resume":
+        if mode == "resume":
             # Another order of parameters and of groups: positions mean nothing here.
             groups = [{"params": others[::-1], "lr": 3e-3}, {"params": weights[::-1]}]
         else:
@@ -101,8 +102,8 @@ def grouped(cls, **options):
 def split(cls, **options):
     """One group before, one group per parameter after."""
 
-    def make(model):
-        if sys.argv[1] == "resume":
+    def make(model, mode):
+        if mode == "resume":
             return cls([{"params": [p]} for p in model.parameters()], **options)
         return cls(model.parameters(), **options)
 
@@ -144,7 +145,7 @@ CASES = {
     "SGD with momentum": (dense, plain(O.SGD, lr=0.05, momentum=0.9, nesterov=True), plateau),
     "AdamW with a tensor lr": (
         dense,
-        lambda model: O.AdamW(model.parameters(), lr=torch.tensor(2e-3)),
+        lambda model, mode: O.AdamW(model.parameters(), lr=torch.tensor(2e-3)),
         None,
     ),
     "AdamW fused": (dense, plain(O.AdamW, fused=True), None),
@@ -171,13 +172,13 @@ CASES = {
 }  # fmt: skip
 
 
-def build(name):
+def build(name, mode):
     torch.manual_seed(3)
     make_model, make_optimizer, make_scheduler = CASES[name]
     model = make_model()
     if name == "AdamW":
         model[0].bias.requires_grad_(False)
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(model, mode)
     scheduler = None if make_scheduler is None else make_scheduler(optimizer)
     return model, optimizer, scheduler, torch.amp.GradScaler("cpu", init_scale=8.0)
 
@@ -243,17 +244,15 @@ def fingerprint(model, optimizer):
     return result
 
 
-def main():
-    """Run all cases."""
-    warnings.simplefilter("error")
+def run(mode, root):
+    """Run all cases; return their digests."""
     # GradScaler.step before the scheduler is not seen as optimizer.step by some schedulers.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-    mode, root = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
     results = {}
     for i, name in enumerate(CASES):
         folder = root / f"case{i}"
-        model, optimizer, scheduler, scaler = build(name)
+        model, optimizer, scheduler, scaler = build(name, mode)
         if mode == "train":
             random.seed(i)
             np.random.seed(i)  # noqa: NPY002 - the global generator
@@ -275,8 +274,9 @@ def main():
         start = fingerprint(model, optimizer)
         train(model, optimizer, scheduler, scaler, AFTER)
         results[name] = {"start": start, "end": fingerprint(model, optimizer)}
-    sys.stdout.write(json.dumps(results))
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("error")
+    sys.stdout.write(json.dumps(run("resume", Path(sys.argv[1]))))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,27 +13,29 @@ import torch
 SCRIPT = Path(__file__).with_name("resume_worker.py")
 
 
-def load_cases():
+def load_worker():
     spec = importlib.util.spec_from_file_location("resume_worker", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.CASES
+    return module
 
 
-CASES = load_cases()
+worker = load_worker()
+CASES = worker.CASES
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
-    results = []
-    for mode in ("train", "resume"):
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), mode, str(folder)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout))
-    return results
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        trained = worker.run("train", folder)
+    torch.set_num_threads(threads)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return trained, json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("case", CASES)
