@@ -5,9 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from optim_bench.campaign import run_campaign
+from optim_bench.executors import InlineExecutor
 from optim_bench.memory import memory_markdown
+from optim_bench.protocol import Budget
 from optim_bench.report import section_of
-from optim_bench.results import validate_results
+from optim_bench.results import build_results, validate_results
+from optim_bench.store import Store
 from optim_bench.timing import PRESETS, preset_markdown
 
 PACKAGE = Path(__file__).parents[1]
@@ -113,3 +117,22 @@ def test_pairs_are_compared_seed_by_seed_with_holm_over_all(tool):
     assert lion["p_adjusted"] == pytest.approx(3 * 2 / 2**10)
     assert signum["outcome"] == "under-tuned, not ranked"
     assert int8["outcome"] == "diverged, not ranked"
+
+
+def test_the_page_takes_what_is_complete_and_names_what_is_not(tool, make_plan, trainer, tmp_path):
+    budget = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=2, extensions=1, defaults=False)
+    with pytest.raises(SystemExit, match=r"no comparison in .* is complete"):
+        tool.collect(tmp_path)
+    for framework, ours in (("jax", "stam"), ("torch", "stac")):
+        store = Store(tmp_path / f"{framework}-shakespeare-char")
+        store.open()
+        plan = make_plan({framework: (ours, "adamw")}, budget, workloads=("shakespeare-char",))
+        store.register(plan)
+        run_campaign(plan, store, InlineExecutor(trainer), lambda progress: None)
+    next(store.runs.glob("*.json")).unlink()
+    results = build_results(*tool.collect(tmp_path))
+    text = tool.page(results, tool.figure_names(results))
+    rest = "digits-cnn, diamonds-mlp, permuted-digits, digits-noisy, shifted-mlp, patches-denoise"
+    assert f"- JAX: shakespeare-char; not complete, so not here: {rest}.\n" in text
+    assert f"- PyTorch: none; not complete, so not here: {rest}, shakespeare-char.\n" in text
+    assert text == tool.page(build_results(*tool.collect(tmp_path)), tool.figure_names(results))

@@ -43,6 +43,7 @@ WORKLOADS = (
     "digits-noisy",
     "shifted-mlp",
     "patches-denoise",
+    "shakespeare-char",
 )
 OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
     "jax": (
@@ -240,7 +241,7 @@ def _page(results: Mapping[str, Any], figure_names: Sequence[str]) -> Iterator[s
         cells = [c for c in results["cells"] if c["framework"] == framework]
         done = list(dict.fromkeys(c["workload"] for c in cells))
         rest = [name for name in WORKLOADS if name not in done]
-        missing = f"; not yet: {', '.join(rest)}" if rest else ""
+        missing = f"; not complete, so not here: {', '.join(rest)}" if rest else ""
         listed = ", ".join(done) or "none"
         yield f"- {FRAMEWORK_TITLES[framework]}: {listed}{missing}."
     yield ""
@@ -279,13 +280,16 @@ def _searched_in_short(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _losing(results: Mapping[str, Any]) -> Iterator[str]:
     registered = [c for c in results["comparisons"] if c["tests"] is not None]
-    for heading, wanted in (
-        ("What is better", {"better"}),
-        ("What is not better", set(LABELS) - {"better"}),
-    ):
-        found = [c["sentence"] for c in registered if c["verdict"] in wanted]
-        yield from ["", f"### {heading}", ""]
-        yield from [f"- {sentence}" for sentence in found] or ["Nothing."]
+    better = [c["sentence"] for c in registered if c["verdict"] == "better"]
+    yield from ["", f"### What is better ({len(better)} of {len(registered)} tests)", ""]
+    yield from [f"- {sentence}" for sentence in better] or ["Nothing."]
+    rest = len(registered) - len(better)
+    yield from ["", f"### What is not better ({rest} of {len(registered)} tests)"]
+    for verdict, label in LABELS.items():
+        found = [c["sentence"] for c in registered if c["verdict"] == verdict != "better"]
+        if found:
+            yield from ["", f"{label.capitalize()}:", ""]
+            yield from (f"- {sentence}" for sentence in found)
 
 
 def _searched(results: Mapping[str, Any]) -> Iterator[str]:
@@ -352,11 +356,12 @@ def write(results: Mapping[str, Any]) -> None:
     folder = EVIDENCE / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     names = figure_names(results)
-    chosen = {name: content for name, content in figures(results) if name in names}
     for old in folder.glob("*.svg"):
-        old.unlink()
-    for name, content in chosen.items():
-        write_bytes(folder / name, content)
+        if old.name not in names:
+            old.unlink()
+    for name, content in figures(results, FIGURES):
+        if name in names:
+            write_bytes(folder / name, content)
     text = json.dumps(results, sort_keys=True, separators=(",", ":"), allow_nan=False)
     write_bytes(EVIDENCE / "results.json", (text + "\n").encode())
     write_bytes(EVIDENCE / "README.md", page(results, names).encode())

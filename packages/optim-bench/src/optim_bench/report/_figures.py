@@ -13,11 +13,20 @@ WIDE, NARROW = 620, 420
 WHITE = "#ffffff"
 
 
-def figures(results: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """Give (file name, content) of every figure, on white, with legend and title."""
+def figures(
+    results: Mapping[str, Any], names: str | tuple[str, ...] = ""
+) -> Iterator[tuple[str, bytes]]:
+    """Give (file name, content) of every figure, on white, with legend and title.
+
+    Args:
+        results: from `build_results`.
+        names: what the name of a chart begins with, if not all are wanted.
+    """
     baseline = results["protocol"]["baseline"]
     for framework, title in FRAMEWORK_TITLES.items():
         for chart in all_charts(results, framework):
+            if not chart.name.startswith(names):
+                continue
             width = WIDE if chart.kind in {"forest", "profile"} else NARROW
             spec = chart.spec("light", baseline, legend=True, width=width)
             spec["background"] = WHITE
