@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ import stam_jax
 import torch
 
 SCRIPT = Path(__file__).with_name("resume_worker.py")
+# What is compared are the bits of two processes that compile alike: neither needs the fast code.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def load_cases():
@@ -33,7 +36,10 @@ def runs(tmp_path_factory):
     results = []
     for mode in ("train", "resume"):
         done = subprocess.run(
-            [sys.executable, str(SCRIPT), mode, str(folder)], capture_output=True, text=True
+            [sys.executable, str(SCRIPT), mode, str(folder)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": XLA_FLAGS},
         )
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
