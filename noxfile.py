@@ -101,10 +101,10 @@ def install_editable(session: nox.Session, package: str, *options: str) -> None:
     session.install("--constraints", str(constraints), "-e", "shared-tests", *tools)
 
 
-def pytest(session: nox.Session, *args: str, markers: str) -> None:
+def pytest(session: nox.Session, *args: str, markers: str, dist: str = "worksteal") -> None:
     """Two workers with one thread each: two cores, and no suite waits for another's thread pool."""
     session.run(
-        *("pytest", "-n2", "--dist=worksteal", "-m", f"{MARKERS}{markers}"),
+        *("pytest", "-n2", f"--dist={dist}", "-m", f"{MARKERS}{markers}"),
         *args,
         *session.posargs,
         env={"OMP_NUM_THREADS": "1"},
@@ -275,7 +275,9 @@ def siblings(session: nox.Session) -> None:
     install_editable(session, "optim-checkpoint")
     others = ("stam-core", "stam-jax", "stac-torch")
     session.install(*(flag for name in others for flag in ("-e", f"packages/{name}")))
-    pytest(session, "packages/optim-checkpoint/tests_siblings", markers="")
+    # Each module has one long fixture, which both workers would compute.
+    tests = "packages/optim-checkpoint/tests_siblings"
+    pytest(session, tests, markers="", dist="loadfile")
     done(session)
 
 
