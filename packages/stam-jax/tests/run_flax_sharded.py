@@ -1,5 +1,7 @@
 """Flax's sharding metadata on eight host devices; prints a JSON object: check -> difference.
 
+    python run_flax_sharded.py KIND ...
+
 Both ways in which Flax users shard an optimizer's state: metadata on the parameters is handed on to
 whatever `init` makes with their shape, and the shardings are read from the whole state. Run in a
 process of its own, because the number of devices is fixed when JAX starts.
@@ -7,6 +9,7 @@ process of its own, because the number of devices is fixed when JAX starts.
 
 import json
 import os
+import sys
 import traceback
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -131,12 +134,12 @@ def nnx_optimizer(make):
     return difference(sharded, drive(*nnx.merge(graph, state)))
 
 
-def main():
+def main(kinds):
     report = {}
     for check in (linen, nnx_optimizer):
-        for kind, make in MAKERS.items():
+        for kind in kinds:
             try:
-                report[f"{check.__name__}-{kind}"] = check(make)
+                report[f"{check.__name__}-{kind}"] = check(MAKERS[kind])
             except Exception:  # noqa: BLE001 (reported, and failed on, by the test)
                 report[f"{check.__name__}-{kind}"] = traceback.format_exc()[-1500:]
     print(json.dumps(report))  # noqa: T201
@@ -144,4 +147,4 @@ def main():
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
-    main()
+    main(sys.argv[1:])

@@ -20,10 +20,11 @@ ROWS = [
 def test_updates_are_the_negative_of_the_transformations(kind, make, options):
     ours, theirs = kind(learning_rate=0.1, **options), make(learning_rate=0.1, **options)
     state, other = ours.init(PARAMS), theirs.init(PARAMS)
+    update, transformation = jax.jit(ours.update), jax.jit(theirs.update)
     for t in range(4):
         grads = jax.tree.map(lambda p, t=t: jnp.sin(p + t), PARAMS)
-        updates, state = jax.jit(ours.update)(grads, state, PARAMS)
-        expected, other = jax.jit(theirs.update)(grads, other, PARAMS)
+        updates, state = update(grads, state, PARAMS)
+        expected, other = transformation(grads, other, PARAMS)
         for name in PARAMS:
             np.testing.assert_array_equal(updates[name], -expected[name])
 
@@ -36,9 +37,13 @@ def test_subtracting_the_updates_descends(kind):
     def loss(params):
         return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
 
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return jax.tree.map(lambda p, u: p - u, params, updates), state
+
     for _ in range(100):
-        updates, state = jax.jit(optimizer.update)(jax.grad(loss)(params), state, params)
-        params = jax.tree.map(lambda p, u: p - u, params, updates)
+        params, state = step(params, state)
     assert loss(params) < 0.05 * loss(PARAMS)
 
 
