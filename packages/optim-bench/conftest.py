@@ -49,12 +49,25 @@ def train(spec, *, data_dir=None):
     here = Path(__file__).parent
     if trouble == "raise":
         raise RuntimeError("the trainer broke\\nand said more")
+    if trouble == "exit":
+        sys.exit("enough")
+    if trouble == "leave a child":
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        (here / "child").write_text(str(child))
+        os.kill(os.getpid(), signal.SIGKILL)
     if trouble == "die":
         print("last words", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     if trouble == "hang":
         (here / "hanging").write_text(str(os.getpid()))
         time.sleep(60)
+    if trouble == "nap":
+        time.sleep(0.15)
+    if trouble == "signal":
+        os.kill(os.getpid(), spec.hyperparameters["number"])
     if trouble == "pid":
         (here / f"pid-{spec.seed}").write_text(str(os.getpid()))
     if trouble == "die with parent":
@@ -197,6 +210,8 @@ class AnyExecutor:
         executor = build(kind)
         (bad,) = collect(executor, [make_spec(trouble="raise")])
         assert (bad.status, bad.error) == ("failed", "RuntimeError: the trainer broke")
+        (left,) = collect(executor, [make_spec(trouble="exit")])
+        assert (left.status, left.error) == ("failed", "SystemExit: enough")
         assert {r.spec.seed for r in collect(executor, [make_spec(1), make_spec(2)])} == {1, 2}
         with pytest.raises(RuntimeError, match="nothing is queued"):
             executor.wait()

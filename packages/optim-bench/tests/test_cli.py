@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from optim_bench.cli import build_app, run_app
+from optim_bench.records import RunSpec
 from optim_bench.store import Store
 
 SMOKE = ["run", "--tier", "smoke", "--executor", "inline"]
@@ -264,6 +265,37 @@ def test_failed_runs_are_reported_and_retried(trainer, bench, tmp_path):
     assert (status, err) == (0, "")
     assert "1 failed runs to repeat" in out
     assert "0 failed" in bench("status", folder)[1]
+
+
+def test_what_retry_cannot_repeat_it_does_not_forget(bench, finished):
+    victim = sorted(finished.glob("runs/*.json"))[0]
+    record = json.loads(victim.read_text())
+    record["spec"]["steps"] = 7
+    other = RunSpec.from_json(record["spec"])
+    stranger = finished / "runs" / f"{other.key()}.json"
+    for path, changed in ((victim, json.loads(victim.read_text())), (stranger, record)):
+        path.write_text(json.dumps(changed | {"status": "failed", "error": "no luck"}))
+    before = {path: path.read_bytes() for path in finished.glob("runs/*")}
+    status, _, err = bench("retry", finished, "--executor", "inline", "--jobs", "2")
+    assert (status, "needs worker processes" in err) == (1, True)
+    assert {path: path.read_bytes() for path in finished.glob("runs/*")} == before
+    status, out, _ = bench("retry", finished, "--executor", "inline")
+    assert (status, "1 failed runs to repeat" in out) == (0, True)
+    # What another plan left in the folder is not this one's to repeat, or to forget.
+    assert stranger.read_bytes() == before[stranger]
+
+
+def test_what_the_system_refuses_is_one_line(bench, finished, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "/tmp/somewhere")
+
+    monkeypatch.setattr("optim_bench.carry_out.make_executor", full)
+    status, _, err = bench("retry", finished)
+    assert status == 1
+    assert err == (
+        "error: the system refuses /tmp/somewhere (no space left on device); every finished run "
+        "is kept\n"
+    )
 
 
 BREAKABLE = """

@@ -1,5 +1,7 @@
 """One contract for every executor, and what only the executors of one machine can do."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +55,71 @@ def test_a_worker_ends_with_the_process_that_asked_for_it(trainer):
     while worker.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not worker.exists()
+
+
+def gone(pid):
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_worker_that_ends_at_rest_costs_no_run(build, make_kind, make_spec):
+    executor = build(make_kind("process"), jobs=1)
+    executor.submit(make_spec(0, trouble="pid"))
+    assert executor.wait().status == "ok"
+    pid = int(Path("pid-0").read_text())
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+    executor.submit(make_spec(1, trouble="pid"))
+    assert executor.wait().status == "ok"
+    assert int(Path("pid-1").read_text()) != pid
+
+
+def test_a_dead_worker_is_noticed_though_its_child_lives_and_the_child_is_ended(
+    build, make_kind, make_spec
+):
+    executor = build(make_kind("process"), jobs=1)
+    executor.submit(make_spec(0, trouble="leave a child"))
+    executor.submit(make_spec(1))
+    lost, fine = executor.wait(), executor.wait()
+    assert lost.error.startswith("the worker died (signal SIGKILL")
+    assert (fine.spec.seed, fine.status) == (1, "ok")
+    assert gone(int(Path("child").read_text()))
+
+
+def test_an_answer_that_waited_for_us_is_no_late_one(build, make_kind, make_spec):
+    executor = build(make_kind("process"), jobs=1, timeout=0.01)
+    executor.submit(make_spec(0, trouble="pid"))
+    executor._dispatch()
+    deadline = time.monotonic() + 60
+    while not Path("pid-0").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)  # as after Ctrl-Z
+    assert executor.wait().status == "ok"
+
+
+@pytest.mark.slow
+def test_a_hanging_run_is_given_up_while_others_answer(build, make_kind, make_spec):
+    executor = build(make_kind("process"), jobs=2, timeout=2)
+    executor.submit(make_spec(0, trouble="hang"))
+    for seed in range(1, 26):
+        executor.submit(make_spec(seed, trouble="nap"))
+    seeds = [executor.wait().spec.seed for _ in range(26)]
+    assert seeds.index(0) < 25
+
+
+def test_a_worker_without_a_name_for_its_signal_is_a_failed_run(build, make_kind, make_spec):
+    executor = build(make_kind("process"), jobs=1)
+    executor.submit(make_spec(0, trouble="signal", number=signal.SIGRTMIN + 3))
+    assert executor.wait().error == f"the worker died (signal {signal.SIGRTMIN + 3})"
 
 
 def test_a_worker_stays_with_its_optimizer_and_its_framework(make_spec):

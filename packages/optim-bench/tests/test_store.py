@@ -47,6 +47,7 @@ def test_a_file_is_strict_json_named_by_the_hash_of_its_spec(store, make_spec, m
         (lambda text: text.replace('"val_loss": 1.0', '"val_loss": NaN'), "NaN is not strict JSON"),
         (lambda text: text.replace('"error": null,', ""), "RunRecord lacks error"),
         (lambda text: text.replace('"steps": 40', '"steps": "forty"'), "is damaged"),
+        (lambda text: text.replace('"val_loss": 1.0', '"val_loss": 1' + "0" * 400), "is damaged"),
     ],
 )
 def test_damage_gets_one_line_that_says_what_to_do(store, make_spec, make_record, damage, why):
@@ -68,6 +69,23 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(BenchError, match=r"cannot write .*no space.*; free some space"):
         write_bytes(tmp_path / "file", b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_behind_when_writing_is_interrupted(tmp_path, monkeypatch):
+    def interrupt(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(tmp_path / "file", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_taken_is_an_error_of_one_line(store):
+    (store.root / ".lock").mkdir()
+    refused = pytest.raises(BenchError, match=r"cannot write to .*\.lock \(is a dir.*; choose ano")
+    with refused, store.exclusive():
+        pass
 
 
 def test_an_old_file_stays_whole_until_the_new_one_is(tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_a_comparison_s_times_land_in_its_folder_and_its_report(
             "machine": {"cores": 2, "processor": "a processor"},
         }
 
-    monkeypatch.setattr("optim_bench.cli.measure_times", measure)
+    monkeypatch.setattr("optim_bench.cli_measure.measure_times", measure)
     budget = Budget(3, 1, 2, 0, defaults=False)
     store = Store(tmp_path)
     store.open()

@@ -143,7 +143,7 @@ def test_the_command_refuses_what_it_would_ignore(arguments, message, capfd):
 
 def test_the_command_writes_the_numbers_and_the_table(seconds, monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(update, "_measure", lambda request, threads: seconds)
-    monkeypatch.setattr("optim_bench.cli.PRESETS", {"p": ()})
+    monkeypatch.setattr("optim_bench.cli_measure.PRESETS", {"p": ()})
     readme, numbers = tmp_path / "README.md", tmp_path / "p.json"
     readme.write_text("a\n<!-- optim-bench p: begin -->\n<!-- optim-bench p: end -->\nb\n")
     arguments = ["time", "--preset", "p", "--framework", "jax", "--json", str(numbers)]

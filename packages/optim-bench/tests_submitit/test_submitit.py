@@ -164,6 +164,28 @@ def test_slurm_gets_the_options_and_gives_the_records(slurm, make_kind, build, m
     assert sys.executable in script
 
 
+def test_a_job_whose_time_is_nearly_over_leaves_its_runs_to_another(
+    slurm, make_kind, build, make_spec
+):
+    executor = build(make_kind("submitit"), jobs=1)
+    executor._start["seconds"] = 0.5
+    for seed in range(3):
+        executor.submit(make_spec(seed, trouble="nap"))
+    records = [executor.wait() for _ in range(3)]
+    assert {r.spec.seed: r.status for r in records} == {0: "ok", 1: "ok", 2: "ok"}
+    assert len(list(slurm.glob("pid-*"))) > 1
+
+
+def test_an_answer_that_is_no_record_is_a_failed_run(kind, build, make_spec):
+    executor = build(kind, jobs=1)
+    (executor._folder / "records" / f"{make_spec(0).key()}.json").write_text('{"spec": 1}')
+    executor.submit(make_spec(0))
+    executor.submit(make_spec(1))
+    records = {r.spec.seed: r for r in (executor.wait() for _ in range(2))}
+    assert records[0].error.startswith("the job's answer is no record (RunRecord lacks curve")
+    assert records[1].status == "ok"
+
+
 def test_closing_cancels_what_slurm_still_has(slurm, make_kind, build, make_spec):
     executor = build(make_kind("submitit"), jobs=1)
     executor.submit(make_spec(0))

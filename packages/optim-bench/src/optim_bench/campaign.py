@@ -67,6 +67,12 @@ def progress_of(plan: Plan, records: Mapping[str, RunRecord]) -> Progress:
     return Progress(cells, 0, None)
 
 
+def failed_runs(plan: Plan, records: Mapping[str, RunRecord]) -> list[str]:
+    """Return the keys of the plan's failed runs; what an earlier plan left stays as it is."""
+    known = {s.key() for cell in plan.cells for s in known_specs(cell, plan.budget, records)}
+    return [key for key in records if key in known and records[key].status == "failed"]
+
+
 Listener = Callable[[Progress], None]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -66,9 +66,23 @@ def execution_of(
 
 
 def carry_out(
-    plan: Plan, store: Store, trainer: str, execution: Execution, console: Console
+    plan: Plan,
+    store: Store,
+    trainer: str,
+    execution: Execution,
+    console: Console,
+    *,
+    repeat: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run what a plan still needs, write its report and return its results.
+
+    Args:
+        plan: what is compared.
+        store: an opened store.
+        trainer: `"module:function"` to run.
+        execution: how the runs are carried out.
+        console: for the progress and the verdicts.
+        repeat: keys of runs to forget, once there is an executor that can repeat them.
 
     Raises:
         StoppedError: Ctrl-C or SIGTERM; every finished run is in the store.
@@ -86,6 +100,7 @@ def carry_out(
             options=execution.options,
         )
         try:
+            store.remove(repeat)
             with ui.live_progress(console) as listener:
                 run_campaign(plan, store, workers, listener)
         finally:

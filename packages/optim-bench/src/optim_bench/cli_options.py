@@ -1,9 +1,15 @@
-"""Options that several commands share."""
+"""What several commands share: options, and where they print."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+
+from optim_bench.errors import unknown_name
+from optim_bench.records import FRAMEWORKS
 
 Workloads = Annotated[
     list[str] | None, typer.Option(help="Repeatable [default: the two of the main job].")
@@ -36,3 +42,22 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Where full-size data sets lie; the default ones are built in.")
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder of a comparison.", show_default=True)]
+
+
+def frameworks_of(text: str) -> Sequence[str]:
+    """Return the frameworks that `--framework` names.
+
+    Raises:
+        BenchError: there is none of that name.
+    """
+    if text == "all":
+        return FRAMEWORKS
+    if text not in FRAMEWORKS:
+        raise unknown_name("framework", text, (*FRAMEWORKS, "all"))
+    return (text,)
+
+
+def console() -> Console:
+    """Return where the tables go."""
+    # Without a terminal rich assumes 80 columns, too few for the verdicts.
+    return Console() if sys.stdout.isatty() else Console(width=140)

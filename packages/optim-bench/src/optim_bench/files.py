@@ -49,9 +49,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         # mkstemp's 0600 would hide results from the rest of a group.
         Path(name).chmod(0o644)
         Path(name).replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C, too
         with contextlib.suppress(OSError):
             Path(name).unlink()
+        if not isinstance(error, OSError):
+            raise
         raise BenchError(f"cannot write {path} ({os_reason(error)}); free some space") from error
 
 

@@ -60,7 +60,13 @@ class Store:
             BenchError: another process is running the comparison of this folder.
         """
         path = self.root / ".lock"
-        with path.open("a", encoding="ascii") as file:
+        try:
+            opened = path.open("a", encoding="ascii")
+        except OSError as error:
+            raise BenchError(
+                f"cannot write to {path} ({os_reason(error)}); choose another --output"
+            ) from error
+        with opened as file:
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,7 +142,7 @@ class Store:
             raise BenchError(
                 f"cannot read {path} ({os_reason(error)}); make it readable"
             ) from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise BenchError(
                 f"{path} is damaged ({error}); delete it and repeat your optim-bench run, "
                 "which repeats this run alone"

@@ -55,7 +55,7 @@ class Download:
 
     Args:
         title: one line for people.
-        licence: whose it is and under which terms, in one line.
+        licence: whose it is and under which terms, as far as that is sure, in one line.
         workload: what reads it.
         files: its files.
     """
@@ -74,7 +74,8 @@ DOWNLOADS: Mapping[str, Download] = MappingProxyType(
     {
         "mnist": Download(
             "MNIST, 70,000 handwritten digits of 28x28 pixels",
-            "Yann LeCun and Corinna Cortes; commonly given as CC BY-SA 3.0",
+            "none comes with the files of Yann LeCun, Corinna Cortes and Christopher Burges; those "
+            "who pass them on name different ones (CC BY-SA 3.0, MIT)",
             "mnist-cnn",
             _idx(
                 "https://storage.googleapis.com/cvdf-datasets/mnist",
@@ -102,7 +103,7 @@ DOWNLOADS: Mapping[str, Download] = MappingProxyType(
         ),
         "fashion-mnist": Download(
             "Fashion-MNIST, 70,000 pictures of clothes of 28x28 pixels",
-            "MIT (Zalando SE)",
+            "MIT, copyright 2017 Zalando SE",
             "mnist-cnn",
             _idx(
                 "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
@@ -130,8 +131,8 @@ DOWNLOADS: Mapping[str, Download] = MappingProxyType(
         ),
         "cifar10": Download(
             "CIFAR-10, 60,000 photographs of 32x32 pixels, binary version",
-            "Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; its "
-            "authors state no licence",
+            "none comes with the files; their source to cite is Alex Krizhevsky, Learning Multiple "
+            "Layers of Features from Tiny Images, 2009",
             "cifar10-cnn",
             (
                 RemoteFile(

@@ -50,7 +50,8 @@ def run_spec(trainer: Trainer, spec: RunSpec, data_dir: Path | None) -> RunRecor
     """Run one spec; whatever the trainer raises becomes a failed record."""
     try:
         return trainer(spec, data_dir=data_dir)
-    except Exception as error:  # noqa: BLE001 - one broken run must not end a comparison
+    # Not the others of BaseException: Ctrl-C is for the comparison.
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken run ends itself alone
         return failed_record(spec, f"{type(error).__name__}: {error}")
 
 

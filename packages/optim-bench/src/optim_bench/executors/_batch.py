@@ -4,7 +4,7 @@ The folder is the only line between a job and the comparison that asked for it:
 
     lease             changes while the comparison lives
     started/<job>     the job got as far as this module
-    left/<job>        the job gave up because the lease was gone
+    left/<job>        the job gave up: the lease was gone, or its own time nearly was
     records/<key>.json
 
 A comparison that is killed cannot cancel its jobs, so the jobs watch the lease: removed or not
@@ -38,6 +38,7 @@ class Batch:
         timeout: seconds after which a run is given up, or None.
         path: folders to add to the worker's module search path.
         lease_seconds: how long the job goes on without a sign of life.
+        seconds: how long the cluster lets it run, or None.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Batch:
     timeout: float | None
     path: tuple[str, ...]
     lease_seconds: float
+    seconds: float | None
 
 
 def make_folders(folder: Path) -> None:
@@ -62,7 +64,12 @@ def record_path(folder: Path, spec: RunSpec) -> Path:
 
 
 def serve(batch: Batch) -> None:
-    """Run a batch. A job that the cluster starts again goes on behind the records that exist."""
+    """Run a batch. A job that the cluster starts again goes on behind the records that exist.
+
+    It begins no run that the cluster would probably end half-way: what is left goes into another
+    job, where ending it would cost a run.
+    """
+    began, longest = time.monotonic(), 0.0
     (batch.folder / "started" / batch.name).touch()
     threading.Thread(target=_watch, args=(batch,), daemon=True).start()
     executor = ProcessExecutor(
@@ -76,10 +83,14 @@ def serve(batch: Batch) -> None:
     try:
         missing = [s for s in batch.specs if not record_path(batch.folder, s).exists()]
         for spec in missing:
+            now = time.monotonic()
+            if batch.seconds is not None and longest and now - began + 2 * longest > batch.seconds:
+                (batch.folder / "left" / batch.name).touch()
+                return
             executor.submit(spec)
-        for _ in missing:
             record = executor.wait()
             write_json(record_path(batch.folder, record.spec), record.to_json())
+            longest = max(longest, time.monotonic() - now)
     finally:
         executor.close()
 

@@ -24,7 +24,8 @@ from optim_bench.executors._pinning import available_cores, worker_environment
 from optim_bench.records import RunRecord, RunSpec
 
 _POLL_SECONDS = 0.5
-_FAREWELL_SECONDS = 2.0
+# As much of a dead worker's log as can hold its last line.
+_LOG_TAIL_BYTES = 1 << 16
 
 
 class ProcessExecutor:
@@ -78,11 +79,14 @@ class ProcessExecutor:
         if not any(worker.spec for worker in self._workers.values()):
             raise RuntimeError("nothing is queued")
         while True:
+            # Before anything else: where others answer all the time, the queue is never empty.
+            if late := self._late():
+                return self._give_up(late, f"gave up after {self._timeout:g} s")
+            if gone := self._gone():
+                return self._give_up(gone, f"the worker died ({gone.epitaph()})")
             try:
                 worker, line = self._done.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                if late := self._late():
-                    return self._give_up(late, f"gave up after {self._timeout:g} s")
                 continue
             if worker.spec is None or self._workers.get(worker.slot) is not worker:
                 continue  # the end of a worker that was already dealt with
@@ -92,7 +96,7 @@ class ProcessExecutor:
             self._dispatch()
             try:
                 return RunRecord.from_json(json.loads(line))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 return failed_record(spec, f"the worker's answer is no record ({error})")
 
     def close(self) -> None:
@@ -107,6 +111,9 @@ class ProcessExecutor:
             if not self._backlog:
                 return
             worker = self._workers.get(slot)
+            if worker is not None and worker.spec is None and not worker.alive():
+                worker.stop()  # it ended while it had nothing to do, and no run may pay for that
+                worker = None
             if worker is None:
                 start = {**self._start, "core": core}
                 worker = self._workers[slot] = _Worker(slot, start, self._done)
@@ -119,7 +126,15 @@ class ProcessExecutor:
             return None
         now = time.monotonic()
         for worker in self._workers.values():
-            if worker.spec is not None and now - worker.since > self._timeout:
+            overdue = worker.spec is not None and now - worker.since > self._timeout
+            if worker.still("overdue", overdue):
+                return worker
+        return None
+
+    def _gone(self) -> "_Worker | None":
+        """Find a worker that is dead although a process of its own making holds its pipe open."""
+        for worker in self._workers.values():
+            if worker.still("dead", worker.spec is not None and not worker.alive()):
                 return worker
         return None
 
@@ -145,6 +160,7 @@ class _Worker:
         self.spec: RunSpec | None = None
         self.group: Group | None = None
         self.since = 0.0
+        self._seen: dict[str, float] = {}
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = subprocess.Popen(
             [sys.executable, "-m", "optim_bench.executors._worker"],
@@ -161,6 +177,20 @@ class _Worker:
         self._listener = threading.Thread(target=self._listen, args=(done,), daemon=True)
         self._listener.start()
 
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def still(self, name: str, holds: bool) -> bool:
+        """Say whether something has held for a while, in which an answer under way gets here.
+
+        After Ctrl-Z, for example, every run looks overdue, and the answers lie in the pipes.
+        """
+        if not holds:
+            self._seen.pop(name, None)
+            return False
+        now = time.monotonic()
+        return now - self._seen.setdefault(name, now) > _POLL_SECONDS
+
     def send(self, spec: RunSpec) -> None:
         self.spec, self.group, self.since = spec, group_of(spec), time.monotonic()
         self._write(json.dumps(spec.to_json()))
@@ -168,8 +198,9 @@ class _Worker:
     def epitaph(self) -> str:
         """Say how the process ended, with the last line it wrote."""
         code = self._process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        self._log.seek(0)
+        how = f"signal {_signal_name(-code)}" if code < 0 else f"exit status {code}"
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - _LOG_TAIL_BYTES))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return f"{how}: {lines[-1]}" if lines else how
 
@@ -177,13 +208,14 @@ class _Worker:
         with contextlib.suppress(OSError):
             if self._process.stdin:
                 self._process.stdin.close()
-        if self.spec is not None:
-            self._process.kill()
-        try:
-            self._process.wait(timeout=_FAREWELL_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # With all that it started, which would hold its pipe open. A worker at rest has nothing to
+        # lose: its records are written.
+        with contextlib.suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        self._process.wait()
         self._listener.join()
         if self._process.stdout:
             self._process.stdout.close()
@@ -199,5 +231,13 @@ class _Worker:
     def _listen(self, done: "queue.Queue[tuple[_Worker, str | None]]") -> None:
         assert self._process.stdout is not None  # noqa: S101 - opened as a pipe above
         for line in self._process.stdout:
-            done.put((self, line))
+            if line.endswith("\n"):  # else it died while it wrote
+                done.put((self, line))
         done.put((self, None))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals have none
+        return str(number)

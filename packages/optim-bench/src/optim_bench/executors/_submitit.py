@@ -99,12 +99,14 @@ class SubmititExecutor:
         self._beat()
         self._executor = submitit.AutoExecutor(self._folder / "logs", cluster=self._cluster)
         self._executor.update_parameters(**parameters)
+        minutes = None if self._cluster == "local" else parameters["timeout_min"]
         self._start = {
             "trainer": trainer,
             "data_dir": None if data_dir is None else data_dir.resolve(),
             "timeout": timeout,
             "path": tuple(path),
             "lease_seconds": LEASE_SECONDS if lease_seconds is None else lease_seconds,
+            "seconds": None if minutes is None else 60.0 * minutes,
         }
         self._most = jobs
         self._backlog = Backlog()
@@ -161,7 +163,10 @@ class SubmititExecutor:
     def _beat(self) -> None:
         if time.monotonic() - self._beat_at > _BEAT_SECONDS:
             self._beat_at = time.monotonic()
-            self._lease.write_text(str(self._beat_at), encoding="ascii")
+            # A file server out of breath, or a full one: jobs that miss it for long leave, and are
+            # sent again.
+            with contextlib.suppress(OSError):
+                self._lease.write_text(str(self._beat_at), encoding="ascii")
 
     def _dispatch(self) -> None:
         while self._backlog and len(self._jobs) < self._most:
@@ -173,7 +178,7 @@ class SubmititExecutor:
             try:
                 with _deaf_to_interrupts():
                     handle = self._executor.submit(serve, batch)
-            except (FailedJobError, subprocess.SubprocessError) as error:
+            except (FailedJobError, subprocess.SubprocessError, OSError) as error:
                 raise BenchError(f"the cluster refuses a job: {_last_line(str(error))}") from error
             self._submitted += 1
             self._jobs.append(_Job(batch, handle, specs))
@@ -191,7 +196,7 @@ class SubmititExecutor:
             for spec in list(job.pending):
                 path = record_path(self._folder, spec)
                 if path.name in present:
-                    self._ready.append(RunRecord.from_json(read_json(path)))
+                    self._ready.append(_record(path, spec))
                     job.pending.remove(spec)
             if job.ended is None or (job.pending and now - job.ended < _GRACE_SECONDS):
                 continue
@@ -206,7 +211,7 @@ class SubmititExecutor:
 
     def _give_up(self, job: _Job) -> None:
         if (self._folder / "left" / job.batch.name).exists():
-            # This process slept for longer than the lease; nothing is wrong with the runs.
+            # Out of time, or this process slept for longer than the lease: the runs are all right.
             self._backlog.put_back(job.pending)
             return
         self._keep_logs = True
@@ -266,6 +271,17 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _record(path: Path, spec: RunSpec) -> RunRecord:
+    """Read what a job wrote; its node may have another version of this package."""
+    try:
+        record = RunRecord.from_json(read_json(path))
+    except (TypeError, ValueError, AttributeError) as error:
+        return failed_record(spec, f"the job's answer is no record ({error})")
+    if record.spec.key() != spec.key():
+        return failed_record(spec, "the job's answer is no record (it is of another run)")
+    return record
 
 
 def _last_line(text: str) -> str:
