@@ -53,6 +53,12 @@ kill -9 -- -"$(cat "$FAKE_SLURM/pid-$1")"
 """
 
 
+@pytest.fixture(autouse=True)
+def _local_files(monkeypatch):
+    """This file system shows a record at once: a dead job need not be waited for."""
+    monkeypatch.setattr(_submitit, "_GRACE_SECONDS", 0.5)
+
+
 @pytest.fixture
 def kind(make_kind):
     return make_kind("submitit", {"cluster": "local"}, IMPATIENT)
@@ -101,7 +107,7 @@ def test_jobs_that_gave_up_are_sent_again(build, kind, make_spec, monkeypatch):
     for seed in range(4):
         executor.submit(make_spec(seed, trouble="overlap", company=1))
     seeds = {executor.wait().spec.seed}
-    time.sleep(6)  # longer than the lease, as on a laptop that sleeps
+    time.sleep(4)  # longer than the lease, as on a laptop that sleeps
     records = [executor.wait() for _ in range(3)]
     assert {r.status for r in records} == {"ok"}
     assert seeds | {r.spec.seed for r in records} == {0, 1, 2, 3}
@@ -146,6 +152,8 @@ def test_slurm_gets_the_options_and_gives_the_records(slurm, make_kind, build, m
         "memory": "3",
     }
     executor = build(make_kind("submitit", options), jobs=1)
+    # A job may begin runs for four of its seven minutes.
+    assert executor._start["seconds"] == 240
     executor.submit(make_spec(0))
     executor.submit(make_spec(1, trouble="raise"))
     assert [executor.wait().status, executor.wait().status] == ["ok", "failed"]

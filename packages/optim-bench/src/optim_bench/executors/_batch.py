@@ -38,7 +38,7 @@ class Batch:
         timeout: seconds after which a run is given up, or None.
         path: folders to add to the worker's module search path.
         lease_seconds: how long the job goes on without a sign of life.
-        seconds: how long the cluster lets it run, or None.
+        seconds: how long the cluster lets it run from its start, or None.
     """
 
     name: str

@@ -41,6 +41,9 @@ CLUSTERS = ("slurm", "local")
 DEFAULT_MINUTES = 60
 DEFAULT_MEMORY_GB = 4
 LEASE_SECONDS = 300.0
+# submitit ends a job 90 s before its time, SLURM's clock may be a minute early, and Python has to
+# start.
+_RESERVE_SECONDS = 180.0
 _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 10.0
 # sacct answers for every job at once, and a busy cluster's accounting should not be asked often.
@@ -106,7 +109,7 @@ class SubmititExecutor:
             "timeout": timeout,
             "path": tuple(path),
             "lease_seconds": LEASE_SECONDS if lease_seconds is None else lease_seconds,
-            "seconds": None if minutes is None else 60.0 * minutes,
+            "seconds": None if minutes is None else max(0.0, 60.0 * minutes - _RESERVE_SECONDS),
         }
         self._most = jobs
         self._backlog = Backlog()
