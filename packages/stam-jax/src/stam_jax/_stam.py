@@ -84,6 +84,7 @@ def _update_statistics(
         magnitudes,
         functools.partial(stam_core.residual_means, mean=average.total),
         [leaf for pair in zip(gs, mus, strict=True) for leaf in pair],
+        average.kept,
         count,
     )
     mean_square, mean_abs = map(average.finish, sums)
