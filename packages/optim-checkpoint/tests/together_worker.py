@@ -162,7 +162,7 @@ def main(root):
                         "left": sorted(p.name for p in folder.iterdir()),
                     }
                 )
-    print(json.dumps({"calls": calls, "trials": trials}))  # noqa: T201
+    print(json.dumps({"calls": calls, "trials": trials}))  # noqa: T201 - the answer to the test
 
 
 if __name__ == "__main__":

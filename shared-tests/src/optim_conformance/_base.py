@@ -107,6 +107,7 @@ def for_optimizers(*names: str) -> Callable[[Check], Check]:
     """Decorate a check that means something for these optimizers only."""
 
     def mark(check: Check) -> Check:
+        # A function may carry attributes; its type does not say so.
         check._optimizers = names  # pyright: ignore[reportFunctionMemberAccess]
         return check
 

@@ -4,11 +4,13 @@
 import contextlib
 import errno
 import fcntl
+import operator
 import os
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsIndex
 
 from optim_checkpoint import _fs
 from optim_checkpoint._errors import CheckpointNotFoundError, CheckpointWriteError
@@ -45,11 +47,11 @@ def parse_name(name: str) -> GenerationName | None:
 def check_step(step: object) -> int:
     """Return `step` if it is an integer from 0 to 10**18."""
     # NumPy and zero-dimensional arrays count as integers where they say they are.
-    try:
-        number = step.__index__() if not isinstance(step, bool) else -1  # type: ignore[attr-defined]
-    except (AttributeError, TypeError):
-        number = -1
-    if not isinstance(number, int) or not 0 <= number <= MAX_STEP:
+    number = -1
+    if isinstance(step, SupportsIndex) and not isinstance(step, bool):
+        with contextlib.suppress(TypeError):
+            number = operator.index(step)
+    if not 0 <= number <= MAX_STEP:
         raise ValueError(f"step is {step!r}; it must be an integer from 0 to 10**18")
     return number
 

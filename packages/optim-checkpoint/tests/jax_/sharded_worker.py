@@ -7,10 +7,10 @@ devices = {"save": 8, "restore": 2}[sys.argv[1]]
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 
 import jax  # noqa: E402 - the flag must be set first
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from optim_checkpoint import jax as ckpt  # noqa: E402
+import jax.numpy as jnp  # noqa: E402 - as above
+import numpy as np  # noqa: E402 - as above
+import optax  # noqa: E402 - as above
+from optim_checkpoint import jax as ckpt  # noqa: E402 - as above
 
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("d",))
 rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))

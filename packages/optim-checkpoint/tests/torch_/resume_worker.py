@@ -125,7 +125,7 @@ def scheduled(name, **options):
     return lambda optimizer: getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
 
 
-O = torch.optim  # noqa: E741
+O = torch.optim  # noqa: E741 - a table of short rows
 CASES = {
     "Adadelta": (dense, plain(O.Adadelta), None),
     "Adafactor": (dense, plain(O.Adafactor), None),

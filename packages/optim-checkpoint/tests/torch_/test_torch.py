@@ -145,7 +145,7 @@ def test_a_generator_in_extra_resumes(tmp_path):
 
 
 def draw():
-    return torch.rand(3).tolist(), random.random(), np.random.rand()  # noqa: NPY002
+    return torch.rand(3).tolist(), random.random(), np.random.rand()  # noqa: NPY002 - the global generator
 
 
 def test_global_generators_are_restored_unless_unwanted(tmp_path):

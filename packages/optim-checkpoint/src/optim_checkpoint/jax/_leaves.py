@@ -195,7 +195,7 @@ def _place(value: jax.Array, template: Any) -> jax.Array:
 
 def _known_impl(name: object) -> bool:
     try:
-        jax.random.key(0, impl=name)  # pyright: ignore[reportArgumentType]
+        jax.random.key(0, impl=name)  # pyright: ignore[reportArgumentType] - JAX judges
     except (ValueError, TypeError, KeyError):
         return False
     return isinstance(name, str)

@@ -22,6 +22,7 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(model, parallel):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
+            # pyright reads attributes of modules as tensors or modules; the line above asked.
             model = model._orig_mod  # pyright: ignore[reportAssignmentType]
         else:
             return model

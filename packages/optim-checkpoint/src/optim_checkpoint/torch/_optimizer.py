@@ -193,6 +193,7 @@ def _shape(value: object, file: str) -> tuple[str, tuple[int, ...]]:
     dims = as_array(pair[1]) if len(pair) == 2 else None
     if dims is None or not isinstance(pair[0], str) or any(type(dim) is not int for dim in dims):
         raise CorruptCheckpointError(file, f"{shown(value)} is not a dtype and a shape")
+    # any() above looked at the type of each, which pyright cannot follow.
     return pair[0], tuple(dims)  # pyright: ignore[reportReturnType]
 
 

@@ -187,6 +187,7 @@ def _plan_model(
     for name, value in typed.items():
         if is_dtensor(live[name]):
             key = str((as_object(value) or {})["tensor"])
+            # pyright does not know that is_dtensor() has asked for the class.
             placements = tuple(tensors[name].placements)  # pyright: ignore[reportAttributeAccessIssue]
             decoded[name] = stage_shard(staging, key, live[name], placements)
         else:

@@ -37,7 +37,7 @@ def _set(state: Any) -> None:
         torch.set_rng_state(state["torch"])
         version, words, gauss = state["python"]
         random.setstate((version, tuple(int(word) for word in words), gauss))
-        np.random.set_state(state["numpy"])  # noqa: NPY002
+        np.random.set_state(state["numpy"])  # noqa: NPY002 - the global generator
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorruptCheckpointError("train", f"a generator refuses its state: {error}") from None
     cuda = state.get("cuda")
