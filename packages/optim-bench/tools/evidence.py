@@ -237,6 +237,7 @@ def _page(results: Mapping[str, Any], figure_names: Sequence[str]) -> Iterator[s
         "which also trains what is missing. The workloads are those that were complete when the "
         "page was built; which ones take part is decided by time, never by their results."
     )
+    yield ""
     for framework in FRAMEWORKS:
         cells = [c for c in results["cells"] if c["framework"] == framework]
         done = list(dict.fromkeys(c["workload"] for c in cells))
