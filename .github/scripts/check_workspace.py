@@ -1,9 +1,10 @@
 """Check the rules of the workspace that no other tool knows: `python check_workspace.py`.
 
 Sibling requirements have both bounds (uv checks neither inside a workspace), every package carries
-its licence, its type marker and a changelog that releases can write to, no `__init__.py` lies under
-a tests folder (with importlib mode it silently runs another package's tests), the resolution is
-pinned, and no tracked file names an index host or a path of somebody's machine.
+its licence, its type marker and a changelog that releases can write to, every list of packages
+names it, no `__init__.py` lies under a tests folder (with importlib mode it silently runs another
+package's tests), the resolution is pinned, and no tracked file names an index host or a path of
+somebody's machine.
 """
 
 import re
@@ -22,6 +23,16 @@ MARKER = "<!-- releases start -->"
 HOSTS = (PyPI.netloc, PyPI.file_storage_domain)
 MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.-])/(root|work|Users/[a-z]+|home/[a-z]+)/")
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+# Where each package must be named, and how: what a list forgets is not tested or not released.
+LISTS = {
+    "noxfile.py": '"{}": (',
+    ".github/scripts/release.py": '"{}"',
+    ".github/scripts/check_distributions.py": '"{}"',
+    ".github/scripts/check_alone.py": '"{}": (',
+    ".github/workflows/ci.yml": '"-t {}"',
+    ".github/workflows/nightly.yml": "{}",
+    ".github/workflows/release.yml": '"{}-v*"',
+}
 
 
 def tracked(root: Path) -> list[str]:
@@ -55,6 +66,25 @@ def package_problems(folder: Path, licence: bytes) -> Iterator[str]:
         yield f"CHANGELOG.md has no line {MARKER!r}, below which releases are written"
 
 
+def list_problems(root: Path, packages: Iterable[str]) -> Iterator[str]:
+    """Which lists of packages forget one."""
+    tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    linter = tools["importlinter"]
+    sources = {name for contract in linter["contracts"] for name in contract["source_modules"]}
+    for package in packages:
+        module = package.replace("-", "_")
+        for name, how in LISTS.items():
+            if how.format(package) not in (root / name).read_text(encoding="utf-8"):
+                yield f"{name} does not name {package} (as {how.format(package)})"
+        if package not in tools["uv"]["sources"]:
+            yield f"pyproject.toml: [tool.uv.sources] does not name {package}"
+        if module not in linter["root_packages"]:
+            yield f"pyproject.toml: root_packages of import-linter does not name {module}"
+        # The benchmark stands at the end of all arrows and may import every other.
+        if module not in sources and package != "optim-bench":
+            yield f"pyproject.toml: no contract of import-linter says what {module} may not import"
+
+
 def name_problems(names: Iterable[str]) -> Iterator[str]:
     """What is wrong with the names of tracked files."""
     for name in names:
@@ -81,6 +111,7 @@ def problems(root: Path) -> Iterator[str]:
     for folder in (*sorted((root / "packages").iterdir()), root / "shared-tests"):
         for problem in package_problems(folder, licence):
             yield f"{folder.relative_to(root)}: {problem}"
+    yield from list_problems(root, sorted(path.name for path in (root / "packages").iterdir()))
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
     if not TIMESTAMP.fullmatch(settings["exclude-newer"]):
         yield f"exclude-newer {settings['exclude-newer']!r} is no full UTC timestamp"

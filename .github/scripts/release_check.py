@@ -2,9 +2,11 @@
 
 The same release.py that the workflow calls prepares, plans and builds; `uv publish` uploads. In
 between, each release that must be refused is tried. Nothing leaves this machine and nothing is
-written to the checkout: `python release_check.py`.
+written to the checkout: `python release_check.py`. With `--verify` the session that stands between
+build and upload in the workflow runs there as well; that takes many minutes.
 """
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -38,6 +40,20 @@ def run(*command: str, cwd: Path, **variables: str) -> str:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}")
     return done.stdout
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Another machine, as far as a build could notice: a private umask and a far time zone."""
+    mask, zone = os.umask(0o077), os.environ.get("TZ")
+    os.environ["TZ"] = "Pacific/Auckland"
+    try:
+        yield
+    finally:
+        os.umask(mask)
+        os.environ.pop("TZ")
+        if zone is not None:
+            os.environ["TZ"] = zone
 
 
 @contextmanager
@@ -90,7 +106,14 @@ def commit(root: Path, message: str) -> None:
     run("git", *IDENTITY, "commit", "--quiet", "--message", message, cwd=root)
 
 
-def publish(root: Path, package: str, address: str, scratch: Path) -> None:
+def verify(root: Path, package: str, dist: Path, address: str) -> None:
+    """Verify built files with the session that release.yml calls."""
+    session = ("uvx", "nox", "--sessions", "verify_release", "--")
+    run(*session, package, str(dist), f"{address}/simple/", cwd=root)
+    print("  verified as the workflow does it")
+
+
+def publish(root: Path, package: str, address: str, scratch: Path, *, verified: bool) -> None:
     """Take one package from its fragments to an environment that installed it from the index."""
     tag = f"{package}-v{VERSION}"
     must_refuse(root, address, "CHANGELOG.md has no section", package=package)
@@ -102,12 +125,15 @@ def publish(root: Path, package: str, address: str, scratch: Path) -> None:
 
     out, again = scratch / "dist" / package, scratch / "again" / package
     files = release.build(root, package, out)
-    release.build(root, package, again)
+    with elsewhere():
+        release.build(root, package, again)
     if (out / "SHA256SUMS").read_bytes() != (again / "SHA256SUMS").read_bytes():
         raise SystemExit(f"{package}: two builds of one commit differ")
     print(f"  {', '.join(path.name for path in files)}: the same bytes twice")
     check = ROOT / ".github" / "scripts" / "check_distributions.py"
     run(sys.executable, str(check), *map(str, files), cwd=scratch)
+    if verified:
+        verify(root, package, out, address)
     run(
         *("uv", "publish", "--publish-url", f"{address}/", "--trusted-publishing", "never"),
         *("--username", "anyone", "--password", "anything", *map(str, files)),
@@ -146,6 +172,9 @@ def install_from(address: str, package: str, files: list[Path], scratch: Path) -
 
 def main() -> int:
     """Try the refusals that need no release, then release everything in order."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--verify", action="store_true", help="run the session verify_release too")
+    verified = parser.parse_args().verify
     with tempfile.TemporaryDirectory() as folder, index(Path(folder, "index")) as address:
         scratch = Path(folder)
         root = scratch / "clone"
@@ -158,7 +187,10 @@ def main() -> int:
         must_refuse(root, address, "is not published; release it first", package="stam-jax")
         for package in release.ORDER:
             print(package)
-            publish(root, package, address, scratch)
+            publish(root, package, address, scratch, verified=verified)
+        if verified:
+            # Once more, now under the dependents that are published.
+            verify(root, "stam-core", scratch / "dist" / "stam-core", address)
         must_refuse(root, address, "is not on the commit", tag=f"stam-core-v{VERSION}")
     print(f"{len(release.ORDER)} packages released to an index on loopback, each installed alone")
     return 0

@@ -54,6 +54,15 @@ def test_a_missing_type_marker_is_named(package):
     assert found(package) == ["src/stam_jax/py.typed is missing"]
 
 
+def test_a_package_that_no_list_names_is_missed_in_each():
+    root = check_workspace.ROOT
+    assert list(check_workspace.list_problems(root, ["stam-core", "optim-bench"])) == []
+    missed = list(check_workspace.list_problems(root, ["stam-new"]))
+    assert len(missed) == len(check_workspace.LISTS) + 3
+    assert '.github/workflows/release.yml does not name stam-new (as "stam-new-v*")' in missed
+    assert any("what stam_new may not import" in line for line in missed)
+
+
 @pytest.mark.parametrize(
     "name",
     ["packages/stam-jax/tests/__init__.py", "packages/x/tests_parity/a/__init__.py", "uv.lock"],
