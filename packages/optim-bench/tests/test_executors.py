@@ -95,6 +95,16 @@ def test_a_dead_worker_is_noticed_though_its_child_lives_and_the_child_is_ended(
     assert gone(int(Path("child").read_text()))
 
 
+@pytest.mark.slow
+def test_a_daemon_that_a_run_leaves_holds_nothing_up(build, make_kind, make_spec):
+    executor = build(make_kind("process"), jobs=1)
+    executor.submit(make_spec(0, trouble="leave a daemon"))
+    try:
+        assert executor.wait().error.startswith("the worker died (signal SIGKILL")
+    finally:
+        os.kill(int(Path("child").read_text()), signal.SIGKILL)
+
+
 def test_an_answer_that_waited_for_us_is_no_late_one(build, make_kind, make_spec):
     executor = build(make_kind("process"), jobs=1, timeout=0.01)
     executor.submit(make_spec(0, trouble="pid"))

@@ -24,6 +24,7 @@ from optim_bench.executors._pinning import available_cores, worker_environment
 from optim_bench.records import RunRecord, RunSpec
 
 _POLL_SECONDS = 0.5
+_FAREWELL_SECONDS = 2.0
 # As much of a dead worker's log as can hold its last line.
 _LOG_TAIL_BYTES = 1 << 16
 
@@ -216,9 +217,8 @@ class _Worker:
             else:
                 self._process.kill()
         self._process.wait()
-        self._listener.join()
-        if self._process.stdout:
-            self._process.stdout.close()
+        # A daemon that a run left behind may still hold the pipe; nobody waits for that.
+        self._listener.join(_FAREWELL_SECONDS)
         self._log.close()
 
     def _write(self, line: str) -> None:
@@ -230,9 +230,10 @@ class _Worker:
 
     def _listen(self, done: "queue.Queue[tuple[_Worker, str | None]]") -> None:
         assert self._process.stdout is not None  # noqa: S101 - opened as a pipe above
-        for line in self._process.stdout:
-            if line.endswith("\n"):  # else it died while it wrote
-                done.put((self, line))
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.endswith("\n"):  # else it died while it wrote
+                    done.put((self, line))
         done.put((self, None))
 
 
