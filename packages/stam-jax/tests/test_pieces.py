@@ -38,12 +38,13 @@ def lowered(shapes):
     return jax.jit(step, donate_argnums=(0, 1)).trace(params, state, params)
 
 
-def test_temporaries_are_a_piece_whatever_the_leaves():
-    shapes = [(4096, 1024), (300, 3000), (3, 2_000_000)]
+def test_temporaries_are_two_pieces_at_most_whatever_the_leaves():
+    """Two where a leaf has two: the compiler unrolls the loop over them, and keeps both."""
+    shapes = [(4096, 1024), (1024, 1024), (300, 3000), (3, 2_000_000)]
     memory = lowered(shapes).lower().compile().memory_analysis()
     assert memory is not None
     copy = sum(4 * np.prod(shape) for shape in shapes)
-    allowed = 4 * 1.25 * _means.PIECE if NEW_COMPILER else 1.01 * copy
+    allowed = 4 * 2.25 * _means.PIECE if NEW_COMPILER else 1.01 * copy
     assert memory.temp_size_in_bytes <= allowed, (memory.temp_size_in_bytes, allowed)
 
 

@@ -15,8 +15,8 @@ AxisName: TypeAlias = Hashable | Sequence[Hashable]
 
 # Entries read; below, a branch costs more than it saves.
 NOT_WORTH_STORING = 2**17
-# Entries of |g - m| that are stored at a time, a megabyte.
-PIECE = 2**18
+# Entries of |g - m| that are stored at a time, two megabytes.
+PIECE = 2**19
 
 
 class Average(NamedTuple):
