@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
+import pytest
 import torch
 from optim_conformance import OptimizerConformance
 from stac_torch import STAC
@@ -35,6 +36,8 @@ def to_numpy(tensor):
 
 
 class TorchRun:
+    """Steps of one optimizer; its parameters are made in the order of the tree."""
+
     def __init__(self, opt, hparams, params, options):
         self.again = (opt, hparams, options)
         self.leaves = {name: torch.nn.Parameter(to_torch(p)) for name, p in params.items()}
@@ -85,12 +88,49 @@ class TorchRun:
     def restore(self, blob):
         params, state = torch.load(io.BytesIO(blob), weights_only=False)
         opt, hparams, options = self.again
-        run = TorchRun(opt, hparams, params, options)
+        run = type(self)(opt, hparams, params, options)
         run.optimizer.load_state_dict(state)
         return run
 
     def compilations(self):
         return None
+
+
+class CompiledRun(TorchRun):
+    """Every step in a graph that Dynamo captures; its operations are run one by one."""
+
+    def __init__(self, opt, hparams, params, options):
+        # Dynamo is imported only where its checks are run.
+        from torch._dynamo.testing import CompileCounter
+
+        torch._dynamo.reset()
+        super().__init__(opt, hparams, params, options)
+        self.counter = CompileCounter()
+        self.take = torch.compile(
+            lambda: self.optimizer.step(), fullgraph=True, backend=self.counter
+        )
+        self.usual = self.optimizer.defaults["lr"]
+        self.rate = torch.tensor(self.usual, dtype=torch.float64)
+        self.let_the_rate_be_a_tensor()
+
+    def let_the_rate_be_a_tensor(self):
+        """A graph holds a number for ever: only the value of a tensor can change."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+
+    def step(self, grads, *, lr=None):
+        for name, leaf in self.leaves.items():
+            leaf.grad = to_torch(np.asarray(grads[name]))
+        self.rate.fill_(self.usual if lr is None else lr)
+        self.take()
+
+    def restore(self, blob):
+        run = super().restore(blob)
+        run.let_the_rate_be_a_tensor()
+        return run
+
+    def compilations(self):
+        return self.counter.frame_count
 
 
 class TorchAdapter:
@@ -112,8 +152,9 @@ class TorchAdapter:
         }
     )
 
-    def __init__(self, name, capabilities=capabilities, **options):
+    def __init__(self, name, capabilities=capabilities, run=TorchRun, **options):
         self.name = name
+        self.run = run
         self.capabilities = capabilities
         self.options = options
 
@@ -121,7 +162,7 @@ class TorchAdapter:
         return frozenset({"stac", "adamw"})
 
     def start(self, opt, hparams: Mapping, params, *, dtype):
-        return TorchRun(opt, hparams, params, self.options)
+        return self.run(opt, hparams, params, self.options)
 
 
 class TestLoop(OptimizerConformance):
@@ -134,3 +175,15 @@ class TestForeach(OptimizerConformance):
 
 class TestFused(OptimizerConformance):
     adapter = TorchAdapter("stac-torch fused", TorchAdapter.capabilities - {"complex"}, fused=True)
+
+
+# Each run takes Dynamo a second or two: conftest.py says which checks wait for the nightly session.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Guards may run slower")
+@pytest.mark.filterwarnings("ignore:Profiler record function")
+class TestCompiled(OptimizerConformance):
+    # What raises cannot be captured. In a graph torch's AdamW corrects its bias with its own step
+    # count, which is float32: there a float64 run is right to seven digits, theirs and ours.
+    adapter = TorchAdapter(
+        "stac-torch compiled", TorchAdapter.capabilities - {"raise", "f64"} | {"jit"}, CompiledRun
+    )
