@@ -67,6 +67,8 @@ def test_the_step_times_cover_the_whole_preset():
     assert [(row["group"], row["title"]) for row in data["rows"]] == wanted
     for row in data["rows"]:
         assert row["reached"] is (row["ratio"] <= row["reach"])
+    stripped = [(g.name, f.title) for g in PRESETS["step-speed"] for f in g.floors]
+    assert [(row["group"], row["title"]) for row in data["floors"]] == stripped
 
 
 def test_every_cell_is_complete_at_the_standard_budget(results):

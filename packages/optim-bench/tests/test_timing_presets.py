@@ -13,7 +13,7 @@ from optim_bench.errors import BenchError
 from optim_bench.timing import PRESETS, Contender, Group, preset_markdown, time_preset
 from optim_bench.timing import _update as update
 from optim_bench.timing import _update_process as process
-from optim_bench.timing._presets import TRANSFORMER
+from optim_bench.timing._presets import TRANSFORMER, Floor
 from optim_bench.timing._rounds import interleave
 
 GROUPS = PRESETS["step-speed"]
@@ -76,6 +76,7 @@ def table(rows, **changes):
     return preset_markdown(
         {
             "rows": rows,
+            "floors": [],
             "threads": 1,
             "round_seconds": 0.05,
             "machine": {"processor": "a processor"},
@@ -98,6 +99,19 @@ def test_a_miss_is_printed_as_a_miss(seconds):
     assert "noise" not in text
 
 
+def test_stripped_steps_have_a_table_of_their_own(seconds):
+    contenders, floors = (Contender("x", "X", 1.4, 1.25),), (Floor("low", "Low"),)
+    group = Group("g", "jax", "a problem", TINY, "base", "Base", contenders, floors)
+    seconds["g"]["low"] = [0.75 * value for value in seconds["g"]["base"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update, "PRESETS", {"p": (group,)})
+        found = list(update._floors("p", seconds))
+        assert [row["title"] for row in update._rows("p", seconds)] == ["X"]
+    text = table(list(update._rows("p", seconds)), floors=found)
+    assert "\n| Low | Base | 3000.0 | 0.75 | 0.75 to 0.75 |\n" in text
+    assert "Stripped" not in table(list(update._rows("p", seconds)))
+
+
 def test_a_busy_machine_is_named(seconds):
     text = table(list(update._rows("p", seconds)), busy=True, threads=2)
     assert "2 pinned threads" in text
@@ -112,7 +126,8 @@ def test_every_case_of_the_table_takes_steps(group, monkeypatch):
     monkeypatch.setattr(process, "PRESETS", {"p": (tiny(group),)})
     request = {"preset": "p", "framework": group.framework, "threads": 1}
     found = process.measure({**request, "rounds": 2, "round_seconds": 1e-4, "first_calls": 2})
-    labels = {group.baseline, "A/A", *(contender.case for contender in group.contenders)}
+    others = (*group.contenders, *group.floors)
+    labels = {group.baseline, "A/A", *(each.case for each in others)}
     assert set(found[group.name]) == labels
     assert all(len(s) == 2 and min(s) > 0 for s in found[group.name].values())
 

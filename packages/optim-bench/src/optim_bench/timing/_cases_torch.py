@@ -48,6 +48,38 @@ CASES: Mapping[str, Callable[[list[Tensor]], Optimizer]] = MappingProxyType(
 )
 
 
+def _bytes(dtype: torch.dtype) -> Callable[[list[Tensor], list[Tensor]], Callable[[], object]]:
+    """Return a step that reads p, g and m and writes p and m, with the least arithmetic."""
+
+    def make(params: list[Tensor], grads: list[Tensor]) -> Callable[[], object]:
+        moments = [torch.zeros_like(p, dtype=dtype) for p in params]
+
+        def step() -> None:
+            for p, g, m in zip(params, grads, moments, strict=True):
+                p.add_(g)
+                m.neg_() if dtype.is_floating_point else m.bitwise_not_()
+
+        return step
+
+    return make
+
+
+def _read(params: list[Tensor], grads: list[Tensor]) -> Callable[[], object]:
+    return lambda: [g.amax() for g in grads]
+
+
+FLOORS: Mapping[str, Callable[[list[Tensor], list[Tensor]], Callable[[], object]]] = (
+    MappingProxyType(
+        {
+            "bytes float32": _bytes(torch.float32),
+            "bytes bfloat16": _bytes(torch.bfloat16),
+            "bytes int8": _bytes(torch.int8),
+            "read of g": _read,
+        }
+    )
+)
+
+
 class Tensors:
     """Parameters and gradients of a list of shapes; the gradients are shared by all cases."""
 
@@ -58,13 +90,16 @@ class Tensors:
 
     def run(self, case: str) -> Run:
         """Return what takes n steps of a case; on the CPU a step returns when it is done."""
-        params = [value.clone().requires_grad_() for value in self.params]
-        for param, grad in zip(params, self.grads, strict=True):
-            param.grad = grad
-        optimizer = CASES[case](params)
+        params = [value.clone() for value in self.params]
+        if case in FLOORS:
+            step = FLOORS[case](params, self.grads)
+        else:
+            for param, grad in zip(params, self.grads, strict=True):
+                param.requires_grad_().grad = grad
+            step = CASES[case](params).step
 
         def run(n: int) -> None:
             for _ in range(n):
-                optimizer.step()
+                step()
 
         return run

@@ -48,6 +48,19 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """A stripped step: what a contender cannot avoid on this machine, timed in the same rounds.
+
+    Args:
+        case: its name in the framework's module of cases.
+        title: what the table calls it.
+    """
+
+    case: str
+    title: str
+
+
+@dataclass(frozen=True)
 class Group:
     """Optimizers that are timed against one baseline on one list of tensors.
 
@@ -59,6 +72,7 @@ class Group:
         baseline: case that the others are divided by, and that runs a second time for the A/A band.
         baseline_title: what the table calls it.
         contenders: the others.
+        floors: stripped steps.
         what: `"step"` for warmed steps, `"first"` for the first call with compilation.
     """
 
@@ -69,6 +83,7 @@ class Group:
     baseline: str
     baseline_title: str
     contenders: tuple[Contender, ...]
+    floors: tuple[Floor, ...] = ()
     what: str = "step"
 
 
@@ -91,6 +106,7 @@ STEP_SPEED = (
             Contender("stam sampled", "STAM, statistics of 4,096 entries", 1.10, 1.0),
             Contender("stam_lite", "STAMLite", 0.90, 24 / 28),
         ),
+        (Floor("adamw after a sum", "optax.adamw after one sum of abs(g - m) per leaf"),),
     ),
     Group(
         "small leaves",
@@ -125,6 +141,12 @@ STEP_SPEED = (
             _stac("float32", 0.90, 24 / 28, skip=True),
             _stac("bfloat16", 0.90, 20 / 28, skip=True),
             _stac("int8", 1.05, 18 / 28, skip=True),
+        ),
+        (
+            Floor("bytes float32", "the 20 bytes of a float32 momentum: p + g, -m"),
+            Floor("bytes bfloat16", "the 16 bytes of a bfloat16 momentum: p + g, -m"),
+            Floor("bytes int8", "the 14 bytes of an int8 momentum: p + g, ~m"),
+            Floor("read of g", "one read of g: its largest entry"),
         ),
     ),
     Group(

@@ -11,7 +11,7 @@ from typing import Any
 from optim_bench.errors import BenchError
 from optim_bench.executors import available_cores, worker_environment
 from optim_bench.timing._machine import BUSY_SHARE, machine, rank
-from optim_bench.timing._presets import PRESETS
+from optim_bench.timing._presets import PRESETS, Contender, Floor, Group
 from optim_bench.train import environment
 
 COPY = "A/A"
@@ -37,7 +37,8 @@ def time_preset(
         first_calls: repetitions where the first call is what is timed.
 
     Returns:
-        What `optim-bench time --preset --json` writes: rows with their ratios, machine, load.
+        What `optim-bench time --preset --json` writes: rows with their ratios, those of the
+        stripped steps, machine, load.
 
     Raises:
         BenchError: a measuring process failed, or the machine has fewer cores than `threads`.
@@ -64,6 +65,7 @@ def time_preset(
         "schema_version": 1,
         **request,
         "rows": list(_rows(preset, seconds)),
+        "floors": list(_floors(preset, seconds)),
         # What was running before; what runs meanwhile is this.
         "busy": load[0] > BUSY_SHARE * len(available_cores()),
         "load": [round(value, 2) for value in load],
@@ -99,31 +101,41 @@ def _measure(request: Mapping[str, Any], threads: int) -> dict[str, dict[str, li
 
 def _rows(preset: str, seconds: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for group in PRESETS[preset]:
-        if group.name not in seconds:
-            continue
-        found = seconds[group.name]
-        base = found[group.baseline]
-        copy = _ratios(found[COPY], base)
-        for contender in group.contenders:
-            ratios = _ratios(found[contender.case], base)
+        for contender in group.contenders if group.name in seconds else ():
+            row = _row(group, contender, seconds[group.name])
             yield {
-                "group": group.name,
-                "framework": group.framework,
-                "problem": group.title,
-                "what": group.what,
-                "title": contender.title,
-                "baseline": group.baseline_title,
-                "seconds": statistics.median(found[contender.case]),
-                "baseline_seconds": statistics.median(base),
-                "ratio": statistics.median(ratios),
-                "low": rank(ratios, 0.25),
-                "high": rank(ratios, 0.75),
-                "band": [rank(copy, 0.05), rank(copy, 0.95)],
-                "rounds": len(ratios),
+                **row,
                 "reach": contender.reach,
                 "limit": contender.limit,
-                "reached": statistics.median(ratios) <= contender.reach,
+                "reached": row["ratio"] <= contender.reach,
             }
+
+
+def _floors(preset: str, seconds: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for group in PRESETS[preset]:
+        for floor in group.floors if group.name in seconds else ():
+            yield _row(group, floor, seconds[group.name])
+
+
+def _row(group: Group, timed: Contender | Floor, found: Mapping[str, Any]) -> dict[str, Any]:
+    base = found[group.baseline]
+    copy = _ratios(found[COPY], base)
+    ratios = _ratios(found[timed.case], base)
+    return {
+        "group": group.name,
+        "framework": group.framework,
+        "problem": group.title,
+        "what": group.what,
+        "title": timed.title,
+        "baseline": group.baseline_title,
+        "seconds": statistics.median(found[timed.case]),
+        "baseline_seconds": statistics.median(base),
+        "ratio": statistics.median(ratios),
+        "low": rank(ratios, 0.25),
+        "high": rank(ratios, 0.75),
+        "band": [rank(copy, 0.05), rank(copy, 0.95)],
+        "rounds": len(ratios),
+    }
 
 
 def _ratios(seconds: Sequence[float], base: Sequence[float]) -> list[float]:
@@ -159,8 +171,8 @@ def preset_markdown(data: Mapping[str, Any]) -> str:
             "reached" if row["reached"] else "**missed**",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_floor_lines(data["floors"])]
     lines += [
-        "",
         f"Ratio of step times, median over interleaved rounds of at least "
         f"{1e3 * data['round_seconds']:.0f} ms; band: 5 to 95 % of what the baseline shows against "
         f"a copy of itself. CPU ({data['machine']['processor']}, {threads}), load before "
@@ -173,6 +185,25 @@ def preset_markdown(data: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _floor_lines(floors: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not floors:
+        return
+    yield "Stripped steps, timed in the same rounds: what the traffic alone takes on this machine."
+    yield ""
+    yield "| stripped step | against | ms | ratio | quartiles |"
+    yield "|---|---|--:|--:|--:|"
+    for row in floors:
+        cells = [
+            row["title"],
+            row["baseline"],
+            f"{1e3 * row['seconds']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['low']:.2f} to {row['high']:.2f}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
 
 
 _NOT_VERSIONS = frozenset({"machine", "system", "device"})

@@ -49,7 +49,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 def _group(group: Group, cases: Any, request: dict[str, Any]) -> dict[str, list[float]]:
     tensors = cases.Tensors(group.shapes)
     names = {group.baseline: group.baseline, COPY: group.baseline}
-    names |= {contender.case: contender.case for contender in group.contenders}
+    names |= {each.case: each.case for each in (*group.contenders, *group.floors)}
     if group.what == "first":
         return _first_calls(tensors, names, request["first_calls"])
     runs = {label: tensors.run(case) for label, case in names.items()}
