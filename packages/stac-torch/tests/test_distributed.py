@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,21 +26,23 @@ def written(tmp_path_factory):
     """Run every case; return the folder of what each wrote."""
     folder = tmp_path_factory.mktemp("ranks")
     plan = [f"{world}:{','.join(cases)}" for world, cases in PLAN.items()]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(folder), ",".join(STATES), *plan],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        for rank in range(max(PLAN))
-    ]
+    logs = [folder / f"rank{rank}.log" for rank in range(max(PLAN))]
+    ranks = []
     try:
-        errors = [rank.communicate(timeout=400)[1].decode() for rank in ranks]
+        for rank, log in enumerate(logs):
+            command = [sys.executable, str(SCRIPT), str(rank), str(folder), ",".join(STATES), *plan]
+            with log.open("w") as stream:
+                ranks.append(subprocess.Popen(command, stderr=stream, stdout=stream))
+        codes = [None]
+        # Where one has failed the others would wait for it.
+        while None in codes and not any(codes):
+            time.sleep(0.1)
+            codes = [rank.poll() for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    for rank, error in zip(ranks, errors, strict=True):
-        assert rank.returncode == 0, "\n".join(errors)[-3000:] + error[-3000:]
+            rank.wait()
+    assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
     return folder
 
 
