@@ -206,7 +206,11 @@ def minimums(session: nox.Session, package: str) -> None:
 def jax(session: nox.Session, jax: str, optax: str) -> None:
     """stam-jax on an older JAX and the optax of its time, optax's own suites included."""
     install_editable(session, "stam-jax", f"jax=={jax}", f"optax=={optax}")
-    pytest(session, "packages/stam-jax/tests", markers=" and not slow")
+    tests = "packages/stam-jax/tests"
+    pytest(session, tests, markers=" and not slow")
+    # The rest of what JAX and optax change most: the slow tests of these two.
+    suites = (f"{tests}/test_optax_suites.py", f"{tests}/test_sharding.py")
+    pytest(session, *suites, markers=" and slow")
     done(session)
 
 
@@ -399,7 +403,7 @@ def main_job(session: nox.Session) -> None:
 def release_check(session: nox.Session) -> None:
     """A whole release of every package to an index on loopback, with what must be refused."""
     session.install(*group("release"))
-    session.run("python", f"{SCRIPTS}/release_check.py")
+    session.run("python", f"{SCRIPTS}/release_check.py", *session.posargs)
     done(session)
 
 
@@ -407,29 +411,42 @@ def release_check(session: nox.Session) -> None:
 def verify_release(session: nox.Session) -> None:
     """Verify built files before they are published: `nox -s verify_release -- PACKAGE DIST`.
 
-    Siblings come from the index, as a user gets them. A new stam-core is also tried under the
-    published packages that depend on it, where there are any.
+    Siblings come from the index, as a user gets them; a third argument names an index that is asked
+    before the default one. A new stam-core is also tried under the published packages that depend
+    on it, where there are any.
     """
-    package, dist = session.posargs[0], Path(session.posargs[1]).resolve()
+    package, folder, *asked_first = session.posargs
+    dist = Path(folder).resolve()
+    index = tuple(flag for address in asked_first for flag in ("--index", address))
+    # What the root pins everything else by would hide a sibling that was published since.
+    newest = (flag for name in PACKAGES for flag in ("--exclude-newer-package", f"{name}=false"))
+    options = (*index, *newest)
     files = [str(file) for file in sorted(dist.glob(f"{package.replace('-', '_')}-*"))]
     session.run("uvx", TWINE, "check", "--strict", *files, external=True)
     session.run("python", f"{SCRIPTS}/check_distributions.py", *files)
-    session.install(wheel(dist, package))
+    session.install(*options, wheel(dist, package))
     session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
 
-    session.install(reference(dist, package), "-e", "shared-tests")
+    session.install(*options, reference(dist, package), "-e", "shared-tests")
     session.install(*group("test-tools"), *group(f"test-{package}"))
-    suites = sorted((ROOT / "packages" / package / "tests").glob("test_conformance*.py"))
-    if suites:
-        session.run("pytest", "-m", MARKERS, *map(str, suites), env={"OMP_NUM_THREADS": "1"})
+    suites = sorted((ROOT / "packages" / package / "tests").rglob("test_*conformance*.py"))
+    run_suites = ("pytest", "-n2", "--dist=worksteal", "-m", MARKERS, *map(str, suites))
+    session.run(*run_suites, env={"OMP_NUM_THREADS": "1"})
     for dependent in (name for name, siblings in SIBLINGS.items() if package in siblings):
         session.install(*group("release"))
-        command = ("python", f"{SCRIPTS}/release.py", "published", dependent)
+        command = ("python", f"{SCRIPTS}/release.py", "published", dependent, *index)
         if str(session.run(*command, silent=True)).strip():
-            session.install(reference(dist, package), dependent)
-            session.run("python", "-I", f"{SCRIPTS}/check_alone.py", dependent)
+            # Each in an environment of its own: none may bring what another one does.
+            place = Path(session.create_tmp(), dependent)
+            python = str(place / "bin" / "python")
+            make = ("uv", "venv", "--quiet", "--clear", "--python", str(session.python), str(place))
+            session.run(*make, external=True)
+            install = ("uv", "pip", "install", "--quiet", "--python", python, *options)
+            session.run(*install, reference(dist, package), dependent, external=True)
+            session.run(python, "-I", f"{SCRIPTS}/check_alone.py", dependent, external=True)
         else:
             session.log(f"{dependent}: no version is published yet, so none is tried")
+    done(session)
 
 
 @nox.session(python=NEWEST, default=False)
