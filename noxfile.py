@@ -55,6 +55,9 @@ SIBLINGS = {
 PACKAGES = tuple(SIBLINGS)
 EXTRAS = {"optim-checkpoint": "[jax,torch]", "optim-bench": "[jax,torch,parquet]"}
 
+# Where modules have long fixtures, each module stays in one worker: both would compute them.
+DIST = {"optim-checkpoint": "loadfile"}
+
 # The tag runs all that concerns one package: `uvx nox -t stam-jax`.
 each_package = nox.parametrize(
     "package", [nox.param(package, id=package, tags=[package]) for package in PACKAGES]
@@ -176,7 +179,8 @@ def tests(session: nox.Session, package: str) -> None:
     """One package with the newest of what it declares; the slow ones on the newest Python only."""
     install_editable(session, package)
     newest = session.python == NEWEST
-    pytest(session, f"packages/{package}/tests", markers="" if newest else " and not slow")
+    markers, dist = "" if newest else " and not slow", DIST.get(package, "worksteal")
+    pytest(session, f"packages/{package}/tests", markers=markers, dist=dist)
     if newest:
         # On their own: the option would also import the scripts that tests start as processes. The
         # one module that imports an extra of its own has no examples, and `cluster` imports it.
@@ -190,7 +194,8 @@ def tests(session: nox.Session, package: str) -> None:
 def minimums(session: nox.Session, package: str) -> None:
     """One package with the oldest of what it declares, on the oldest Python here."""
     install_editable(session, package, "--resolution=lowest-direct")
-    pytest(session, f"packages/{package}/tests", markers=" and not slow")
+    dist = DIST.get(package, "worksteal")
+    pytest(session, f"packages/{package}/tests", markers=" and not slow", dist=dist)
     done(session)
 
 
@@ -279,9 +284,8 @@ def siblings(session: nox.Session) -> None:
     install_editable(session, "optim-checkpoint")
     others = ("stam-core", "stam-jax", "stac-torch")
     session.install(*(flag for name in others for flag in ("-e", f"packages/{name}")))
-    # Each module has one long fixture, which both workers would compute.
     tests = "packages/optim-checkpoint/tests_siblings"
-    pytest(session, tests, markers="", dist="loadfile")
+    pytest(session, tests, markers="", dist=DIST["optim-checkpoint"])
     done(session)
 
 
