@@ -124,17 +124,17 @@ def test_every_case_of_the_table_takes_steps(group, monkeypatch):
     if any("fused" in contender.case for contender in group.contenders) and not COMPILER:
         pytest.skip("no C compiler, which STAC(fused=True) needs on the CPU")
     monkeypatch.setattr(process, "PRESETS", {"p": (tiny(group),)})
-    request = {"preset": "p", "framework": group.framework, "threads": 1}
+    request = {"preset": "p", "group": group.name, "threads": 1}
     found = process.measure({**request, "rounds": 2, "round_seconds": 1e-4, "first_calls": 2})
     others = (*group.contenders, *group.floors)
     labels = {group.baseline, "A/A", *(each.case for each in others)}
-    assert set(found[group.name]) == labels
-    assert all(len(s) == 2 and min(s) > 0 for s in found[group.name].values())
+    assert set(found) == labels
+    assert all(len(s) == 2 and min(s) > 0 for s in found.values())
 
 
 def test_a_failing_process_is_one_clear_error(monkeypatch):
-    monkeypatch.setattr(update, "PRESETS", {"no such preset": ()})
-    with pytest.raises(BenchError, match="timing no such preset in jax failed: KeyError"):
+    monkeypatch.setattr(update, "PRESETS", {"no such preset": GROUPS[:1]})
+    with pytest.raises(BenchError, match="timing 'transformer' of no such preset failed: KeyError"):
         time_preset("no such preset", ["jax"])
 
 
@@ -157,7 +157,7 @@ def test_the_command_refuses_what_it_would_ignore(arguments, message, capfd):
 
 
 def test_the_command_writes_the_numbers_and_the_table(seconds, monkeypatch, capfd, tmp_path):
-    monkeypatch.setattr(update, "_measure", lambda request, threads: seconds)
+    monkeypatch.setattr(update, "_measure", lambda request, threads: seconds[request["group"]])
     monkeypatch.setattr("optim_bench.cli_measure.PRESETS", {"p": ()})
     readme, numbers = tmp_path / "README.md", tmp_path / "p.json"
     readme.write_text("a\n<!-- optim-bench p: begin -->\n<!-- optim-bench p: end -->\nb\n")

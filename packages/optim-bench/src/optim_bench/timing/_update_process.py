@@ -1,10 +1,9 @@
 """The measuring process of a preset: `python -m optim_bench.timing._update_process`.
 
-One process per framework: a request on the standard input, the groups' rounds on the standard
-output. The baseline of each group runs twice, as itself and as `"A/A"`.
+One process per group: a request on the standard input, the group's rounds on the standard output.
+Its baseline runs twice, as itself and as `"A/A"`.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -13,7 +12,7 @@ import sys
 from typing import Any
 
 from optim_bench.executors import available_cores
-from optim_bench.timing._presets import PRESETS, Group
+from optim_bench.timing._presets import PRESETS
 from optim_bench.timing._rounds import ORDER_SEED, interleave
 
 COPY = "A/A"
@@ -31,22 +30,13 @@ def main() -> None:
     answer.flush()
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Return group -> label -> seconds per step (or per first call) of each round."""
-    framework = request["framework"]
+def measure(request: dict[str, Any]) -> dict[str, list[float]]:
+    """Return label -> seconds per step (or per first call) of each round."""
+    (group,) = (each for each in PRESETS[request["preset"]] if each.name == request["group"])
     # Imported here: a framework reads its thread variables when it loads, after the pinning.
-    cases = importlib.import_module(f"optim_bench.timing._cases_{framework}")
-    if framework == "torch":
+    cases = importlib.import_module(f"optim_bench.timing._cases_{group.framework}")
+    if group.framework == "torch":
         importlib.import_module("torch").set_num_threads(request["threads"])
-    found: dict[str, Any] = {}
-    for group in PRESETS[request["preset"]]:
-        if group.framework == framework:
-            found[group.name] = _group(group, cases, request)
-            gc.collect()
-    return found
-
-
-def _group(group: Group, cases: Any, request: dict[str, Any]) -> dict[str, list[float]]:
     tensors = cases.Tensors(group.shapes)
     names = {group.baseline: group.baseline, COPY: group.baseline}
     names |= {each.case: each.case for each in (*group.contenders, *group.floors)}
