@@ -61,6 +61,12 @@ def test_the_readmes_step_times_are_the_committed_ones():
     assert section_of(README, "step-speed") == preset_markdown(numbers("step-speed.json"))
 
 
+def test_the_step_times_on_cuda_are_the_committed_ones_or_none():
+    measured = (EVIDENCE / "step-speed-cuda.json").exists()
+    table = preset_markdown(numbers("step-speed-cuda.json")) if measured else "Not yet measured.\n"
+    assert section_of(README, "step-speed-cuda") == table
+
+
 def test_the_step_times_cover_the_whole_preset():
     data = numbers("step-speed.json")
     wanted = [(g.name, c.title) for g in PRESETS["step-speed"] for c in g.contenders]

@@ -49,6 +49,10 @@ def test_limits_follow_from_the_bytes():
     assert limits['STAC fused, int8 momentum, nonfinite="skip"'] == pytest.approx(18 / 28)
 
 
+def measured(seconds, request, device=None):
+    return {"device": device, "rounds": seconds[request["group"]]}
+
+
 @pytest.fixture
 def seconds(monkeypatch):
     """Rounds of one group with known ratios: 1.5, 1.6, ... to the baseline, the copy at 1 +- .1."""
@@ -80,6 +84,7 @@ def table(rows, **changes):
             "threads": 1,
             "round_seconds": 0.05,
             "machine": {"processor": "a processor"},
+            "devices": [],
             "load": [0.25],
             "environment": {"python": "3.13", "machine": "x86_64"},
             "busy": False,
@@ -128,8 +133,40 @@ def test_every_case_of_the_table_takes_steps(group, monkeypatch):
     found = process.measure({**request, "rounds": 2, "round_seconds": 1e-4, "first_calls": 2})
     others = (*group.contenders, *group.floors)
     labels = {group.baseline, "A/A", *(each.case for each in others)}
-    assert set(found) == labels
-    assert all(len(s) == 2 and min(s) > 0 for s in found.values())
+    assert found["device"] is None
+    assert set(found["rounds"]) == labels
+    assert all(len(s) == 2 and min(s) > 0 for s in found["rounds"].values())
+
+
+def test_the_tables_of_both_devices_time_the_same_cases():
+    cases = {
+        device: {
+            (group.framework, case)
+            for group in PRESETS[preset]
+            for case in (group.baseline, *(c.case for c in group.contenders))
+        }
+        for preset, device in (("step-speed", "cpu"), ("step-speed-cuda", "cuda"))
+    }
+    assert cases["cuda"] | {("torch", "adamw foreach"), ("torch", "stac foreach")} == cases["cpu"]
+    assert {group.device for group in PRESETS["step-speed-cuda"]} == {"cuda"}
+    assert sum(map(math.prod, PRESETS["step-speed-cuda"][0].shapes)) == 207_636_480
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("framework", "name"), [("jax", "JAX"), ("torch", "PyTorch")])
+def test_a_preset_for_cuda_says_where_there_is_none(framework, name, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(BenchError, match=f"needs a CUDA device, and {name} finds none") as failed:
+        time_preset("step-speed-cuda", [framework], rounds=2)
+    assert "\n" not in str(failed.value)
+
+
+def test_an_accelerator_is_named(seconds, monkeypatch):
+    monkeypatch.setattr(
+        update, "_measure", lambda request, threads: measured(seconds, request, "NVIDIA H100")
+    )
+    assert "NVIDIA H100, CPU (" in preset_markdown(time_preset("p", ["jax"]))
 
 
 def test_a_failing_process_is_one_clear_error(monkeypatch):
@@ -157,7 +194,7 @@ def test_the_command_refuses_what_it_would_ignore(arguments, message, capfd):
 
 
 def test_the_command_writes_the_numbers_and_the_table(seconds, monkeypatch, capfd, tmp_path):
-    monkeypatch.setattr(update, "_measure", lambda request, threads: seconds[request["group"]])
+    monkeypatch.setattr(update, "_measure", lambda request, threads: measured(seconds, request))
     monkeypatch.setattr("optim_bench.cli_measure.PRESETS", {"p": ()})
     readme, numbers = tmp_path / "README.md", tmp_path / "p.json"
     readme.write_text("a\n<!-- optim-bench p: begin -->\n<!-- optim-bench p: end -->\nb\n")

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import stam_jax
 
+from optim_bench.errors import BenchError
 from optim_bench.timing._presets import Shape
 from optim_bench.timing._rounds import Run
 
@@ -46,20 +47,35 @@ CASES: Mapping[str, optax.GradientTransformation] = MappingProxyType(
 )
 
 
+def device_name(device: str) -> str | None:
+    """Return what an accelerator calls itself, None for the CPU.
+
+    Raises:
+        BenchError: there is none.
+    """
+    if device == "cpu":
+        return None
+    try:
+        return str(jax.devices(device)[0].device_kind)
+    except RuntimeError:
+        msg = "this preset needs a CUDA device, and JAX finds none on this machine"
+        raise BenchError(msg) from None
+
+
 class Tensors:
     """Parameters and gradients of a list of shapes; the gradients are shared by all cases."""
 
-    def __init__(self, shapes: Sequence[Shape], seed: int = 0) -> None:
+    def __init__(self, shapes: Sequence[Shape], device: str = "cpu", seed: int = 0) -> None:
         generator = np.random.default_rng(seed)
         values = [generator.standard_normal(shape, dtype=np.float32) for shape in shapes]
+        (self.device, *_) = jax.devices(device)
         self.params = [0.02 * value for value in values]
-        self.grads = [jax.device_put(0.01 * value[::-1]) for value in values]
+        self.grads = [self._put(0.01 * value[::-1]) for value in values]
 
     def run(self, case: str) -> Run:
         """Return what takes n steps of a case and waits for the last one."""
         step = _jitted(CASES[case])
-        params: Any = [jnp.array(value, copy=True) for value in self.params]
-        state = CASES[case].init(params)
+        params, state = self._start(case)
 
         def run(n: int) -> None:
             nonlocal params, state
@@ -72,12 +88,19 @@ class Tensors:
     def first_call(self, case: str) -> float:
         """Return the seconds of a first step, with tracing and compilation."""
         jax.clear_caches()
-        params = [jnp.array(value, copy=True) for value in self.params]
-        state = jax.block_until_ready(CASES[case].init(params))
+        params, state = jax.block_until_ready(self._start(case))
         step = _jitted(CASES[case])
         started = time.perf_counter()
         jax.block_until_ready(step(params, state, self.grads))
         return time.perf_counter() - started
+
+    def _start(self, case: str) -> tuple[Any, Any]:
+        # Copies, because a step is given them for good.
+        params = [self._put(jnp.array(value, copy=True)) for value in self.params]
+        return params, jax.device_put(CASES[case].init(params), self.device)
+
+    def _put(self, value: Any) -> jax.Array:
+        return jax.device_put(value, self.device)
 
 
 def _jitted(transformation: optax.GradientTransformation) -> Any:

@@ -1,4 +1,4 @@
-"""Optimizer steps in PyTorch on given gradients, on the CPU."""
+"""Optimizer steps in PyTorch on given gradients."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -9,6 +9,7 @@ from stac_torch import STAC
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from optim_bench.errors import BenchError
 from optim_bench.timing._presets import Shape
 from optim_bench.timing._rounds import Run
 
@@ -80,17 +81,32 @@ FLOORS: Mapping[str, Callable[[list[Tensor], list[Tensor]], Callable[[], object]
 )
 
 
+def device_name(device: str) -> str | None:
+    """Return what an accelerator calls itself, None for the CPU.
+
+    Raises:
+        BenchError: there is none.
+    """
+    if device == "cpu":
+        return None
+    if not torch.cuda.is_available():
+        raise BenchError("this preset needs a CUDA device, and PyTorch finds none on this machine")
+    return torch.cuda.get_device_name()
+
+
 class Tensors:
     """Parameters and gradients of a list of shapes; the gradients are shared by all cases."""
 
-    def __init__(self, shapes: Sequence[Shape], seed: int = 0) -> None:
+    def __init__(self, shapes: Sequence[Shape], device: str = "cpu", seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
+        self.device = device
         self.params = [0.02 * torch.randn(shape, generator=generator) for shape in shapes]
-        self.grads = [0.01 * torch.randn(shape, generator=generator) for shape in shapes]
+        grads = [0.01 * torch.randn(shape, generator=generator) for shape in shapes]
+        self.grads = [grad.to(device) for grad in grads]
 
     def run(self, case: str) -> Run:
-        """Return what takes n steps of a case; on the CPU a step returns when it is done."""
-        params = [value.clone() for value in self.params]
+        """Return what takes n steps of a case and waits for the last one."""
+        params = [value.to(self.device, copy=True) for value in self.params]
         if case in FLOORS:
             step = FLOORS[case](params, self.grads)
         else:
@@ -101,5 +117,8 @@ class Tensors:
         def run(n: int) -> None:
             for _ in range(n):
                 step()
+            # On the CPU a step returns when it is done.
+            if self.device != "cpu":
+                torch.cuda.synchronize()
 
         return run

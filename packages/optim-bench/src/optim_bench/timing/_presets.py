@@ -16,16 +16,22 @@ from types import MappingProxyType
 
 Shape = tuple[int, ...]
 
-_WIDTH, _LAYERS, _VOCABULARY = 512, 6, 3072
-_BLOCK: tuple[Shape, ...] = (
-    (_WIDTH,),
-    (_WIDTH, 3 * _WIDTH),
-    (_WIDTH, _WIDTH),
-    (_WIDTH,),
-    (_WIDTH, 4 * _WIDTH),
-    (4 * _WIDTH, _WIDTH),
-)
-TRANSFORMER: tuple[Shape, ...] = ((_VOCABULARY, _WIDTH), *(_BLOCK * _LAYERS), (_WIDTH,))
+
+def _transformer(width: int, layers: int, vocabulary: int) -> tuple[Shape, ...]:
+    block = (
+        (width,),
+        (width, 3 * width),
+        (width, width),
+        (width,),
+        (width, 4 * width),
+        (4 * width, width),
+    )
+    return ((vocabulary, width), *(block * layers), (width,))
+
+
+TRANSFORMER = _transformer(512, 6, 3072)
+# A step of an accelerator on fewer would be mostly the start of its kernels.
+LARGE_TRANSFORMER = _transformer(2048, 4, 3072)
 SMALL_LEAVES: tuple[Shape, ...] = ((256,),) * 200
 MANY_TENSORS: tuple[Shape, ...] = ((100, 100),) * 3000
 
@@ -74,6 +80,7 @@ class Group:
         contenders: the others.
         floors: stripped steps.
         what: `"step"` for warmed steps, `"first"` for the first call with compilation.
+        device: `"cpu"` or `"cuda"`.
     """
 
     name: str
@@ -85,6 +92,7 @@ class Group:
     contenders: tuple[Contender, ...]
     floors: tuple[Floor, ...] = ()
     what: str = "step"
+    device: str = "cpu"
 
 
 def _stac(state: str, reach: float, limit: float, *, skip: bool) -> Contender:
@@ -92,6 +100,20 @@ def _stac(state: str, reach: float, limit: float, *, skip: bool) -> Contender:
     title = f'STAC fused, {state} momentum, nonfinite="{policy}"'
     return Contender(f"stac fused {state} {policy}", title, reach, limit)
 
+
+STAM_FAMILY = (
+    Contender("stam", "STAM", 1.40, 36 / 28),
+    Contender("stam sampled", "STAM, statistics of 4,096 entries", 1.10, 1.0),
+    Contender("stam_lite", "STAMLite", 0.90, 24 / 28),
+)
+STAC_FUSED = (
+    _stac("float32", 0.75, 20 / 28, skip=False),
+    _stac("bfloat16", 0.75, 16 / 28, skip=False),
+    _stac("int8", 0.90, 14 / 28, skip=False),
+    _stac("float32", 0.90, 24 / 28, skip=True),
+    _stac("bfloat16", 0.90, 20 / 28, skip=True),
+    _stac("int8", 1.05, 18 / 28, skip=True),
+)
 
 STEP_SPEED = (
     Group(
@@ -101,11 +123,7 @@ STEP_SPEED = (
         TRANSFORMER,
         "adamw",
         "optax.adamw",
-        (
-            Contender("stam", "STAM", 1.40, 36 / 28),
-            Contender("stam sampled", "STAM, statistics of 4,096 entries", 1.10, 1.0),
-            Contender("stam_lite", "STAMLite", 0.90, 24 / 28),
-        ),
+        STAM_FAMILY,
         (Floor("adamw after a sum", "optax.adamw after one sum of abs(g - m) per leaf"),),
     ),
     Group(
@@ -134,14 +152,7 @@ STEP_SPEED = (
         TRANSFORMER,
         "adamw fused",
         "AdamW(fused=True)",
-        (
-            _stac("float32", 0.75, 20 / 28, skip=False),
-            _stac("bfloat16", 0.75, 16 / 28, skip=False),
-            _stac("int8", 0.90, 14 / 28, skip=False),
-            _stac("float32", 0.90, 24 / 28, skip=True),
-            _stac("bfloat16", 0.90, 20 / 28, skip=True),
-            _stac("int8", 1.05, 18 / 28, skip=True),
-        ),
+        STAC_FUSED,
         (
             Floor("bytes float32", "the 20 bytes of a float32 momentum: p + g, -m"),
             Floor("bytes bfloat16", "the 16 bytes of a bfloat16 momentum: p + g, -m"),
@@ -169,4 +180,40 @@ STEP_SPEED = (
     ),
 )
 
-PRESETS: Mapping[str, tuple[Group, ...]] = MappingProxyType({"step-speed": STEP_SPEED})
+# The same ratios are to be reached: they come from the bytes.
+STEP_SPEED_CUDA = (
+    Group(
+        "large transformer",
+        "jax",
+        "208 M parameters of a transformer",
+        LARGE_TRANSFORMER,
+        "adamw",
+        "optax.adamw",
+        STAM_FAMILY,
+        device="cuda",
+    ),
+    Group(
+        "large transformer, fused",
+        "torch",
+        "208 M parameters of a transformer",
+        LARGE_TRANSFORMER,
+        "adamw fused",
+        "AdamW(fused=True)",
+        STAC_FUSED,
+        device="cuda",
+    ),
+    Group(
+        "many tensors",
+        "torch",
+        "3,000 tensors of 10,000 values",
+        MANY_TENSORS,
+        "adamw fused",
+        "AdamW(fused=True)",
+        (_stac("float32", 1.00, 20 / 28, skip=False),),
+        device="cuda",
+    ),
+)
+
+PRESETS: Mapping[str, tuple[Group, ...]] = MappingProxyType(
+    {"step-speed": STEP_SPEED, "step-speed-cuda": STEP_SPEED_CUDA}
+)

@@ -12,6 +12,7 @@ from optim_bench.errors import BenchError
 from optim_bench.executors import available_cores, worker_environment
 from optim_bench.timing._machine import BUSY_SHARE, machine, rank
 from optim_bench.timing._presets import PRESETS, Contender, Floor, Group
+from optim_bench.timing._update_process import REFUSED
 from optim_bench.train import environment
 
 COPY = "A/A"
@@ -60,12 +61,16 @@ def time_preset(
     }
     load = [os.getloadavg()[0]]
     seconds: dict[str, dict[str, list[float]]] = {}
+    devices: set[str] = set()
     for framework in frameworks:
         for group in PRESETS[preset]:
             if group.framework == framework:
-                seconds[group.name] = _measure({**request, "group": group.name}, threads)
+                found = _measure({**request, "group": group.name}, threads)
+                seconds[group.name] = found["rounds"]
+                devices |= {found["device"]} - {None}
         load.append(os.getloadavg()[0])
-    versions = {k: v for f in frameworks for k, v in environment(f).items()}
+    device = PRESETS[preset][0].device
+    versions = {k: v for f in frameworks for k, v in environment(f, device).items()}
     return {
         "schema_version": 1,
         **request,
@@ -75,11 +80,12 @@ def time_preset(
         "busy": load[0] > BUSY_SHARE * len(available_cores()),
         "load": [round(value, 2) for value in load],
         "machine": machine(),
+        "devices": sorted(devices),
         "environment": versions,
     }
 
 
-def _measure(request: Mapping[str, Any], threads: int) -> dict[str, list[float]]:
+def _measure(request: Mapping[str, Any], threads: int) -> dict[str, Any]:
     variables = worker_environment(os.environ)
     if threads > 1:
         single = worker_environment({})
@@ -97,6 +103,8 @@ def _measure(request: Mapping[str, Any], threads: int) -> dict[str, list[float]]
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
+        if done.returncode == REFUSED:
+            raise BenchError(lines[-1])
         raise BenchError(
             f"timing {request['group']!r} of {request['preset']} failed: {lines[-1]}; install "
             "the optimizers' releases that this version of optim-bench was made for"
@@ -154,6 +162,7 @@ def preset_markdown(data: Mapping[str, Any]) -> str:
         f"{name} {facts[name]}" for name in sorted(facts) if name not in _NOT_VERSIONS
     )
     threads = "1 pinned thread" if data["threads"] == 1 else f"{data['threads']} pinned threads"
+    where = ", ".join((*data["devices"], "CPU"))
     lines = [
         "| step | against | ms | ratio | quartiles | A/A band | to reach | limit by traffic | |",
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
@@ -180,7 +189,7 @@ def preset_markdown(data: Mapping[str, Any]) -> str:
     lines += [
         f"Ratio of step times, median over interleaved rounds of at least "
         f"{1e3 * data['round_seconds']:.0f} ms; band: 5 to 95 % of what the baseline shows against "
-        f"a copy of itself. CPU ({data['machine']['processor']}, {threads}), load before "
+        f"a copy of itself. {where} ({data['machine']['processor']}, {threads}), load before "
         f"{data['load'][0]:.2f}; {versions}."
         + (
             " Others used the machine, too: the milliseconds are noise, "

@@ -11,11 +11,14 @@ import random
 import sys
 from typing import Any
 
+from optim_bench.errors import BenchError
 from optim_bench.executors import available_cores
 from optim_bench.timing._presets import PRESETS
 from optim_bench.timing._rounds import ORDER_SEED, interleave
 
 COPY = "A/A"
+# The exit status of a process whose last line on the standard error says all.
+REFUSED = 3
 
 
 def main() -> None:
@@ -26,24 +29,32 @@ def main() -> None:
     # Frameworks may print; the result is the last line of the real standard output.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    answer.write(json.dumps(measure(request)) + "\n")
+    try:
+        found = measure(request)
+    except BenchError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(REFUSED)
+    answer.write(json.dumps(found) + "\n")
     answer.flush()
 
 
-def measure(request: dict[str, Any]) -> dict[str, list[float]]:
-    """Return label -> seconds per step (or per first call) of each round."""
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the accelerator's name, and label -> seconds per step or first call of each round."""
     (group,) = (each for each in PRESETS[request["preset"]] if each.name == request["group"])
     # Imported here: a framework reads its thread variables when it loads, after the pinning.
     cases = importlib.import_module(f"optim_bench.timing._cases_{group.framework}")
     if group.framework == "torch":
         importlib.import_module("torch").set_num_threads(request["threads"])
-    tensors = cases.Tensors(group.shapes)
+    device = cases.device_name(group.device)
+    tensors = cases.Tensors(group.shapes, group.device)
     names = {group.baseline: group.baseline, COPY: group.baseline}
     names |= {each.case: each.case for each in (*group.contenders, *group.floors)}
     if group.what == "first":
-        return _first_calls(tensors, names, request["first_calls"])
-    runs = {label: tensors.run(case) for label, case in names.items()}
-    return interleave(runs, request["rounds"], request["round_seconds"])
+        rounds = _first_calls(tensors, names, request["first_calls"])
+    else:
+        runs = {label: tensors.run(case) for label, case in names.items()}
+        rounds = interleave(runs, request["rounds"], request["round_seconds"])
+    return {"device": device, "rounds": rounds}
 
 
 def _first_calls(tensors: Any, names: dict[str, str], calls: int) -> dict[str, list[float]]:
