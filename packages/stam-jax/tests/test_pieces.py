@@ -52,6 +52,7 @@ def test_temporaries_are_two_pieces_at_most_whatever_the_leaves():
 def test_every_entry_is_summed_once(shape, kept, monkeypatch):
     monkeypatch.setattr(_means, "NOT_WORTH_STORING", 0)
     monkeypatch.setattr(_means, "PIECE", 100)
+    monkeypatch.setattr(_means, "SHORTEST_STRETCH", 1)
     generator = np.random.default_rng(0)
     g, mu = (generator.standard_normal(shape, np.float32) for _ in range(2))
     average = _means.Average(kept, 1, None)
@@ -71,6 +72,25 @@ def test_every_entry_is_summed_once(shape, kept, monkeypatch):
     expected = [np.sum(x, axis=axes, keepdims=bool(kept)) for x in (r * r, r)]
     for found, wanted in zip(sums(g, mu, jnp.asarray(1)), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept", "cut"),
+    [
+        ((4096, 1024), (), (0, 512)),
+        ((3, 2_000_000), (), (1, 174_762)),
+        ((12, 1024, 1024), (0,), (1, 42)),
+        # Strips of 4 entries: cut so, a step took 93 ms instead of 21.
+        ((128_000, 64), (0,), None),
+        # The place of the last piece would not be a 32-bit integer.
+        ((2**31 - 1,), (), (0, 2**19)),
+        ((2**31,), (), None),
+        ((4096, 1024), (0, 1), None),
+        ((512, 1024), (), None),
+    ],
+)
+def test_a_leaf_is_cut_where_its_pieces_are_long_and_can_be_addressed(shape, kept, cut):
+    assert _means.piece_of(shape, kept) == cut
 
 
 @pytest.mark.parametrize(("platform", "devices"), [("cpu", 1), ("cpu", 2), ("cuda", 1)])

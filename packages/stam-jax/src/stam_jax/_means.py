@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -17,6 +18,8 @@ AxisName: TypeAlias = Hashable | Sequence[Hashable]
 NOT_WORTH_STORING = 2**17
 # Entries of |g - m| that are stored at a time, two megabytes.
 PIECE = 2**19
+# Entries that lie side by side in a piece, at least.
+SHORTEST_STRETCH = 64
 
 
 class Average(NamedTuple):
@@ -91,6 +94,29 @@ def sample(x: jax.Array, n: int | None, kept: tuple[int, ...]) -> jax.Array:
     return slices.reshape(-1, math.prod(rest))[:, ::stride]
 
 
+def piece_of(shape: tuple[int, ...], kept: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return the axis along which a leaf is cut and the length of its pieces, None for no cut.
+
+    Args:
+        shape: Shape of the leaf.
+        kept: Axes not summed over, which are not cut.
+
+    Example:
+        >>> piece_of((4096, 1024), ()), piece_of((4096, 1024), (0,)), piece_of((512, 512), ())
+        ((0, 512), (1, 128), None)
+    """
+    size = math.prod(shape)
+    axes = [axis for axis in range(len(shape)) if axis not in kept]
+    if size <= PIECE or not axes:
+        return None
+    # The outermost axis that is long enough, for pieces in long stretches of memory.
+    axis = max(axes, key=lambda axis: min(shape[axis], -(-size // PIECE)))
+    step = max(1, PIECE * shape[axis] // size)
+    stretch = step * math.prod(shape[axis + 1 :])
+    # Of short ones every cache line would be read once for each piece. Places are 32 bits wide.
+    return (axis, step) if stretch >= SHORTEST_STRETCH and shape[axis] < 2**31 else None
+
+
 def sums_of_stored(
     compute: Callable[..., jax.Array],
     sums: Callable[[jax.Array], tuple[jax.Array, ...]],
@@ -119,13 +145,8 @@ def sums_of_stored(
     def stored(*read: jax.Array) -> tuple[jax.Array, ...]:
         return sums(lax.optimization_barrier(compute(*read)))
 
-    def in_pieces(*read: jax.Array) -> tuple[jax.Array, ...]:
-        size, shape = read[0].size, read[0].shape
-        # The outermost axis that is long enough, for pieces in one stretch of memory.
-        axes = [axis for axis in range(len(shape)) if axis not in kept]
-        axis = max(axes, key=lambda axis: min(shape[axis], -(-size // PIECE)))
-        length = shape[axis]
-        step = max(1, PIECE * length // size)
+    def in_pieces(*read: jax.Array, axis: int, step: int) -> tuple[jax.Array, ...]:
+        length = read[0].shape[axis]
         pieces = -(-length // step)
         first = length - (pieces - 1) * step
 
@@ -138,10 +159,10 @@ def sums_of_stored(
 
     if sum(x.size for x in read) <= NOT_WORTH_STORING:
         return fused(*read)
-    x = read[0]
+    cut = piece_of(read[0].shape, kept)
     # A leaf that is spread over devices would be gathered to be cut.
-    if len(read) == 2 and x.size > PIECE and len(kept) < x.ndim and jax.device_count() == 1:
-        branches = in_pieces, in_pieces
+    if len(read) == 2 and cut is not None and jax.device_count() == 1:
+        branches = (partial(in_pieces, axis=cut[0], step=cut[1]),) * 2
     else:
         branches = stored, fused
     # Both branches are right, and the first is taken: what a branch stores lives inside it. Without
