@@ -9,6 +9,7 @@ build and upload in the workflow runs there as well; that takes many minutes.
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,6 @@ from pathlib import Path
 import release
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = "0.1.0"
 IDENTITY = ("-c", "user.name=release check", "-c", "user.email=release-check@localhost")
 
 
@@ -100,6 +100,30 @@ def must_refuse(root: Path, address: str, reason: str, **what: str | None) -> No
     raise SystemExit(f"a release was planned that must be refused: {reason}")
 
 
+def before_release(root: Path) -> None:
+    """Put a clone where its declared versions are not released yet, whatever has been.
+
+    The index on loopback is empty, so the oldest sibling that a package takes is the one declared.
+    """
+    versions = {package: release.project(root, package)["version"] for package in release.ORDER}
+    floor = re.compile(rf"\b({'|'.join(release.ORDER)})>=[0-9.]+")
+    for package, version in versions.items():
+        folder = root / "packages" / package
+        pyproject, changelog = folder / "pyproject.toml", folder / "CHANGELOG.md"
+        text = pyproject.read_text(encoding="utf-8")
+        text = floor.sub(lambda match: f"{match[1]}>={versions[match[1]]}", text)
+        pyproject.write_text(text, encoding="utf-8")
+        section = re.compile(
+            rf"^## {re.escape(version)} \(.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL
+        )
+        changes = changelog.read_text(encoding="utf-8")
+        changelog.write_text(section.sub("", changes), encoding="utf-8")
+        (folder / "changes").mkdir(exist_ok=True)
+        (folder / "changes" / "+rehearsal.changed.md").write_text(
+            "A rehearsal.\n", encoding="utf-8"
+        )
+
+
 def commit(root: Path, message: str) -> None:
     """Commit everything in the clone."""
     run("git", "add", "--all", cwd=root)
@@ -113,13 +137,19 @@ def verify(root: Path, package: str, dist: Path, address: str) -> None:
     print("  verified as the workflow does it")
 
 
+def tag_of(root: Path, package: str) -> str:
+    """The tag that releases a package at its declared version."""
+    return f"{package}-v{release.project(root, package)['version']}"
+
+
 def publish(root: Path, package: str, address: str, scratch: Path, *, verified: bool) -> None:
     """Take one package from its fragments to an environment that installed it from the index."""
-    tag = f"{package}-v{VERSION}"
+    version = release.project(root, package)["version"]
+    tag = tag_of(root, package)
     must_refuse(root, address, "CHANGELOG.md has no section", package=package)
-    release.prepare(root, package, VERSION)
+    release.prepare(root, package, version)
     must_refuse(root, address, "the tree is not clean", package=package)
-    commit(root, f"Release {package} {VERSION}")
+    commit(root, f"Release {package} {version}")
     run("git", "tag", tag, cwd=root)
     release.plan(root, tag=tag, package=None, index=f"{address}/simple")
 
@@ -139,17 +169,18 @@ def publish(root: Path, package: str, address: str, scratch: Path, *, verified: 
         *("--username", "anyone", "--password", "anything", *map(str, files)),
         cwd=scratch,
     )
-    install_from(address, package, files, scratch)
+    install_from(address, f"{package}=={version}", files, scratch)
     must_refuse(root, address, "is already published", tag=tag)
 
 
-def install_from(address: str, package: str, files: list[Path], scratch: Path) -> None:
+def install_from(address: str, exact: str, files: list[Path], scratch: Path) -> None:
     """Install the package from the index into an empty environment, every file held to its hash."""
+    package = exact.partition("==")[0]
     environment = scratch / f"environment-{package}"
     run("uv", "venv", "--quiet", "--python", sys.executable, str(environment), cwd=scratch)
     python = environment / "bin" / "python"
     wanted, locked = scratch / f"{package}.in", scratch / f"{package}.txt"
-    wanted.write_text(f"{package}=={VERSION}\n", encoding="utf-8")
+    wanted.write_text(f"{exact}\n", encoding="utf-8")
     address = f"{address}/simple/"
     # The index on loopback comes first and knows our packages; all else is from the default one.
     run(
@@ -179,6 +210,11 @@ def main() -> int:
         scratch = Path(folder)
         root = scratch / "clone"
         run("git", "clone", "--quiet", str(ROOT), str(root), cwd=scratch)
+        before_release(root)
+        commit(root, "Stand before the releases")
+        # A release that was made has left its tag in the clone.
+        for tag in run("git", "tag", cwd=root).split():
+            run("git", "tag", "--delete", tag, cwd=root)
         print("before the first release")
         must_refuse(root, address, "names no release", tag="stam-core-0.1.0")
         must_refuse(root, address, "is no package of this workspace", package="stam")
@@ -191,7 +227,7 @@ def main() -> int:
         if verified:
             # Once more, now under the dependents that are published.
             verify(root, "stam-core", scratch / "dist" / "stam-core", address)
-        must_refuse(root, address, "is not on the commit", tag=f"stam-core-v{VERSION}")
+        must_refuse(root, address, "is not on the commit", tag=tag_of(root, "stam-core"))
     print(f"{len(release.ORDER)} packages released to an index on loopback, each installed alone")
     return 0
 
