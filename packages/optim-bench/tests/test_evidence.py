@@ -1,11 +1,13 @@
 """The committed evidence: the page, the README's tables and the numbers say the same."""
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from optim_bench.campaign import run_campaign
+from optim_bench.errors import BenchError
 from optim_bench.executors import InlineExecutor
 from optim_bench.memory import memory_markdown
 from optim_bench.protocol import Budget
@@ -103,16 +105,27 @@ def test_what_is_not_better_is_on_the_page_as_it_is(tool, results):
             assert f"- {comparison['sentence']}" in part
 
 
-def test_pairs_are_compared_seed_by_seed_with_holm_over_all(tool):
-    def cell(label, losses, under_tuned=False):
-        runs = [{"seed": s, "status": "ok", "test_loss": x} for s, x in enumerate(losses)]
-        return {
-            "name": f"digits-cnn/torch/{label}",
-            "title": label.upper(),
-            "tuning": {"under_tuned": under_tuned},
-            "fresh": {"runs": runs},
+def cell(label, losses, **tuning):
+    """A measured cell of the pairs' tests; "failed" and "missing" stand for such runs."""
+    runs = [
+        {
+            "seed": seed,
+            "status": "failed" if loss == "failed" else "diverged" if loss is None else "ok",
+            "test_loss": None if loss == "failed" else loss,
         }
+        for seed, loss in enumerate(losses)
+        if loss != "missing"
+    ]
+    found = {"failed": losses.count("failed"), "missing": losses.count("missing"), "runs": runs}
+    return {
+        "name": f"digits-cnn/torch/{label}",
+        "title": label.upper(),
+        "tuning": {"under_tuned": False, "failed": 0, "selected": 1e-3, "complete": True, **tuning},
+        "fresh": found,
+    }
 
+
+def test_pairs_are_compared_seed_by_seed_with_holm_over_all(tool):
     base = [1.0 + 0.1 * s for s in range(10)]
     cells = [
         cell("stac", base),
@@ -125,6 +138,76 @@ def test_pairs_are_compared_seed_by_seed_with_holm_over_all(tool):
     assert lion["p_adjusted"] == pytest.approx(3 * 2 / 2**10)
     assert signum["outcome"] == "under-tuned, not ranked"
     assert int8["outcome"] == "diverged, not ranked"
+
+
+@pytest.mark.parametrize("mine", [True, False])
+@pytest.mark.parametrize(
+    ("last", "tuning", "outcome"),
+    [
+        (1.9, {}, "lower"),
+        ("failed", {}, "incomplete"),
+        ("missing", {}, "incomplete"),
+        (1.9, {"failed": 1}, "incomplete"),
+    ],
+)
+def test_a_pair_with_runs_that_failed_or_are_missing_is_incomplete(
+    tool, mine, last, tuning, outcome
+):
+    base = [1.0 + 0.1 * s for s in range(10)]
+    losses, factor = (base, 2) if mine else ([2 * x for x in base], 0.5)
+    spoilt = [*losses[:9], last], tuning
+    whole = [factor * x for x in losses], {}
+    (stac, a), (lion, b) = (spoilt, whole) if mine else (whole, spoilt)
+    cells = [cell("stac", stac, **a), cell("lion", lion, **b)]
+    (row,) = tool.pairs({"cells": cells}, "torch")
+    assert row["outcome"] == outcome
+
+
+def test_a_pair_whose_one_diverged_at_every_rate_is_not_called_incomplete(tool):
+    nothing = cell("stac", ["missing"] * 10, selected=None, under_tuned=True)
+    (row,) = tool.pairs({"cells": [nothing, cell("lion", [1.0] * 10)]}, "torch")
+    assert row["outcome"] == "diverged, not ranked"
+
+
+def test_the_state_column_covers_every_workload_of_the_row(tool, results):
+    changed = copy.deepcopy(results)
+    mine = [c for c in changed["cells"] if (c["framework"], c["label"]) == ("jax", "stam")]
+    for index, found in enumerate(mine):
+        found["state_bytes"] = (3 if index == 1 else 2) * found["parameter_bytes"]
+    title = mine[0]["title"]
+    rows = [line for line in tool.verdicts(changed).splitlines() if line.startswith(f"| {title} |")]
+    assert [row.rsplit("|", 2)[1].strip() for row in rows] == ["2 to 3"]
+    mine[1]["state_bytes"] = 2 * mine[1]["parameter_bytes"]
+    (row,) = (x for x in tool.verdicts(changed).splitlines() if x.startswith(f"| {title} |"))
+    assert row.endswith(" | 2 |")
+
+
+def test_training_keeps_every_other_run_out_of_its_folder(
+    tool, make_plan, trainer, monkeypatch, tmp_path
+):
+    budget = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=2, extensions=1, defaults=False)
+    plan = make_plan({"jax": ("stam", "adamw")}, budget)
+    trained = []
+
+    def campaign(given, store, workers, listener):
+        with pytest.raises(BenchError, match="another optim-bench run is at work"):
+            store.exclusive().__enter__()
+        assert store.plan() == given
+        trained.append(store.root.name)
+
+    monkeypatch.setattr(tool, "WORKLOADS", ("toy",))
+    monkeypatch.setattr(tool, "build_plan", lambda request: plan)
+    monkeypatch.setattr(tool, "make_executor", lambda *a, **k: InlineExecutor(trainer))
+    monkeypatch.setattr(tool, "run_campaign", campaign)
+    tool.train(tmp_path / "free", None)
+    assert trained == ["jax-toy", "torch-toy"]
+
+    store = Store(tmp_path / "taken" / "jax-toy")
+    store.open()
+    refused = pytest.raises(BenchError, match=r"another optim-bench run is at work in .*jax-toy")
+    with store.exclusive(), refused:
+        tool.train(tmp_path / "taken", None)
+    assert not (store.root / "plan.json").exists()
 
 
 def test_the_page_takes_what_is_complete_and_names_what_is_not(tool, make_plan, trainer, tmp_path):

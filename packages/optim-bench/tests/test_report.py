@@ -18,6 +18,7 @@ from optim_bench.report import summary_markdown, write_report
 from optim_bench.report._chart import log_ticks
 from optim_bench.report._groups import all_charts
 from optim_bench.report._html import report_html
+from optim_bench.report._pack import as_written
 from optim_bench.results import build_results
 from optim_bench.store import Store
 
@@ -163,13 +164,43 @@ def unpack(value):
     return {name: unpack(item) for name, item in value.items()}
 
 
-def embedded(text, name):
-    return unpack(json.loads(re.search(rf'id="{name}">(.*?)</script>', text, re.DOTALL).group(1)))
+def embedded(text, name, **options):
+    found = re.search(rf'id="{name}">(.*?)</script>', text, re.DOTALL).group(1)
+    return unpack(json.loads(found, **options))
 
 
-def test_the_page_is_small_and_whole(page, results):
+def test_the_page_is_small_and_holds_the_bytes_of_the_file(page):
     assert page.stat().st_size < 3 * MEGABYTES
-    assert embedded(page.read_text(), "results") == results
+    bare = []
+    data = embedded(page.read_text(), "results", parse_float=lambda t: bare.append(t) or float(t))
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    text = re.sub(r'"\$number:([-+.\de]+)"', r"\1", text) + "\n"
+    assert text == (page.parent / "results.json").read_text(encoding="utf-8")
+    # What JavaScript would write in another way: 2.0 as 2, 1e-05 as 0.00001.
+    assert bare
+    assert [t for t in bare if "e" in t or t.endswith(".0")] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2.0, "2.0"),
+        (-0.0, "-0.0"),
+        (1e-05, "1e-05"),
+        (1.5e300, "1.5e+300"),
+        (2**53 + 1, "9007199254740993"),
+    ],
+)
+def test_a_number_that_javascript_would_change_travels_as_a_text(value, text):
+    assert as_written([{"b": value, "a": True}]) == [{"a": True, "b": f"$number:{text}"}]
+    assert list(as_written({"b": value, "a": None})) == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", [2, 0.1, -1234.5678, 2**53, None, True, "2.0"])
+def test_everything_else_travels_as_it_is(value):
+    found = as_written(value)
+    assert found == value
+    assert type(found) is type(value)
 
 
 def test_the_page_draws_what_the_figures_show_in_both_themes(page, results):
@@ -372,7 +403,7 @@ def test_everything_that_acts_can_be_reached_by_keyboard(visit):
 
 
 @pytest.mark.slow
-def test_the_download_is_results_json(visit, results):
+def test_the_download_is_results_json_byte_for_byte(visit, page):
     # The link of the download is clicked by the page; what it points to is read back.
     script = (
         "const make = URL.createObjectURL;"
@@ -382,5 +413,5 @@ def test_the_download_is_results_json(visit, results):
     )
     dom, log = visit(script)
     saved = html.unescape(re.search(r'data-saved="([^"]*)"', dom).group(1))
-    assert json.loads(saved) == results
+    assert saved == (page.parent / "results.json").read_text(encoding="utf-8")
     assert log == []

@@ -15,9 +15,12 @@ DEFAULT, SELECTED = 0.001, 0.00316
 
 @pytest.fixture
 def compare(make_plan, make_record):
-    """Compare STAM, at 0.8 of what the seeds give, with AdamW at given factors of it."""
+    """Compare STAM, at 0.8 of what the seeds give, with AdamW at given factors of it.
 
-    def run(tuned, default, *, budget=BUDGET):
+    `last` is what the last seed of AdamW's default rate did, where not the same as the others.
+    """
+
+    def run(tuned, default, *, budget=BUDGET, last=None):
         plan = make_plan({"jax": ("stam", "adamw")}, budget)
         records = {}
         for _ in range(2):
@@ -31,6 +34,15 @@ def compare(make_plan, make_record):
                     else:
                         factor = default if rate == DEFAULT else tuned
                         loss = None if factor is None else factor * FRESH[spec.seed - 100]
+                        if rate == DEFAULT and spec.seed == 109 and last is not None:
+                            if last == "failed":
+                                records[spec.key()] = make_record(
+                                    spec, None, status="failed", error="the node died"
+                                )
+                                continue
+                            if last == "missing":
+                                continue
+                            loss = None
                     records[spec.key()] = make_record(spec, loss)
         results = build_results(plan, records)
         assert validate_results(json.loads(json.dumps(results, allow_nan=False))) == []
@@ -74,6 +86,29 @@ def test_a_loss_needs_no_confirmation(compare):
 
 def test_a_default_that_diverged_confirms_nothing_and_withholds_nothing(compare):
     (found,) = compare(1.0, None)["comparisons"]
+    assert found["against_default"] is None
+    assert found["verdict"] == "better"
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ("failed", "ADAMW: 1 runs at its default rate failed"),
+        ("missing", "ADAMW: 1 runs at its default rate have not run"),
+    ],
+)
+@pytest.mark.parametrize("tuned", [1.0, 0.5])
+def test_a_default_that_is_not_whole_leaves_the_comparison_incomplete(compare, tuned, last, reason):
+    results = compare(tuned, 0.7, last=last)
+    (found,) = results["comparisons"]
+    assert (found["verdict"], found["reason"]) == ("incomplete", reason)
+    assert found["against_default"] is None
+    assert results["headline"] == ["STAM against equally tuned ADAMW in JAX: incomplete on toy."]
+    assert results["aggregates"] == []
+
+
+def test_a_default_that_diverged_once_confirms_nothing_and_withholds_nothing(compare):
+    (found,) = compare(1.0, 0.7, last="diverged")["comparisons"]
     assert found["against_default"] is None
     assert found["verdict"] == "better"
 

@@ -116,6 +116,30 @@ def test_a_variant_at_the_edge_withholds_the_verdict_when_chosen(run):
     assert stam["verdict"] == "under-tuned"
 
 
+@pytest.mark.parametrize(("due", "verdict"), [(True, "incomplete"), (False, "better")])
+def test_a_win_over_the_chosen_variant_needs_its_default_rate_where_the_tier_runs_it(
+    plan, make_record, due, verdict
+):
+    elsewhere = {**plan.cells[1].hyperparameters, "learning_rate": RATES[2]}
+    chosen = dataclasses.replace(plan.cells[1], hyperparameters=elsewhere)
+    cells = (plan.cells[0], chosen, *plan.cells[2:])
+    budget = dataclasses.replace(BUDGET, defaults=due)
+    given, records = logs(), {}
+    for _ in range(2):
+        for cell in cells:
+            # Without the defaults: only the chosen variant's is another rate than its best.
+            for spec in next_specs(cell, BUDGET, records):
+                tuning, fresh = given[cell.label]
+                rate = spec.hyperparameters["learning_rate"]
+                value = tuning[RATES.index(rate)] if spec.seed < 100 else fresh[spec.seed - 100]
+                records[spec.key()] = make_record(spec, value)
+    results = build_results(dataclasses.replace(plan, cells=cells, budget=budget), records)
+    (search,) = results["searches"]
+    assert search["chosen"] == "adamw,b1=0.5"
+    stam = next(c for c in search["comparisons"] if c["label"] == "stam")
+    assert stam["verdict"] == verdict
+
+
 def test_one_adamw_is_no_search(make_plan, make_record):
     plan = make_plan({"jax": ("stam", "adamw")}, BUDGET)
     assert build_results(plan, {})["searches"] == []

@@ -82,12 +82,13 @@ def train(root: Path, jobs: int | None) -> None:
             plan = build_plan(request)
             store = Store(root / f"{framework}-{workload}")
             store.open()
-            store.register(plan)
-            workers = make_executor("process", DEFAULT_TRAINER, jobs=jobs)
-            try:
-                run_campaign(plan, store, workers, lambda progress: None)
-            finally:
-                workers.close()
+            with store.exclusive():
+                store.register(plan)
+                workers = make_executor("process", DEFAULT_TRAINER, jobs=jobs)
+                try:
+                    run_campaign(plan, store, workers, lambda progress: None)
+                finally:
+                    workers.close()
             print(f"{framework} {workload}: complete", flush=True)  # noqa: T201
 
 
@@ -135,6 +136,7 @@ def pairs(results: Mapping[str, Any], framework: str) -> list[dict[str, Any]]:
             one, two = (_losses(side) for side in sides if side is not None)
             paired = compare_paired(one, two)
             tuned = not any(side["tuning"]["under_tuned"] for side in sides if side is not None)
+            whole = all(_is_whole(side) for side in sides if side is not None)
             found.append(
                 {
                     "workload": workload,
@@ -146,6 +148,7 @@ def pairs(results: Mapping[str, Any], framework: str) -> list[dict[str, Any]]:
                     "p_value": paired.p_value,
                     "pairs": paired.pairs,
                     "tuned": tuned,
+                    "whole": whole,
                 }
             )
     adjusted = holm([1.0 if row["p_value"] is None else row["p_value"] for row in found])
@@ -155,7 +158,16 @@ def pairs(results: Mapping[str, Any], framework: str) -> list[dict[str, Any]]:
     return found
 
 
+def _is_whole(cell: Mapping[str, Any]) -> bool:
+    tuning, fresh = cell["tuning"], cell["fresh"]
+    # Where every rate diverged there is none to run on the fresh seeds, so none is missing.
+    due = tuning["selected"] is not None or not tuning["complete"]
+    return not (tuning["failed"] or fresh["failed"] or (due and fresh["missing"]))
+
+
 def _outcome(row: Mapping[str, Any]) -> str:
+    if not row["whole"]:
+        return "incomplete"
     if row["ratio"] is None:
         return "diverged, not ranked"
     if not row["tuned"]:
@@ -196,12 +208,20 @@ def verdicts(results: Mapping[str, Any]) -> str:
         for label in dict.fromkeys(c["label"] for c in registered):
             by_workload = {c["workload"]: c for c in registered if c["label"] == label}
             cells = [c for c in results["cells"] if c["framework"] == framework]
-            state = next(c for c in cells if c["label"] == label)
-            ratio = state["state_bytes"] / state["parameter_bytes"]
+            state = [
+                c["state_bytes"] / c["parameter_bytes"]
+                for c in cells
+                if c["label"] == label and c["workload"] in by_workload
+            ]
             row = [by_workload[workloads[0]]["title"]]
             row += [_verdict(by_workload[workload]) for workload in workloads]
-            lines.append(f"| {' | '.join([*row, f'{ratio:.3g}'])} |")
+            lines.append(f"| {' | '.join([*row, _range(state)])} |")
     return "\n".join(lines[1:]) + "\n"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _verdict(comparison: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from optim_bench.report._chart import VEGA_LITE
 from optim_bench.report._groups import GROUPS
 from optim_bench.report._markdown import number, ratio_columns, search_rows, state_ratio
-from optim_bench.report._pack import pack
+from optim_bench.report._pack import as_written, pack
 from optim_bench.report._theme import THEMES, colour_of, marks_of, page_themes
 from optim_bench.results import FRAMEWORK_TITLES, LABELS
 
@@ -33,7 +33,7 @@ def report_html(results: Results) -> str:
         css=Markup(_asset("report.css")),  # noqa: S704 - our own file
         script=Markup(_asset("report.js")),  # noqa: S704 - our own file
         vega=Markup(_vega()),  # noqa: S704 - a pinned bundle
-        results_json=_script_json(pack(results)),
+        results_json=_script_json(pack(as_written(results))),
         chart_json=_script_json(pack({"themes": page_themes(), "charts": drawn})),
     )
 

@@ -3,7 +3,7 @@
 The verdict of a test in the pre-registered family follows from Holm's adjusted sign-flip p-value
 alone. It is withheld wherever a condition of a fair comparison is missing, in this order:
 
-    incomplete     runs are missing or failed on either side
+    incomplete     runs are missing or failed on either side, or of the baseline at its default rate
     under-tuned    either side's best learning rate is at the edge of its grid
     unstable       a fresh run of either side diverged
     exploratory    the comparison was not registered
@@ -48,11 +48,17 @@ def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list
     mine = [cell for cell in cells if cell["framework"] == framework]
     baselines = {cell["workload"]: cell for cell in mine if cell["label"] == plan.baseline}
     others = [cell for cell in mine if cell["label"] != plan.baseline]
-    return compare_with(baselines, others, family_of(plan, framework))
+    return compare_with(
+        baselines, others, family_of(plan, framework), defaults_due=plan.budget.defaults
+    )
 
 
 def compare_with(
-    baselines: Mapping[str, Measured], others: Sequence[Measured], family: Sequence[str]
+    baselines: Mapping[str, Measured],
+    others: Sequence[Measured],
+    family: Sequence[str],
+    *,
+    defaults_due: bool,
 ) -> list[dict[str, Any]]:
     """Compare cells of one framework with the baseline of their workload.
 
@@ -60,6 +66,7 @@ def compare_with(
         baselines: workload -> measured cell.
         others: the cells to compare.
         family: names of those whose tests share one corrected level.
+        defaults_due: whether the tier runs the baseline's default rate on the fresh seeds.
     """
     paired = {
         cell["name"]: compare_paired(
@@ -86,13 +93,17 @@ def compare_with(
             adjusted=adjusted.get(cell["name"]),
             within_reach=within_reach.get(cell["name"], False),
             tests=len(family),
+            defaults_due=defaults_due,
         )
         for cell in others
     ]
 
 
 def _against_default(cell: Measured, baseline: Measured) -> PairedComparison | None:
-    """Compare with the baseline at its default learning rate, where it ran on every fresh seed."""
+    """Compare with the baseline at its default learning rate, where it trained on every seed.
+
+    A divergence there confirms nothing and withholds nothing; failed and missing runs do (`_verdict`).
+    """
     found = baseline["defaults"]
     if not found["planned"] or found["ok"] < found["planned"]:
         return None
@@ -109,6 +120,7 @@ def _comparison(
     adjusted: float | None,
     within_reach: bool,
     tests: int,
+    defaults_due: bool,
 ) -> dict[str, Any]:
     # Holm's first and hardest step: an effect found there is found wherever it ranks.
     alpha = ALPHA / tests if adjusted is not None else ALPHA
@@ -117,7 +129,14 @@ def _comparison(
         if paired.deviation is None
         else smallest_detectable(paired.deviation, paired.pairs, alpha=alpha)
     )
-    verdict, reason = _verdict(cell, baseline, paired, adjusted, within_reach=within_reach)
+    verdict, reason = _verdict(
+        cell,
+        baseline,
+        paired,
+        adjusted,
+        within_reach=within_reach,
+        defaults_due=defaults_due,
+    )
     against = _default_row(default, confirmed)
     if verdict == "better" and against is not None and not _confirms(against):
         verdict = "not confirmed"
@@ -178,6 +197,7 @@ def _verdict(
     adjusted: float | None,
     *,
     within_reach: bool,
+    defaults_due: bool,
 ) -> tuple[str, str]:
     """Return the verdict and, where one is withheld, why."""
     sides = (cell, baseline)
@@ -191,6 +211,14 @@ def _verdict(
             return "incomplete", f"{side['title']}: {fresh['failed']} runs failed"
         if fresh["missing"]:
             return "incomplete", f"{side['title']}: {fresh['missing']} runs have not run"
+    if defaults_due:
+        # Without all of them a win is neither confirmed nor refuted.
+        found, title = baseline["defaults"], baseline["title"]
+        if found["failed"]:
+            return "incomplete", f"{title}: {found['failed']} runs at its default rate failed"
+        if found["missing"]:
+            reason = f"{title}: {found['missing']} runs at its default rate have not run"
+            return "incomplete", reason
     for side in sides:
         if side["tuning"]["under_tuned"]:
             return "under-tuned", f"{side['title']}'s best learning rate is at the edge of its grid"

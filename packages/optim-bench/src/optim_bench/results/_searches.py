@@ -31,7 +31,12 @@ def search_rows(plan: Plan, cells: Sequence[Measured], framework: str) -> list[d
     others = [c for c in mine if c["optimizer"] != BASELINE or c["label"] == BASELINE]
     real = {name for name, facts in plan.workloads.items() if facts["kind"] == "real"}
     family = [c["name"] for c in others if c["family"] == "ours" and c["workload"] in real]
-    compared = compare_with({name: row["cell"] for name, row in chosen.items()}, others, family)
+    compared = compare_with(
+        {name: row["cell"] for name, row in chosen.items()},
+        others,
+        family,
+        defaults_due=plan.budget.defaults,
+    )
     return [
         {
             "framework": framework,
