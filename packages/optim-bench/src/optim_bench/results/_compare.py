@@ -102,7 +102,8 @@ def compare_with(
 def _against_default(cell: Measured, baseline: Measured) -> PairedComparison | None:
     """Compare with the baseline at its default learning rate, where it trained on every seed.
 
-    A divergence there confirms nothing and withholds nothing; failed and missing runs do (`_verdict`).
+    A divergence there confirms nothing and withholds nothing; runs that failed or are missing
+    withhold the verdict.
     """
     found = baseline["defaults"]
     if not found["planned"] or found["ok"] < found["planned"]:
