@@ -1,5 +1,6 @@
 """One contract for every executor, and what only the executors of one machine can do."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 from optim_bench.errors import BenchError
 from optim_bench.executors import (
     InlineExecutor,
+    _batch,
+    _process,
     available_cores,
     make_executor,
     worker_environment,
@@ -57,11 +60,15 @@ def test_a_worker_ends_with_the_process_that_asked_for_it(trainer):
     assert not worker.exists()
 
 
-def gone(pid):
-    deadline = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline:
+def comes_true(check, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not check() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not alive(pid)
+    return check()
+
+
+def gone(pid):
+    return comes_true(lambda: not alive(pid), 10)
 
 
 def alive(pid):
@@ -114,6 +121,123 @@ def test_an_answer_that_waited_for_us_is_no_late_one(build, make_kind, make_spec
         time.sleep(0.02)
     time.sleep(0.3)  # as after Ctrl-Z
     assert executor.wait().status == "ok"
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_answers_behind_the_first_one_are_no_late_ones(
+    dead, build, make_kind, make_spec, monkeypatch
+):
+    monkeypatch.setattr(_process, "_POLL_SECONDS", 0.1)
+    executor = build(make_kind("process"), jobs=2, timeout=None if dead else 0.01)
+    for seed in range(2):
+        executor.submit(make_spec(seed))
+    executor._dispatch()
+    assert comes_true(lambda: executor._done.qsize() == 2)
+    if dead:
+        for worker in executor._workers.values():
+            os.kill(worker.pid, signal.SIGKILL)
+        assert comes_true(lambda: executor._done.qsize() == 4)
+    records = [executor.wait()]
+    time.sleep(0.3)  # as long as it takes to write a record to a slow file server
+    records.append(executor.wait())
+    assert [(r.status, r.error) for r in records] == [("ok", None)] * 2
+
+
+def test_a_group_is_signalled_while_its_number_is_its_own(build, make_kind, make_spec, monkeypatch):
+    executor = build(make_kind("process"), jobs=1)
+    executor.submit(make_spec(0, trouble="hang"))
+    executor._dispatch()
+    (worker,) = executor._workers.values()
+    os.kill(worker.pid, signal.SIGKILL)
+    assert comes_true(lambda: not worker.alive())
+    kept: list[bool] = []
+    monkeypatch.setattr(
+        os, "killpg", lambda pid, number: kept.append(Path(f"/proc/{pid}").exists())
+    )
+    assert executor.wait().error == "the worker died (signal SIGKILL)"
+    assert kept == [True]
+    assert not Path(f"/proc/{worker.pid}").exists()
+
+
+def test_a_worker_that_cannot_be_ended_holds_nothing_up(build, make_kind, make_spec, monkeypatch):
+    monkeypatch.setattr(_process, "_END_SECONDS", 0.2)
+    monkeypatch.setattr(_process, "_FAREWELL_SECONDS", 0.2)
+    executor = build(make_kind("process"), jobs=1, timeout=0.1)
+    executor.submit(make_spec(0))
+    executor._dispatch()
+    (worker,) = executor._workers.values()
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as patch:
+            # A file server that does not answer is as good as a signal that is not sent.
+            patch.setattr(os, "killpg", lambda pid, number: None)
+            error = executor.wait().error
+    finally:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker._process.wait()
+    assert error == (
+        f"gave up after 0.1 s; its process {worker.pid} does not end, even by SIGKILL, and is left "
+        "behind"
+    )
+
+
+def test_a_worker_that_closes_its_pipe_and_goes_on_is_ended(
+    build, make_kind, make_spec, monkeypatch
+):
+    monkeypatch.setattr(_process, "_END_SECONDS", 1.0)
+    Path("mute.py").write_text(
+        "import os, time\ndef train(spec, *, data_dir=None):\n    os.closerange(3, 99)\n"
+        "    time.sleep(20)\n"
+    )
+    executor = build(make_kind("process"), "mute:train", jobs=1)
+    executor.submit(make_spec(0))
+    executor._dispatch()
+    (worker,) = executor._workers.values()
+    assert executor.wait().error == "the worker closed its pipe and does not end"
+    assert not Path(f"/proc/{worker.pid}").exists()
+
+
+def test_a_job_ends_though_it_cannot_say_so(tmp_path, monkeypatch):
+    class EndError(Exception):
+        pass
+
+    def end(status):
+        raise EndError
+
+    monkeypatch.setattr(os, "_exit", end)
+    # The comparison's end took the lease and these folders away, and is about to take the last one.
+    batch = _batch.Batch("0", tmp_path, (), "json:loads", None, None, (), 300.0, None)
+    with pytest.raises(EndError):
+        _batch._watch(batch)
+
+
+@pytest.mark.parametrize("name", ["inline", "process"])
+def test_the_record_of_another_run_is_a_failed_run(name, build, make_kind, make_spec):
+    Path("foreign.py").write_text(
+        "import dataclasses, fake_trainer\ndef train(spec, *, data_dir=None):\n"
+        "    return fake_trainer.train(dataclasses.replace(spec, seed=7, steps=41))\n"
+    )
+    executor = build(make_kind(name), "foreign:train")
+    executor.submit(make_spec(0))
+    record = executor.wait()
+    assert (record.spec, record.status) == (make_spec(0), "failed")
+    assert record.error == (
+        "the answer is of another run (seed is 7, not 0, steps is 41, not 40); a trainer has to "
+        "return the spec that it is given"
+    )
+
+
+def test_a_second_answer_to_one_run_does_not_answer_for_the_next(build, make_kind, make_spec):
+    inline = build(make_kind("inline"))
+    inline.submit(make_spec(0))
+    before = json.dumps(inline.wait().to_json())
+    executor = build(make_kind("process"), jobs=1)
+    executor.submit(make_spec(1, trouble="hang"))
+    executor._dispatch()
+    executor._done.put((executor._workers[0], before))
+    record = executor.wait()
+    assert (record.spec.seed, record.status) == (1, "failed")
+    assert "seed is 0, not 1); a trainer has to return" in record.error
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """SLURM through submitit: the contract on its local executor, and a stand-in for the cluster."""
 
+import json
 import os
 import signal
 import sys
@@ -102,15 +103,19 @@ def test_a_job_that_dies_costs_the_run_it_was_at(kind, build, make_spec):
 
 
 def test_jobs_that_gave_up_are_sent_again(build, kind, make_spec, monkeypatch):
+    # While the comparison waits it renews the lease, however long a job takes to start.
     monkeypatch.setattr(_submitit, "LEASE_SECONDS", 2.0)
-    executor = build(kind, jobs=1)
-    for seed in range(4):
-        executor.submit(make_spec(seed, trouble="overlap", company=1))
+    monkeypatch.setattr(_submitit, "_BEAT_SECONDS", 0.2)
+    executor = build(kind, "fake_trainer:slow", jobs=1)
+    # Longer than the lease and a look at it: 0.4 s each.
+    for seed in range(9):
+        executor.submit(make_spec(seed))
     seeds = {executor.wait().spec.seed}
-    time.sleep(4)  # longer than the lease, as on a laptop that sleeps
-    records = [executor.wait() for _ in range(3)]
+    time.sleep(3)  # longer than the lease, as on a laptop that sleeps
+    records = [executor.wait() for _ in range(8)]
     assert {r.status for r in records} == {"ok"}
-    assert seeds | {r.spec.seed for r in records} == {0, 1, 2, 3}
+    assert seeds | {r.spec.seed for r in records} == set(range(9))
+    assert executor._submitted > 1
 
 
 def test_a_cluster_where_no_job_starts_is_an_error_of_one_line(build, kind, make_spec, monkeypatch):
@@ -192,6 +197,16 @@ def test_an_answer_that_is_no_record_is_a_failed_run(kind, build, make_spec):
     records = {r.spec.seed: r for r in (executor.wait() for _ in range(2))}
     assert records[0].error.startswith("the job's answer is no record (RunRecord lacks curve")
     assert records[1].status == "ok"
+
+
+def test_an_answer_of_another_run_is_a_failed_run(kind, build, make_spec, make_kind):
+    other = build(make_kind("inline"))
+    other.submit(make_spec(7))
+    executor = build(kind, jobs=1)
+    path = executor._folder / "records" / f"{make_spec(0).key()}.json"
+    path.write_text(json.dumps(other.wait().to_json()))
+    executor.submit(make_spec(0))
+    assert executor.wait().error.startswith("the answer is of another run (seed is 7, not 0); a tr")
 
 
 def test_closing_cancels_what_slurm_still_has(slurm, make_kind, build, make_spec):

@@ -6,6 +6,7 @@ and cluster jobs have to find it again. It takes a `RunSpec` and the data folder
 """
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -49,10 +50,30 @@ def load_trainer(reference: str) -> Trainer:
 def run_spec(trainer: Trainer, spec: RunSpec, data_dir: Path | None) -> RunRecord:
     """Run one spec; whatever the trainer raises becomes a failed record."""
     try:
-        return trainer(spec, data_dir=data_dir)
+        return checked_record(spec, trainer(spec, data_dir=data_dir))
     # Not the others of BaseException: Ctrl-C is for the comparison.
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken run ends itself alone
         return failed_record(spec, f"{type(error).__name__}: {error}")
+
+
+def checked_record(spec: RunSpec, record: RunRecord) -> RunRecord:
+    """Return a record, or a failed one where it is not of the spec that was asked for."""
+    if record.spec.key() == spec.key():
+        return record
+    asked, given = (
+        {name: json.dumps(value, sort_keys=True) for name, value in each.to_json().items()}
+        for each in (spec, record.spec)
+    )
+    wrong = [
+        f"{name} is {given[name]}, not {text}"
+        for name, text in asked.items()
+        if given[name] != text
+    ]
+    return failed_record(
+        spec,
+        f"the answer is of another run ({', '.join(wrong)}); a trainer has to return the spec that "
+        "it is given",
+    )
 
 
 def failed_record(spec: RunSpec, message: str) -> RunRecord:

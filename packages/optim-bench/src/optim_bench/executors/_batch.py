@@ -12,6 +12,7 @@ renewed, it ends them. Runs happen in a worker process of the job, so that one r
 takes too long costs itself alone, as everywhere else.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -66,8 +67,8 @@ def record_path(folder: Path, spec: RunSpec) -> Path:
 def serve(batch: Batch) -> None:
     """Run a batch. A job that the cluster starts again goes on behind the records that exist.
 
-    It begins no run that the cluster would probably end half-way: what is left goes into another
-    job, where ending it would cost a run.
+    After its first run it begins none that the cluster would probably end half-way: what is left
+    goes into another job, where ending it would cost a run.
     """
     began, longest = time.monotonic(), 0.0
     (batch.folder / "started" / batch.name).touch()
@@ -111,6 +112,8 @@ def _watch(batch: Batch) -> None:
         if time.monotonic() - since > batch.lease_seconds:
             break
         time.sleep(LEASE_POLL_SECONDS)
-    if batch.folder.exists():
-        (batch.folder / "left" / batch.name).touch()
+    # Word of it is a courtesy: the disk may be full, or the folder on its way out.
+    with contextlib.suppress(OSError):
+        if batch.folder.exists():
+            (batch.folder / "left" / batch.name).touch()
     os._exit(0)

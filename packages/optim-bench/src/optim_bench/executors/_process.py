@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import IO
 
 from optim_bench.executors._backlog import Backlog, Group, group_of
-from optim_bench.executors._base import DEFAULT_TRAINER, failed_record
+from optim_bench.executors._base import DEFAULT_TRAINER, checked_record, failed_record
 from optim_bench.executors._pinning import available_cores, worker_environment
 from optim_bench.records import RunRecord, RunSpec
 
 _POLL_SECONDS = 0.5
 _FAREWELL_SECONDS = 2.0
+# Even SIGKILL does not reach a process that waits for a device or a file server.
+_END_SECONDS = 5.0
 # As much of a dead worker's log as can hold its last line.
 _LOG_TAIL_BYTES = 1 << 16
 
@@ -84,7 +86,7 @@ class ProcessExecutor:
             if late := self._late():
                 return self._give_up(late, f"gave up after {self._timeout:g} s")
             if gone := self._gone():
-                return self._give_up(gone, f"the worker died ({gone.epitaph()})")
+                return self._give_up(gone, gone.epitaph())
             try:
                 worker, line = self._done.get(timeout=_POLL_SECONDS)
             except queue.Empty:
@@ -92,11 +94,11 @@ class ProcessExecutor:
             if worker.spec is None or self._workers.get(worker.slot) is not worker:
                 continue  # the end of a worker that was already dealt with
             if line is None:
-                return self._give_up(worker, f"the worker died ({worker.epitaph()})")
+                return self._give_up(worker, worker.epitaph())
             spec, worker.spec = worker.spec, None
             self._dispatch()
             try:
-                return RunRecord.from_json(json.loads(line))
+                return checked_record(spec, RunRecord.from_json(json.loads(line)))
             except (TypeError, ValueError) as error:
                 return failed_record(spec, f"the worker's answer is no record ({error})")
 
@@ -128,21 +130,30 @@ class ProcessExecutor:
         now = time.monotonic()
         for worker in self._workers.values():
             overdue = worker.spec is not None and now - worker.since > self._timeout
-            if worker.still("overdue", overdue):
+            if worker.still("overdue", overdue and not self._heard(worker)):
                 return worker
         return None
 
     def _gone(self) -> "_Worker | None":
         """Find a worker that is dead although a process of its own making holds its pipe open."""
         for worker in self._workers.values():
-            if worker.still("dead", worker.spec is not None and not worker.alive()):
+            dead = worker.spec is not None and not worker.alive()
+            if worker.still("dead", dead and not self._heard(worker)):
                 return worker
         return None
+
+    def _heard(self, worker: "_Worker") -> bool:
+        """Say whether word of a worker is here already, behind that of others."""
+        with self._done.mutex:
+            return any(other is worker for other, _ in self._done.queue)
 
     def _give_up(self, worker: "_Worker", why: str) -> RunRecord:
         spec = worker.spec
         assert spec is not None  # noqa: S101 - callers checked it; this tells the type checker
-        worker.stop()
+        if not worker.stop():
+            why = (
+                f"{why}; its process {worker.pid} does not end, even by SIGKILL, and is left behind"
+            )
         del self._workers[worker.slot]
         self._dispatch()
         return failed_record(spec, why)
@@ -178,8 +189,22 @@ class _Worker:
         self._listener = threading.Thread(target=self._listen, args=(done,), daemon=True)
         self._listener.start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Say whether the process runs, and leave a dead one to `stop`.
+
+        Once it is reaped, its number may be that of another process and its group.
+        """
+        if not hasattr(os, "waitid"):
+            return self._process.poll() is None
+        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        try:
+            return os.waitid(os.P_PID, self.pid, look) is None
+        except ChildProcessError:  # this program ignores SIGCHLD: the system reaps at once
+            return False
 
     def still(self, name: str, holds: bool) -> bool:
         """Say whether something has held for a while, in which an answer under way gets here.
@@ -197,29 +222,45 @@ class _Worker:
         self._write(json.dumps(spec.to_json()))
 
     def epitaph(self) -> str:
-        """Say how the process ended, with the last line it wrote."""
+        """Say how the worker ended, with the last line it wrote."""
+        deadline = time.monotonic() + _END_SECONDS
+        while self.alive():
+            if time.monotonic() > deadline:
+                return "the worker closed its pipe and does not end"
+            time.sleep(0.01)
+        self._kill()
         code = self._process.wait()
         how = f"signal {_signal_name(-code)}" if code < 0 else f"exit status {code}"
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - _LOG_TAIL_BYTES))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return f"{how}: {lines[-1]}" if lines else how
+        return f"the worker died ({how}: {lines[-1]})" if lines else f"the worker died ({how})"
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """End the process and say whether it did end."""
         with contextlib.suppress(OSError):
             if self._process.stdin:
                 self._process.stdin.close()
-        # With all that it started, which would hold its pipe open. A worker at rest has nothing to
-        # lose: its records are written.
-        with contextlib.suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
-        self._process.wait()
+        self._kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
         # A daemon that a run left behind may still hold the pipe; nobody waits for that.
         self._listener.join(_FAREWELL_SECONDS)
         self._log.close()
+        return self._process.returncode is not None
+
+    def _kill(self) -> None:
+        """End the process with all that it started, which would hold its pipe open.
+
+        A worker at rest has nothing to lose: its records are written.
+        """
+        if self._process.returncode is not None:
+            return
+        with contextlib.suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
 
     def _write(self, line: str) -> None:
         # A dead worker's pipe is broken; the listener reports the death.

@@ -23,7 +23,7 @@ from submitit.core.utils import FailedJobError
 
 from optim_bench.errors import BenchError
 from optim_bench.executors._backlog import Backlog, group_of
-from optim_bench.executors._base import failed_record
+from optim_bench.executors._base import checked_record, failed_record
 from optim_bench.executors._batch import Batch, make_folders, record_path, serve
 from optim_bench.files import read_json
 from optim_bench.records import RunRecord, RunSpec
@@ -279,12 +279,9 @@ def _deaf_to_interrupts() -> Iterator[None]:
 def _record(path: Path, spec: RunSpec) -> RunRecord:
     """Read what a job wrote; its node may have another version of this package."""
     try:
-        record = RunRecord.from_json(read_json(path))
+        return checked_record(spec, RunRecord.from_json(read_json(path)))
     except (TypeError, ValueError, AttributeError) as error:
         return failed_record(spec, f"the job's answer is no record ({error})")
-    if record.spec.key() != spec.key():
-        return failed_record(spec, "the job's answer is no record (it is of another run)")
-    return record
 
 
 def _last_line(text: str) -> str:
