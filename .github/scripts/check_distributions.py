@@ -8,7 +8,7 @@ from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
-SIBLINGS = {"stam-core", "stam-jax", "stac-torch", "optim-checkpoint", "optim-bench"}
+from workspace import PACKAGES
 
 
 def bounded(requirement: str) -> bool:
@@ -25,7 +25,7 @@ def problems_of_metadata(metadata: Message) -> list[str]:
         found.append(f"License-Expression is {metadata['License-Expression']}, not MIT")
     for requirement in metadata.get_all("Requires-Dist") or []:
         name = re.split(r"[\s<>=!~\[;(]", requirement, maxsplit=1)[0].lower()
-        if name in SIBLINGS and not bounded(requirement):
+        if name in PACKAGES and not bounded(requirement):
             found.append(f"sibling without both bounds: {requirement}")
     return found
 

@@ -14,10 +14,10 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from check_distributions import SIBLINGS, bounded
+from check_distributions import bounded
 from pip._internal.models.index import PyPI
+from workspace import PACKAGES, ROOT, project, requirements
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("pip install uv && uv run optim-bench run", "pip install uv && uvx nox")
 MARKER = "<!-- releases start -->"
 HOSTS = (PyPI.netloc, PyPI.file_storage_domain)
@@ -25,9 +25,7 @@ MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.-])/(root|work|Users/[a-z]+|home/[a-
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 # Where each package must be named, and how: what a list forgets is not tested or not released.
 LISTS = {
-    "noxfile.py": '"{}": (',
-    ".github/scripts/release.py": '"{}"',
-    ".github/scripts/check_distributions.py": '"{}"',
+    ".github/scripts/workspace.py": '"{}": (',
     ".github/scripts/check_alone.py": '"{}": (',
     ".github/workflows/ci.yml": '"-t {}"',
     ".github/workflows/nightly.yml": "{}",
@@ -42,23 +40,16 @@ def tracked(root: Path) -> list[str]:
     return [name for name in listed.split("\0") if name]
 
 
-def requirements(project: dict) -> Iterator[str]:
-    """Every requirement a project publishes, extras included."""
-    yield from project.get("dependencies", [])
-    for extra in project.get("optional-dependencies", {}).values():
-        yield from extra
-
-
 def package_problems(folder: Path, licence: bytes) -> Iterator[str]:
     """What is wrong with one package."""
-    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for requirement in requirements(project):
+    declared = project(folder)
+    for requirement in requirements(declared):
         name = re.split(r"[\s<>=!~\[;(]", requirement, maxsplit=1)[0]
-        if name in SIBLINGS and name != project["name"] and not bounded(requirement):
+        if name in PACKAGES and name != declared["name"] and not bounded(requirement):
             yield f"{requirement!r} needs a floor and a ceiling, such as {name}>=0.1,<0.2"
     if (folder / "LICENSE").read_bytes() != licence:
         yield "LICENSE differs from the one at the top"
-    module = project["name"].replace("-", "_")
+    module = declared["name"].replace("-", "_")
     if not (folder / "src" / module / "py.typed").exists():
         yield f"src/{module}/py.typed is missing"
     changelog = folder / "CHANGELOG.md"

@@ -15,7 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from workspace import ROOT
+
 LOCKED = ROOT / ".github" / "locked-requirements.txt"
 
 

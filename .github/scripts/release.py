@@ -16,18 +16,16 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import workspace
 from packaging.requirements import Requirement
 from packaging.version import Version
 from pypi_simple import NoSuchProjectError, PyPISimple
+from workspace import PACKAGES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-# The order in which a release of everything goes out: a dependent after what it needs.
-ORDER = ("stam-core", "stam-jax", "stac-torch", "optim-checkpoint", "optim-bench")
-TAG = re.compile(rf"({'|'.join(ORDER)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
+TAG = re.compile(rf"({'|'.join(PACKAGES)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
 TOWNCRIER = "towncrier==26.9.0"
 
 
@@ -53,15 +51,16 @@ def git(root: Path, *arguments: str) -> str:
 
 def project(root: Path, package: str) -> dict:
     """The [project] table of a package."""
-    text = (root / "packages" / package / "pyproject.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)["project"]
+    return workspace.project(root / "packages" / package)
 
 
 def package_of(tag: str) -> tuple[str, str]:
     """Package and version that a tag names."""
     match = TAG.fullmatch(tag)
     if match is None:
-        raise RefusedError(f"tag {tag!r} names no release; write <package>-vX.Y.Z, one of {ORDER}")
+        raise RefusedError(
+            f"tag {tag!r} names no release; write <package>-vX.Y.Z, one of {PACKAGES}"
+        )
     return match[1], match[2]
 
 
@@ -69,9 +68,11 @@ def refusals(
     root: Path, package: str, version: str, tag: str | None, index: str | None
 ) -> Iterator[str]:
     """Every reason not to release what HEAD holds."""
-    declared = project(root, package)["version"]
-    if declared != version:
-        yield f"the tag says {version}, packages/{package}/pyproject.toml says {declared}"
+    declared = project(root, package)
+    if declared["version"] != version:
+        yield (
+            f"the tag says {version}, packages/{package}/pyproject.toml says {declared['version']}"
+        )
     if changed := git(root, "status", "--porcelain"):
         yield f"the tree is not clean; commit or remove: {changed.splitlines()[0].strip()}"
     if tag is not None and git(root, "rev-list", "-n1", tag) != git(root, "rev-parse", "HEAD"):
@@ -83,8 +84,8 @@ def refusals(
         yield f"changelog fragments are left over: {', '.join(left)}"
     if Version(version) in published(index, package):
         yield f"{package} {version} is already published; raise the version"
-    for requirement in map(Requirement, project(root, package).get("dependencies", [])):
-        if requirement.name in ORDER:
+    for requirement in map(Requirement, workspace.requirements(declared)):
+        if requirement.name in PACKAGES and requirement.name != package:
             yield from floor_refusals(requirement, index)
 
 
@@ -101,10 +102,10 @@ def plan(root: Path, tag: str | None, package: str | None, index: str | None) ->
     """Package and version to release, or RefusedError with every reason."""
     if tag is not None:
         package, version = package_of(tag)
-    elif package in ORDER:
+    elif package in PACKAGES:
         version = project(root, package)["version"]
     else:
-        raise RefusedError(f"{package!r} is no package of this workspace; one of {ORDER}")
+        raise RefusedError(f"{package!r} is no package of this workspace; one of {PACKAGES}")
     if reasons := list(refusals(root, package, version, tag, index)):
         raise RefusedError("\n".join(reasons))
     return package, version
@@ -144,18 +145,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     preparing = commands.add_parser("prepare")
-    preparing.add_argument("package", choices=ORDER)
+    preparing.add_argument("package", choices=PACKAGES)
     preparing.add_argument("version")
     planning = commands.add_parser("plan")
     what = planning.add_mutually_exclusive_group(required=True)
     what.add_argument("--tag")
     what.add_argument("--package")
     asking = commands.add_parser("published")
-    asking.add_argument("package", choices=ORDER)
+    asking.add_argument("package", choices=PACKAGES)
     for parser_of_index in (planning, asking):
         parser_of_index.add_argument("--index", help="the simple index to ask, if not the default")
     building = commands.add_parser("build")
-    building.add_argument("package", choices=ORDER)
+    building.add_argument("package", choices=PACKAGES)
     building.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
 

@@ -10,6 +10,9 @@ PYPROJECT = """[project]
 name = "{name}"
 version = "0.2.0"
 dependencies = [{dependencies}]
+
+[project.optional-dependencies]
+jax = [{extra}]
 """
 
 
@@ -18,11 +21,11 @@ def git(root, *arguments):
     subprocess.run(["git", "-C", str(root), *identity, *arguments], check=True)
 
 
-def write(root, name, dependencies=""):
+def write(root, name, dependencies="", extra=""):
     folder = root / "packages" / name
     folder.mkdir(parents=True)
     (folder / "pyproject.toml").write_text(
-        PYPROJECT.format(name=name, dependencies=dependencies), encoding="utf-8"
+        PYPROJECT.format(name=name, dependencies=dependencies, extra=extra), encoding="utf-8"
     )
     (folder / "CHANGELOG.md").write_text("## 0.2.0 (2026-11-21)\n", encoding="utf-8")
 
@@ -32,6 +35,7 @@ def root(tmp_path):
     git(tmp_path, "init", "--quiet")
     write(tmp_path, "stam-core")
     write(tmp_path, "stam-jax", '"stam-core>=0.2,<0.3"')
+    write(tmp_path, "optim-bench", extra='"stam-jax>=0.2,<0.3", "optim-bench[torch]"')
     git(tmp_path, "add", "--all")
     git(tmp_path, "commit", "--quiet", "--message", "x")
     return tmp_path
@@ -103,6 +107,22 @@ def test_a_published_version_is_refused(root, index):
 def test_the_oldest_sibling_accepted_must_be_published(root, index):
     index["stam-core"] = {Version("0.1.0"), Version("0.2.1")}
     assert "stam-core 0.2 is not published; release it first" in refusal(root, package="stam-jax")
+
+
+def test_the_siblings_of_an_extra_must_be_published_too(root, index):
+    assert "stam-jax 0.2 is not published; release it first" in refusal(root, package="optim-bench")
+    index["stam-jax"] = {Version("0.2.0")}
+    assert release.plan(root, None, "optim-bench", None) == ("optim-bench", "0.2.0")
+
+
+def test_a_plan_is_printed_as_the_workflow_reads_it(root, index, monkeypatch, capsys):
+    monkeypatch.setattr(release, "ROOT", root)
+    assert release.main(["plan", "--package", "stam-jax"]) == 0
+    assert capsys.readouterr().out == "package=stam-jax\nversion=0.2.0\n"
+    assert release.main(["plan", "--package", "optim-bench"]) == 1
+    refused = capsys.readouterr()
+    assert refused.out == ""
+    assert refused.err == "refused:\nstam-jax 0.2 is not published; release it first\n"
 
 
 def test_every_reason_is_given_at_once(root, index):

@@ -1,16 +1,14 @@
 """What the rehearsal of a release changes in its clone before it starts."""
 
 import shutil
-from pathlib import Path
 
 import release
 import release_check
-
-ROOT = Path(__file__).resolve().parents[3]
+from workspace import PACKAGES, ROOT
 
 
 def test_what_was_released_before_is_rehearsed_again(tmp_path):
-    for package in release.ORDER:
+    for package in PACKAGES:
         folder = tmp_path / "packages" / package
         folder.mkdir(parents=True)
         for name in ("pyproject.toml", "CHANGELOG.md"):
