@@ -19,6 +19,7 @@ from optim_bench.report._chart import log_ticks
 from optim_bench.report._groups import all_charts
 from optim_bench.report._html import report_html
 from optim_bench.report._pack import as_written
+from optim_bench.report._theme import THEMES, colour_of, marks_of
 from optim_bench.results import build_results
 from optim_bench.store import Store
 
@@ -262,6 +263,22 @@ def test_every_chart_has_its_table(page, results):
     for figure, chart in zip(figures, charts, strict=True):
         assert figure.count("<tr>") == len(chart.rows) + 1
         assert html.escape(chart.rows[0][0]) in figure
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_no_two_of_many_optimizers_look_alike(theme):
+    labels = ["adamw", *(f"adamw,b1=0.{n}" for n in range(1, 21))]
+    colours, marks = colour_of(labels, "adamw", theme), marks_of(labels, "adamw")
+    for name in ("shape", "dash"):
+        looks = {(colours[label], str(marks[label][name])) for label in labels}
+        assert len(looks) == len(labels), name
+
+
+def test_a_figures_legend_is_no_wider_than_its_plot(results):
+    for chart in all_charts(results, "jax"):
+        text = json.dumps(chart.spec("light", "adamw", legend=True, width=420))
+        shapes = re.findall(r'"legend": \{.*?"columns": (\d), "labelLimit": (\d)\}', text)
+        assert set(shapes) == {("2", "0")}, chart.name
 
 
 def test_every_kind_of_chart_is_there(results):

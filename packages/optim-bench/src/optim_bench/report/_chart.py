@@ -10,6 +10,7 @@ from optim_bench.report._theme import INK, MUTED, colour_of, config, marks_of
 VEGA_LITE = "6.4"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _DIM = 0.12
+_LEGEND_COLUMNS = 2
 
 Spec = dict[str, Any]
 
@@ -61,6 +62,8 @@ class Chart:
         if legend:
             names = {label: self.titles[label] for label in self.labels}
             shown = {"title": None, "orient": "bottom", "labelExpr": _names(names)}
+            # In one row it would be wider than the plot, and its longest names cut off.
+            shown |= {"columns": _LEGEND_COLUMNS, "labelLimit": 0}
         scales: dict[str, Spec] = {
             "color": {"scale": _scale(self.labels, [colours[x] for x in self.labels])},
             "shape": {"scale": _scale(self.labels, [marks[x]["shape"] for x in self.labels])},

@@ -38,7 +38,8 @@ GROUPS = (
         pareto,
         "Loss against memory",
         "Down is a lower loss, left is less optimizer state. Bars are 95 % intervals; the dashed "
-        "line joins the optimizers that no other one beats in both.",
+        "line joins the optimizers that no other one beats in both. Optimizers with states of one "
+        "size stand side by side.",
     ),
     ChartGroup(
         pareto_time,

@@ -34,9 +34,9 @@ def marks_of(labels: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
     others = [label for label in labels if label != baseline]
     marks: dict[str, dict[str, Any]] = {
         label: {
-            # Past the last colour the dash moves on, so that no pair repeats soon.
-            "dash": list(DASHES[(i + i // len(SHAPES)) % len(DASHES)]),
-            "shape": SHAPES[i % len(SHAPES)],
+            # Past the last colour dash and mark move on, so that no pair repeats soon.
+            "dash": list(DASHES[(i + i // len(COLOURS["light"])) % len(DASHES)]),
+            "shape": SHAPES[(i + i // len(COLOURS["light"])) % len(SHAPES)],
         }
         for i, label in enumerate(others)
     }
