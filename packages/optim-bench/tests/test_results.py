@@ -198,6 +198,23 @@ def test_steps_to_target_censor_misses(score):
     assert profile["shares"]["adamw"][-1] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("last", "edge"), [(0.9, ("stac",)), ("failed", ()), ("missing", ()), (None, ("stac",))]
+)
+def test_who_is_under_tuned_or_incomplete_takes_no_part_in_the_profile(score, last, edge):
+    losses = {"stam": [0.5] * SEEDS, "stac": [0.5] * 9 + [last], "adamw": [0.9] * SEEDS}
+    (profile,) = score(losses, edge=edge, target=0.6)["profiles"]
+    assert set(profile["shares"]) == set(profile["areas"]) == {"stam", "adamw"}
+    assert set(profile["pairwise"]) == {"stam"}
+    assert score(losses, edge=("adamw",), target=0.6)["profiles"] == []
+
+
+def test_a_run_that_diverged_is_a_miss_in_the_profile(score):
+    losses = {"stam": [0.5] * 9 + [None], "adamw": [0.5] * SEEDS}
+    (profile,) = score(losses, target=0.6)["profiles"]
+    assert profile["shares"]["stam"][-1] == 0.9
+
+
 def test_curves_show_quartiles_and_drop_what_is_infinite(score):
     results = score({"stam": [None] * 3 + [1.0] * 7, "adamw": [1.0] * SEEDS})
     stam = next(cell for cell in results["cells"] if cell["label"] == "stam")

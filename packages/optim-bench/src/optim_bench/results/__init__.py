@@ -2,7 +2,7 @@
 
 from optim_bench.results._build import build_results, results_of
 from optim_bench.results._cells import SMALLEST_CURVE, measure_cell
-from optim_bench.results._compare import compare_cells
+from optim_bench.results._compare import compare_cells, compare_pairs
 from optim_bench.results._schema import SCHEMA_VERSION, schema, validate_results
 from optim_bench.results._words import (
     FRAMEWORK_TITLES,
@@ -20,6 +20,7 @@ __all__ = [
     "build_results",
     "change_in_words",
     "compare_cells",
+    "compare_pairs",
     "detectable_in_words",
     "measure_cell",
     "results_of",

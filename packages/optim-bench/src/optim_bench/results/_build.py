@@ -234,22 +234,25 @@ def _profiles(cells: Sequence[Measured], framework: str, baseline: str) -> list[
     """Return the profile of steps to target over (workload, seed), where workloads have one.
 
     A profile depends on who takes part, so each optimizer's profile in the company of the baseline
-    alone stands beside the profile of all.
+    alone stands beside the profile of all. An optimizer that is under-tuned or incomplete on one of
+    the workloads takes no part.
     """
     mine = [c for c in cells if c["framework"] == framework and c["steps_to_target"] is not None]
+    mine.sort(key=lambda cell: cell["workload"])
+    workloads = list(dict.fromkeys(cell["workload"] for cell in mine))
     costs: dict[str, list[float]] = {}
-    for cell in mine:
-        if cell["fresh"]["missing"] or cell["fresh"]["failed"] or not cell["fresh"]["planned"]:
-            return []
-        steps = [math.inf if s is None else s for s in cell["steps_to_target"]["runs"]]
-        costs.setdefault(cell["label"], []).extend(steps)
-    if len({len(values) for values in costs.values()}) != 1 or not all(costs.values()):
+    for label in dict.fromkeys(cell["label"] for cell in mine):
+        own = [cell for cell in mine if cell["label"] == label]
+        if [cell["workload"] for cell in own] == workloads and all(map(_is_ranked, own)):
+            runs = [steps for cell in own for steps in cell["steps_to_target"]["runs"]]
+            costs[label] = [math.inf if steps is None else steps for steps in runs]
+    if baseline not in costs:
         return []
     profile = performance_profile(costs, PROFILE_RATIOS)
     return [
         {
             "framework": framework,
-            "workloads": sorted({cell["workload"] for cell in mine}),
+            "workloads": workloads,
             "ratios": list(PROFILE_RATIOS),
             "shares": profile,
             "areas": {n: profile_area(PROFILE_RATIOS, shares) for n, shares in profile.items()},
@@ -262,6 +265,11 @@ def _profiles(cells: Sequence[Measured], framework: str, baseline: str) -> list[
             },
         }
     ]
+
+
+def _is_ranked(cell: Measured) -> bool:
+    fresh = cell["fresh"]
+    return not (cell["tuning"]["under_tuned"] or fresh["missing"] or fresh["failed"])
 
 
 def _environment(records: Sequence[RunRecord]) -> dict[str, list[str]]:

@@ -48,54 +48,48 @@ def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list
     mine = [cell for cell in cells if cell["framework"] == framework]
     baselines = {cell["workload"]: cell for cell in mine if cell["label"] == plan.baseline}
     others = [cell for cell in mine if cell["label"] != plan.baseline]
-    return compare_with(
-        baselines, others, family_of(plan, framework), defaults_due=plan.budget.defaults
-    )
+    pairs = [(cell, baselines[cell["workload"]]) for cell in others]
+    family = family_of(plan, framework)
+    registered = [cell["name"] in family for cell in others]
+    return compare_pairs(pairs, registered, defaults_due=plan.budget.defaults)
 
 
-def compare_with(
-    baselines: Mapping[str, Measured],
-    others: Sequence[Measured],
-    family: Sequence[str],
-    *,
-    defaults_due: bool,
+def compare_pairs(
+    pairs: Sequence[tuple[Measured, Measured]], registered: Sequence[bool], *, defaults_due: bool
 ) -> list[dict[str, Any]]:
-    """Compare cells of one framework with the baseline of their workload.
+    """Compare the first cell of each pair with the second, which is its baseline.
 
     Args:
-        baselines: workload -> measured cell.
-        others: the cells to compare.
-        family: names of those whose tests share one corrected level.
-        defaults_due: whether the tier runs the baseline's default rate on the fresh seeds.
+        pairs: measured cells, the two of a pair of one workload and framework.
+        registered: for each pair whether its test shares the corrected level.
+        defaults_due: whether the tier runs the second one's default rate on the fresh seeds.
     """
-    paired = {
-        cell["name"]: compare_paired(
-            fresh_losses(cell), fresh_losses(baselines[cell["workload"]]), level=LEVEL
-        )
-        for cell in others
-    }
-    defaults = {
-        cell["name"]: _against_default(cell, baselines[cell["workload"]]) for cell in others
-    }
+    paired = [
+        compare_paired(fresh_losses(cell), fresh_losses(baseline), level=LEVEL)
+        for cell, baseline in pairs
+    ]
+    defaults = [_against_default(cell, baseline) for cell, baseline in pairs]
     # A test that cannot be carried out stays in the family, with the weakest p-value there is.
-    confirmed = holm([_or_one(found.p_value) if (found := defaults[n]) else 1.0 for n in family])
-    p_values = [_or_one(paired[name].p_value) for name in family]
+    family = [index for index, mine in enumerate(registered) if mine]
+    p_values = [_or_one(paired[index].p_value) for index in family]
     adjusted = dict(zip(family, holm(p_values), strict=True))
-    smallest = [smallest_p_value(paired[name].pairs) for name in family]
+    at_default = [_or_one(d.p_value if (d := defaults[index]) else None) for index in family]
+    confirmed = dict(zip(family, holm(at_default), strict=True))
+    smallest = [smallest_p_value(paired[index].pairs) for index in family]
     within_reach = dict(zip(family, reachable(smallest, ALPHA), strict=True))
     return [
         _comparison(
             cell,
-            baselines[cell["workload"]],
-            paired[cell["name"]],
-            defaults[cell["name"]],
-            confirmed=dict(zip(family, confirmed, strict=True)).get(cell["name"]),
-            adjusted=adjusted.get(cell["name"]),
-            within_reach=within_reach.get(cell["name"], False),
+            baseline,
+            paired[index],
+            defaults[index],
+            confirmed=confirmed.get(index),
+            adjusted=adjusted.get(index),
+            within_reach=within_reach.get(index, False),
             tests=len(family),
             defaults_due=defaults_due,
         )
-        for cell in others
+        for index, (cell, baseline) in enumerate(pairs)
     ]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optim_bench.protocol import BASELINE, Plan
-from optim_bench.results._compare import compare_with
+from optim_bench.results._compare import compare_pairs
 
 Measured = Mapping[str, Any]
 
@@ -30,11 +30,9 @@ def search_rows(plan: Plan, cells: Sequence[Measured], framework: str) -> list[d
     # Everything but AdamW itself; the plain AdamW takes part as what the search started from.
     others = [c for c in mine if c["optimizer"] != BASELINE or c["label"] == BASELINE]
     real = {name for name, facts in plan.workloads.items() if facts["kind"] == "real"}
-    family = [c["name"] for c in others if c["family"] == "ours" and c["workload"] in real]
-    compared = compare_with(
-        {name: row["cell"] for name, row in chosen.items()},
-        others,
-        family,
+    compared = compare_pairs(
+        [(c, chosen[c["workload"]]["cell"]) for c in others],
+        [c["family"] == "ours" and c["workload"] in real for c in others],
         defaults_due=plan.budget.defaults,
     )
     return [
