@@ -16,7 +16,7 @@ import numpy.typing as npt
 from optim_checkpoint import _parallel
 from optim_checkpoint._commit import Document, check_keep, check_not_spread, commit
 from optim_checkpoint._errors import CheckpointError, CheckpointWarning, CheckpointWriteError
-from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._folder import StrPath
 from optim_checkpoint._numpy import copy_bytes
 from optim_checkpoint._shard import Entry
 
@@ -85,7 +85,6 @@ class BackgroundCheckpointer:
         return self._last
 
     def _submit(self, document: Document) -> None:
-        check_step(document.step)
         check_not_spread(document)
         # There is one staging memory: what is being copied into it must not be mixed with more.
         if not self._submitting.acquire(blocking=False):
@@ -97,8 +96,10 @@ class BackgroundCheckpointer:
             self.wait()
             staged = self._stage(document)
             # Not a daemon: the interpreter does not end before the save has.
-            self._thread = threading.Thread(target=self._commit, args=(staged,), daemon=False)
-            self._thread.start()
+            thread = threading.Thread(target=self._commit, args=(staged,), daemon=False)
+            thread.start()
+            # Only now: a thread that could not be started cannot be waited for.
+            self._thread = thread
         finally:
             self._submitting.release()
 

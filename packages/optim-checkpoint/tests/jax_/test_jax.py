@@ -15,6 +15,7 @@ from optim_checkpoint._numpy import array_of
 from optim_checkpoint._select import choose
 from optim_checkpoint._shard import Entry
 from optim_checkpoint.jax import _leaves
+from optim_checkpoint.jax._save import build_document
 
 
 def params_of(seed=0):
@@ -350,3 +351,8 @@ def test_a_tensor_that_two_leaves_want_in_part_and_whole_is_read_whole(tmp_path,
         return leaf("array", "x").array.tolist()
 
     assert choose(tmp_path, 1, read).value == expected
+
+
+@pytest.mark.parametrize("number", [jnp.array(5), np.int64(5)], ids=repr)
+def test_a_step_of_any_integer_type_becomes_an_integer(number):
+    assert type(build_document(number).step) is int

@@ -1,10 +1,12 @@
 import threading
 
+import numpy as np
 import optim_checkpoint as oc
 import pytest
 import torch
 from optim_checkpoint import _background, _fs
 from optim_checkpoint import torch as ckpt
+from optim_checkpoint.torch._save import build_document
 
 
 class SlowOps(_fs.FileOps):
@@ -143,3 +145,26 @@ def test_a_save_inside_of_a_save_is_refused(tmp_path, monkeypatch):
     checkpointer.wait()
     assert oc.steps(tmp_path) == [1, 3]
     assert ckpt.restore(tmp_path, 1, rng=False).extra["t"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("number", [torch.tensor(5), np.int64(5), np.array(5)], ids=repr)
+def test_a_step_of_any_integer_type_can_be_restored(tmp_path, number):
+    assert ckpt.save(tmp_path, number).name == "step-00000005"
+    with ckpt.AsyncCheckpointer(tmp_path) as checkpointer:
+        checkpointer.save(number + 1)
+    assert [ckpt.restore(tmp_path, step).step for step in (5, 6)] == [5, 6]
+    # Processes tell each other their step in JSON, which knows no other integers.
+    assert type(build_document(number).step) is int
+
+
+def test_a_thread_that_cannot_start_does_not_end_all_saves(tmp_path, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    checkpointer = ckpt.AsyncCheckpointer(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            checkpointer.save(1)
+    checkpointer.save(2)
+    assert checkpointer.wait() == tmp_path / "step-00000002"

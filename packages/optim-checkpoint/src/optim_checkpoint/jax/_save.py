@@ -38,6 +38,7 @@ def build_document(
     extra: Mapping[str, Any] | None = None,
 ) -> Document:
     """Describe a training run; the arrays are read when the document is written."""
+    number = check_step(step)
     parts = {part: Collector() for part in ("model", "optim", "train")}
     sections: dict[str, object] = {}
     if params is not None:
@@ -50,7 +51,7 @@ def build_document(
             train[name] = encode(value, name, array_leaf(parts["train"], ""))
     sections["train"] = train
     return Document(
-        step,
+        number,
         {"name": "jax", "versions": {"jax": jax.__version__}},
         sections,
         {part: collector.entries for part, collector in parts.items()},
@@ -101,7 +102,6 @@ def save(
     """
 
     def build() -> Document:
-        check_step(step)
         check_keep(keep)
         check_max_shard_size(max_shard_size)
         return build_document(step, params=params, opt_state=opt_state, rng=rng, extra=extra)

@@ -46,6 +46,7 @@ def build_document(
 
     With a `rank`, the generators are those of one of several processes and stay apart.
     """
+    number = check_step(step)
     parts = {part: Collector() for part in ("model", "optim", "train")}
     sections: dict[str, object] = {}
     if model is not None:
@@ -67,7 +68,7 @@ def build_document(
         train["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, ""))
     sections["train"] = train
     return Document(
-        step,
+        number,
         {"name": "torch", "versions": {"torch": str(torch.__version__)}},
         sections,
         {part: collector.entries for part, collector in parts.items()},
@@ -141,7 +142,6 @@ def save(
     team = writers(process_group, step, sharded=sharded)
 
     def build() -> Document:
-        check_step(step)
         check_keep(keep)
         check_max_shard_size(max_shard_size)
         return build_document(
