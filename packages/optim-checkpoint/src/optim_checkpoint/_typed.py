@@ -47,8 +47,9 @@ def encode(value: object, path: str, leaf: Leaf | None = None, depth: int = 0) -
         An object with exactly one key.
 
     Raises:
-        UnsupportedStateError: For any other type (subclasses included: their class would be lost),
-            for text that is not Unicode and for nesting beyond `MAX_DEPTH`.
+        UnsupportedStateError: For any other type (subclasses included: their class would be lost;
+            only one of dict is stored, as the dict it is), for text that is not Unicode and for
+            nesting beyond `MAX_DEPTH`.
     """
     if depth > MAX_DEPTH:
         raise UnsupportedStateError(path, f"is nested more than {MAX_DEPTH} deep")

@@ -121,6 +121,13 @@ def sequential(optimizer):
     return schedulers.SequentialLR(optimizer, [warm, cosine], [5])
 
 
+def warm_then_stepped(optimizer):
+    schedulers = torch.optim.lr_scheduler
+    warm = schedulers.LinearLR(optimizer, 0.1, total_iters=9)
+    # Its milestones are a Counter, of which a switch after the resume calls a method.
+    return schedulers.SequentialLR(optimizer, [warm, schedulers.MultiStepLR(optimizer, [3])], [9])
+
+
 def scheduled(name, **options):
     return lambda optimizer: getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
 
@@ -136,7 +143,7 @@ CASES = {
     "ASGD": (dense, plain(O.ASGD, t0=3), None),
     "LBFGS": (dense, plain(O.LBFGS, lr=0.05, max_iter=4), None),
     "Muon": (matrices, plain(O.Muon), None),
-    "NAdam": (dense, plain(O.NAdam), None),
+    "NAdam": (dense, plain(O.NAdam), warm_then_stepped),
     "RAdam": (dense, plain(O.RAdam), None),
     "RMSprop": (dense, plain(O.RMSprop, centered=True, momentum=0.9), None),
     "Rprop": (dense, plain(O.Rprop), None),

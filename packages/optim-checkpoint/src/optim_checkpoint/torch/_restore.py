@@ -40,7 +40,7 @@ from optim_checkpoint.torch._optimizer import (
 )
 from optim_checkpoint.torch._processes import is_sharded, readers
 from optim_checkpoint.torch._save import Stateful
-from optim_checkpoint.torch._scheduler import regroup
+from optim_checkpoint.torch._scheduler import like_live, regroup
 from optim_checkpoint.torch._sharding import (
     LocalShard,
     copy_shard,
@@ -98,7 +98,7 @@ class _Plan:
             if stateful is not None:
                 before = copy.deepcopy(stateful.state_dict())
                 undo(_loader(stateful, before))
-                stateful.load_state_dict(self.train[name])
+                stateful.load_state_dict(like_live(self.train[name], before))
         if self.target.rng and "rng" in self.train:
             _rng.restore(self.train["rng"], undo)
         if self.target.model is not None:

@@ -1,5 +1,6 @@
-"""Schedulers keep lists with one entry per parameter group by position: these follow the groups."""
+"""Fitting the state of a scheduler to the live one: its groups, and the classes of its dicts."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,4 +42,32 @@ def regroup(state: Any, origins: Sequence[int], groups: int) -> Any:
         }
     if isinstance(state, list):
         return [regroup(item, origins, groups) for item in state]
+    return state
+
+
+def like_live(state: Any, live: Any) -> Any:
+    """Return a state with the classes of the dicts of a live one, which are stored as plain dicts.
+
+    The `Counter` of a `MultiStepLR`, for one, has methods that the scheduler calls.
+
+    Args:
+        state: The decoded state dict.
+        live: The state dict of the live object.
+
+    Example:
+        >>> from collections import Counter
+        >>> like_live({"milestones": {4: 1}, "last_epoch": 3}, {"milestones": Counter()})
+        {'milestones': Counter({4: 1}), 'last_epoch': 3}
+    """
+    if isinstance(state, dict) and isinstance(live, dict):
+        items = {key: like_live(value, live.get(key)) for key, value in state.items()}
+        if type(live) is dict:
+            return items
+        # Not type(live)(items): a defaultdict has its factory from the live one.
+        result = copy.copy(live)
+        result.clear()
+        result.update(items)
+        return result
+    if type(state) is list and type(live) is list and len(state) == len(live):
+        return [like_live(item, other) for item, other in zip(state, live, strict=True)]
     return state
