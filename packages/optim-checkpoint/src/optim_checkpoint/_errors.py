@@ -12,6 +12,11 @@ def shown(name: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…({len(text)} characters)"
 
 
+def printable(text: str) -> str:
+    """Escape what could steer a terminal in a text that holds names from a file."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class CheckpointError(Exception):
     """Base of every error this package raises on purpose."""
 
@@ -49,7 +54,7 @@ class IncompatibleCheckpointError(CheckpointError):
     """
 
     def __init__(self, differences: Sequence[str]) -> None:
-        self.differences = tuple(differences)
+        self.differences = tuple(map(printable, differences))
         listed = "\n".join(f"  - {difference}" for difference in self.differences)
         super().__init__(
             f"the checkpoint does not fit ({len(self.differences)} differences); "

@@ -1,6 +1,5 @@
 """Fitting a saved tree into a template: every difference first, then the values."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from optim_checkpoint._collect import settle
 from optim_checkpoint._errors import shown
+from optim_checkpoint._names import name_differences
 from optim_checkpoint._paths import Path, text
 from optim_checkpoint.jax._leaves import Pending, is_key
 from optim_checkpoint.jax._sections import SavedLeaf, SavedTree
@@ -61,15 +61,9 @@ def match(what: str, saved: SavedTree, template: Any, differences: list[str]) ->
 
 def _compare_names(what: str, saved: SavedTree, live: set[Path], differences: list[str]) -> None:
     lost, new = sorted(saved.leaves.keys() - live), sorted(live - saved.leaves.keys())
-    for paths, others, verb in (
-        (lost, new, "is in the checkpoint but not in the template"),
-        (new, lost, "is not in the checkpoint"),
-    ):
-        names = [text(path) for path in others] if len(others) < 2000 else []
-        for path in paths:
-            near = difflib.get_close_matches(text(path), names, 1, 0.6)
-            hint = f" (nearest: {near[0]})" if near else ""
-            differences.append(f"{what} {text(path)} {verb}{hint}")
+    differences += name_differences(
+        what, [text(path) for path in lost], [text(path) for path in new], "the template"
+    )
 
 
 def _describe(value: Any) -> tuple[tuple[int, ...], str] | None:

@@ -1,6 +1,5 @@
 """What a parameter is called: by name, never by position."""
 
-import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optim_checkpoint._errors import CheckpointWarning, UnsupportedStateError
+from optim_checkpoint._names import name_differences
 from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._tensors import DTYPES
 
@@ -99,20 +99,12 @@ def parameter_names(
     return ParameterNames(groups, positional)
 
 
-def name_differences(what: str, saved: Iterable[str], live: Iterable[str]) -> list[str]:
-    """List what is only saved and what is only live, each with the nearest name."""
+def live_differences(what: str, saved: Iterable[str], live: Iterable[str]) -> list[str]:
+    """List what is only saved and what is only live, with the nearest names."""
     stored, present = set(saved), set(live)
-    lost, new = sorted(stored - present), sorted(present - stored)
-    differences: list[str] = []
-    for names, others, verb in (
-        (lost, new, "is in the checkpoint but not in the live one"),
-        (new, lost, "is not in the checkpoint"),
-    ):
-        for name in names:
-            near = difflib.get_close_matches(name, others, 1, 0.6) if len(others) < 2000 else []
-            hint = f" (nearest: {near[0]})" if near else ""
-            differences.append(f"{what} {name} {verb}{hint}")
-    return differences
+    return name_differences(
+        what, sorted(stored - present), sorted(present - stored), "the live one"
+    )
 
 
 def shape_differences(

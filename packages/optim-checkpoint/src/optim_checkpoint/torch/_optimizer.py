@@ -25,7 +25,7 @@ from optim_checkpoint._errors import (
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._names import escape
 from optim_checkpoint._typed import Typed, encode
-from optim_checkpoint.torch._names import name_differences, parameter_names
+from optim_checkpoint.torch._names import live_differences, parameter_names
 from optim_checkpoint.torch._sharding import decode_slots
 from optim_checkpoint.torch._tensors import DTYPES, TorchStaging, tensor_leaf
 
@@ -342,7 +342,7 @@ def plan_optimizer(
     if saved.kind.rpartition(".")[2] != live_kind.rpartition(".")[2]:
         differences.append(f"the optimizer is {saved.kind} in the checkpoint, {live_kind} here")
     live = live_parameters(optimizer, names)
-    differences += name_differences("optimizer parameter", saved.params, live)
+    differences += live_differences("optimizer parameter", saved.params, live)
     for name in sorted(saved.params.keys() & live.keys()):
         dtype, shape = saved.params[name]
         here = (DTYPES.get(live[name].dtype), tuple(live[name].shape))
@@ -356,35 +356,37 @@ def plan_optimizer(
     hyper: list[dict[str, Any]] = []
     origins: list[int] = []
     for g, (group, listed) in enumerate(zip(optimizer.param_groups, names, strict=True)):
-        sources = [owner[name] for name in listed if name in owner]
+        sources = list(dict.fromkeys(owner[name] for name in listed if name in owner))
         if not listed and empty:
             sources = [empty.pop(0)]
         origins.append(saved.groups.index(sources[0]) if sources else 0)
-        hyper.append(_group_hyper(g, group, sources, differences))
+        values, notes = _group_hyper(g, group, sources)
+        hyper.append(values)
+        differences += notes
     return OptimizerPlan(optimizer, saved, names, hyper, origins, differences)
 
 
 def _group_hyper(
-    g: int, live: Mapping[str, Any], sources: list[SavedGroup], differences: list[str]
-) -> dict[str, Any]:
+    g: int, live: Mapping[str, Any], sources: list[SavedGroup]
+) -> tuple[dict[str, Any], list[str]]:
     result: dict[str, Any] = {}
+    notes: list[str] = []
     for source in sources:
         for key, value in source.hyper.items():
             if key in result and source.typed[key] != sources[0].typed.get(key):
-                note = f"group {g} merges groups that differ in {key}: give each its own group"
-                if note not in differences:
-                    differences.append(note)
+                notes.append(
+                    f"group {g} merges groups that differ in {key}: give each its own group"
+                )
             if key not in live and key not in _SCHEDULER_KEYS:
-                note = f"group {g} has no hyperparameter {shown(key)}, the checkpoint has"
-                if note not in differences:
-                    differences.append(note)
+                notes.append(f"group {g} has no hyperparameter {shown(key)}, the checkpoint has")
             elif key in live and not _same_kind(value, live[key]):
-                differences.append(
+                notes.append(
                     f"group {g}: {key} is {shown(value)} in the checkpoint, {shown(live[key])} here"
                 )
             # Schedulers and the optimizer may change containers in place.
             result[key] = value if isinstance(value, torch.Tensor) else copy.deepcopy(value)
-    return result
+    # Several sources may differ from the live group in the same way.
+    return result, list(dict.fromkeys(notes))
 
 
 def _same_kind(saved: object, live: object) -> bool:

@@ -26,8 +26,8 @@ from optim_checkpoint.torch import _rng
 from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._from_jax import convert_optimizer, model_entries, settle_steps
 from optim_checkpoint.torch._names import (
+    live_differences,
     model_state,
-    name_differences,
     parameter_names,
     shape_differences,
     unwrap,
@@ -169,7 +169,7 @@ def _plan_model(
             raise CorruptCheckpointError(file, f"the model entry {shown(item)} is malformed")
         typed[name] = pair[1]
     live = model_state(model)
-    differences += name_differences("model entry", typed, live)
+    differences += live_differences("model entry", typed, live)
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, value in typed.items():
         key = (as_object(value) or {}).get("tensor")
@@ -216,7 +216,7 @@ def _plan_stateful(name: str, saved: Any, live: Stateful, differences: list[str]
     if type(saved) is not type(here):
         differences.append(f"the {name} stored {type(saved).__name__}, not {type(here).__name__}")
     elif isinstance(saved, dict):
-        differences += name_differences(
+        differences += live_differences(
             f"{name} entry", map(str, saved.keys()), map(str, here.keys())
         )
 
