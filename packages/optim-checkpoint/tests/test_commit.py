@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import re
@@ -60,6 +61,25 @@ def test_a_step_is_not_overwritten_unasked(run_folder, make_document, load, chec
     check(load(run_folder).value, 2)
 
 
+def damage(path):
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_damaged_step_does_not_end_the_training_that_comes_to_it_again(
+    run_folder, make_document, load, check
+):
+    damage(run_folder / "step-00000002" / "optim" / "optim.safetensors")
+    with pytest.warns(oc.CheckpointWarning, match="skipped a damaged checkpoint: step-00000002"):
+        assert load(run_folder).step == 1
+    assert commit(run_folder, make_document(2), keep=2).name == "step-00000002.g1"
+    check(load(run_folder).value, 2)
+    assert names(run_folder) == [".lock", "step-00000001", "step-00000002.g1"]
+    with pytest.raises(oc.CheckpointExistsError):
+        commit(run_folder, make_document(2))
+
+
 def test_retention_keeps_the_newest_and_only_then(tmp_path, make_document):
     for step in range(1, 6):
         commit(tmp_path, make_document(step), keep=3)
@@ -84,6 +104,21 @@ def test_retention_leaves_a_generation_that_is_being_read(run_folder, make_docum
     assert oc.steps(run_folder) == [1, 3]
     commit(run_folder, make_document(4), keep=1)
     assert oc.steps(run_folder) == [4]
+
+
+def test_retention_works_where_folders_cannot_be_locked(tmp_path, make_document, monkeypatch):
+    """NFS makes locks of files of them, and an exclusive one needs a file open to write."""
+    flock = fcntl.flock
+
+    def lock_files_only(fd, operation):
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and operation & fcntl.LOCK_EX:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_files_only)
+    for step in (1, 2, 3):
+        commit(tmp_path, make_document(step), keep=2)
+    assert oc.steps(tmp_path) == [2, 3]
 
 
 def test_a_second_writer_is_told_to_wait(tmp_path, make_document):

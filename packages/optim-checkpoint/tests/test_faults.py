@@ -96,11 +96,12 @@ def test_a_fault_at_every_call_loses_nothing(
     assert sorted(path.name for path in run_folder.iterdir()) == [".lock", "step-00000900"]
 
 
-def test_some_faults_of_retention_are_only_warnings(run_folder, make_document, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES], ids=errno.errorcode.get)
+def test_some_faults_of_retention_are_only_warnings(run_folder, make_document, monkeypatch, number):
     class NoTrash(_fs.FileOps):
         def rename(self, old, new, folder):
             if new.startswith(".trash"):
-                raise OSError(errno.EIO, "broken")
+                raise OSError(number, "broken")
             super().rename(old, new, folder)
 
     monkeypatch.setattr(_fs, "ops", NoTrash())

@@ -12,10 +12,8 @@ generation. Nothing that was committed is touched before step 5.
 """
 
 import errno
-import fcntl
 import os
 import secrets
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +22,8 @@ from optim_checkpoint import _fs, _manifest
 from optim_checkpoint._boxes import Shape
 from optim_checkpoint._errors import (
     CheckpointExistsError,
-    CheckpointWarning,
     CheckpointWriteError,
+    CorruptCheckpointError,
     UnsupportedStateError,
     shown,
 )
@@ -40,7 +38,6 @@ from optim_checkpoint._files import (
 )
 from optim_checkpoint._folder import (
     TEMPORARY,
-    TRASH,
     GenerationName,
     StrPath,
     check_step,
@@ -48,6 +45,8 @@ from optim_checkpoint._folder import (
     locked,
     make_root,
 )
+from optim_checkpoint._generation import Generation
+from optim_checkpoint._retention import discard, rename_unread, sweep, try_retire
 from optim_checkpoint._shard import Entry, write_shard
 
 _SLACK = 64 << 10
@@ -123,7 +122,7 @@ def commit(
         The path of the committed generation. When this returns, it survives a power cut.
 
     Raises:
-        CheckpointExistsError: If the step exists and `replace` is false.
+        CheckpointExistsError: If the step exists undamaged and `replace` is false.
         CheckpointWriteError: If the disk is full, the folder cannot be written or another writer
             holds it. What was committed before is untouched.
     """
@@ -157,26 +156,40 @@ def prepare(
     Returns:
         The new name and the generations that are there.
     """
-    _sweep(root)
+    sweep(root)
     present = generations(root)
-    target = _target(step, present, path, replace=replace)
+    target = _target(root, path, step, present, replace=replace)
     _check_space(root, path, needed)
     return target, present
 
 
 def _target(
-    step: int, present: Sequence[GenerationName], path: StrPath, *, replace: bool
+    root: int, path: StrPath, step: int, present: Sequence[GenerationName], *, replace: bool
 ) -> GenerationName:
     same = [name for name in present if name.step == step]
     if not same:
         return GenerationName(step)
-    if not replace:
+    if not replace and _is_sound(root, same[-1]):
         raise CheckpointExistsError(
             f"{os.fspath(path)} already holds step {step} ({same[-1]}); pass replace=True to write "
             "a newer generation of it"
         )
     # A fresh name, never the old one: there is no moment with neither generation in place.
     return GenerationName(step, same[-1].index + 1)
+
+
+def _is_sound(root: int, name: GenerationName) -> bool:
+    """Say whether every bit of a generation verifies.
+
+    A restore passes a damaged one over, and training that goes on from the step before comes here
+    again: that must not end it.
+    """
+    try:
+        with Generation(root, name) as generation:
+            generation.read(lambda part, key, info: None)
+    except CorruptCheckpointError:
+        return False
+    return True
 
 
 def _free(root: int) -> int:
@@ -274,7 +287,7 @@ def publish(root: int, temporary: str, target: GenerationName) -> None:
         _fs.ops.sync(root)
     except OSError:
         # Visible but perhaps not durable: take it back, so that a save that failed left nothing.
-        _rename_unread(root, str(target), temporary)
+        rename_unread(root, str(target), temporary)
         raise
 
 
@@ -304,63 +317,3 @@ def _write_small(folder: int, name: str, raw: bytes) -> None:
     finally:
         if not closed:
             os.close(fd)
-
-
-def discard(name: str, root: int) -> None:
-    """Remove a folder as far as it goes: the next save sweeps what stays, and no reader looks."""
-    try:
-        _fs.remove_tree(name, root)
-    except OSError:
-        return
-
-
-def _sweep(root: int) -> None:
-    """Remove what an interrupted writer left; only the holder of the lock may call this."""
-    for name in sorted(os.listdir(root)):
-        if name.startswith((TEMPORARY, TRASH)):
-            discard(name, root)
-
-
-def try_retire(
-    root: int, new: GenerationName, present: Sequence[GenerationName], keep: int
-) -> None:
-    """Retire old generations, with a warning where that fails: the new one is committed."""
-    try:
-        _retire(root, new, present, keep)
-    except OSError as error:
-        warnings.warn(
-            f"step {new.step} is saved, but older generations could not be removed: {error}",
-            CheckpointWarning,
-            stacklevel=4,
-        )
-
-
-def _retire(root: int, new: GenerationName, present: Sequence[GenerationName], keep: int) -> None:
-    latest = {name.step: name for name in present}
-    latest.pop(new.step, None)
-    # The new generation stays even where training went back to an earlier step.
-    kept = {latest[step] for step in sorted(latest, reverse=True)[: keep - 1]} | {new}
-    trashed: list[str] = []
-    for name in present:
-        if name in kept:
-            continue
-        trash = f"{TRASH}{name}-{secrets.token_hex(8)}"
-        if _rename_unread(root, str(name), trash):
-            trashed.append(trash)
-    if trashed:
-        _fs.ops.sync(root)
-    for trash in trashed:
-        discard(trash, root)
-
-
-def _rename_unread(root: int, name: str, trash: str) -> bool:
-    """Rename a generation unless a reader holds it; it is then retired by a later save."""
-    try:
-        with _fs.opened(_fs.open_folder(name, root)) as folder:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _fs.ops.rename(name, trash, root)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        raise
-    return True

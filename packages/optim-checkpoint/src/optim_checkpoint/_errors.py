@@ -26,7 +26,7 @@ class CheckpointNotFoundError(CheckpointError):
 
 
 class CheckpointExistsError(CheckpointError):
-    """The step is already committed; pass ``replace=True`` to write a newer generation of it."""
+    """The step is committed and sound; pass ``replace=True`` to write a newer generation of it."""
 
 
 class CorruptCheckpointError(CheckpointError):

@@ -22,13 +22,11 @@ from optim_checkpoint._commit import (
     Document,
     Record,
     bytes_needed,
-    discard,
     make_parts,
     make_temporary,
     prepare,
     publish,
     seal,
-    try_retire,
     write_error,
     write_file,
 )
@@ -37,6 +35,7 @@ from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError
 from optim_checkpoint._folder import StrPath, locked, make_root
 from optim_checkpoint._peers import Answer, Team
 from optim_checkpoint._plan import Place, Plan, Ranked, check_same, describe, make_plan, place_of
+from optim_checkpoint._retention import discard, try_retire
 from optim_checkpoint._shard import CHUNK, Entry
 
 
@@ -65,7 +64,7 @@ def save_together(
     Raises:
         UnsupportedStateError: If processes differ in what must be equal, or shards do not make up
             the whole.
-        CheckpointExistsError: If the step exists and `replace` is false.
+        CheckpointExistsError: If the step exists undamaged and `replace` is false.
         CheckpointWriteError: If one process cannot write or is gone. Nothing was committed then,
             unless that happened at the very end; process 0 says so where it did.
     """

@@ -96,7 +96,7 @@ def save(
     Raises:
         UnsupportedStateError: For a leaf that cannot be stored exactly, with its path; also where
             processes differ in something that is not sharded.
-        CheckpointExistsError: If the step exists and `replace` is false.
+        CheckpointExistsError: If the step exists undamaged and `replace` is false.
         CheckpointWriteError: If it cannot be written, or another process failed or is gone; earlier
             steps are untouched.
     """
