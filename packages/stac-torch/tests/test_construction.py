@@ -163,6 +163,15 @@ def test_groups_keep_what_others_write_into_them():
     assert STAC(groups).param_groups[0]["name"] == "body"
 
 
+@pytest.mark.parametrize("shape", [(), (3, 2)])
+def test_a_group_may_be_one_tensor(shape):
+    p = nn.Parameter(torch.ones(shape))
+    optimizer = STAC([{"params": p, "role": "sign"}], sign_state_dtype="bf16")
+    p.grad = torch.ones(shape)
+    optimizer.step()
+    assert optimizer.state[p]["exp_avg"].dtype is torch.bfloat16
+
+
 NO_ROLE = (
     "STAC cannot tell which section these parameters belong to: pass the model, its "
     "named_parameters(), groups with a 'role' ('sign' or 'adamw'), or role= for all of them"

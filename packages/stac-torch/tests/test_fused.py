@@ -372,6 +372,15 @@ def test_a_grad_scaler_leaves_scaling_and_skipping_to_it(overflow):
     torch.testing.assert_close(results[1], results[0])
 
 
+def test_a_default_device_is_not_where_the_flag_of_bad_gradients_lies():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = STAC([p], role="sign", fused=True, lr=0.5)
+    with torch.device("meta"):
+        optimizer.step()
+    assert p.tolist() == [0.5] * 3
+
+
 def test_threads_change_no_bit():
     results = []
     before = torch.get_num_threads()

@@ -121,9 +121,19 @@ def test_names_of_wrappers_are_stripped(prefix):
 
 # Torch 2.10 says so of itself when dynamo is imported.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
-def test_a_compiled_model_is_looked_through():
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.compile,
+        nn.DataParallel,
+        lambda m: torch.compile(nn.DataParallel(m)),
+        lambda m: nn.DataParallel(torch.compile(m)),
+    ],
+    ids=["compiled", "parallel", "compiled parallel", "parallel compiled"],
+)
+def test_wrapped_models_are_looked_through(wrap):
     model = mlp()
-    assert STAC(torch.compile(model)).partition == STAC(model).partition
+    assert STAC(wrap(model)).partition == STAC(model).partition
 
 
 def test_partition_lives_in_the_groups():

@@ -48,6 +48,15 @@ def test_diagnostics_of_a_known_step():
     assert optimizer.diagnostics()["sign_agreement"] == pytest.approx(2 / 3)
 
 
+def test_a_step_that_the_device_leaves_out_has_nothing_to_count():
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = STAC([p], role="sign", capturable=True, track_diagnostics=True)
+    p.grad = torch.tensor([float("inf"), 1.0])
+    optimizer.step()
+    found = optimizer.diagnostics()
+    assert (found["skipped_steps"], found["frozen_share"]) == (1, None)
+
+
 def test_tracking_does_not_change_the_step():
     results = []
     for track in (False, True):

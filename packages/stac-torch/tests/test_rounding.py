@@ -105,6 +105,28 @@ def test_only_bfloat16_is_rounded_so():
     assert p.tolist() == pytest.approx([0.999] * 3)
 
 
+@pytest.mark.parametrize("state", [None, "int8"])
+def test_a_state_that_was_made_without_it_goes_on_with_it(state):
+    """A model that becomes bfloat16, or an option that was set later."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    optimizer = STAC(model, last_n_layers=0, stochastic_rounding=True, sign_state_dtype=state)
+
+    def step():
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        return [optimizer.state[p].get("step") for p in model.parameters()]
+
+    assert step() == [None] * 4
+    model[0].bfloat16()
+    assert step() == [1, 1, None, None]
+    # A counter that is left over belongs to no other parameter.
+    model[0].float()
+    model[1].bfloat16()
+    assert step() == [1, 1, 1, 1]
+    assert step() == [1, 1, 2, 2]
+
+
 def test_a_skipped_step_draws_nothing():
     p = nn.Parameter(torch.full((64,), 1.0, dtype=torch.bfloat16))
     optimizer = STAC([p], role="sign", stochastic_rounding=True, lr=1e-3)

@@ -232,6 +232,21 @@ def test_channels_last_keeps_its_layout():
     assert exp_avg.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("role", ["sign", "adamw"])
+def test_a_gradient_that_the_backward_pass_left_conjugated(role):
+    results = []
+    for resolved in (False, True):
+        p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        optimizer = STAC([p], role=role, lr=0.5)
+        (p.conj() * torch.tensor([1 + 2j, 3j]).conj()).sum().conj().real.backward()
+        assert p.grad.is_conj()
+        p.grad = p.grad.resolve_conj() if resolved else p.grad
+        optimizer.step()
+        results.append(p.detach())
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert (results[0] != 1).all()
+
+
 def test_a_closure_returns_its_loss():
     p = nn.Parameter(torch.ones(1))
     optimizer = STAC([p], role="sign", lr=0.5)

@@ -119,6 +119,43 @@ def test_groups_of_others_survive():
     assert optimizer.param_groups[0]["initial_lr"] == 1e-3
 
 
+def test_what_a_saved_group_does_not_say_stays():
+    """State dicts of torch's AdamW, of the published package and of older releases."""
+    model = model_of().bfloat16()
+    theirs = torch.optim.AdamW(model.parameters(), lr=0.5)
+    train(model, theirs)
+    own = {"stochastic_rounding": True, "rounding_seed": 3, "foreach": False}
+    optimizer = STAC(model.parameters(), role="adamw", adamw_state_dtype="float32", **own)
+    optimizer.load_state_dict(theirs.state_dict())
+    (group,) = optimizer.param_groups
+    kept = {**own, "adamw_state_dtype": "float32", "foreach": None, "lr": 0.5}
+    assert {key: group[key] for key in kept} == kept
+    train(model, optimizer)
+    assert optimizer.state[model[0].weight]["step"] == 6
+
+
+@pytest.mark.parametrize("role", ["sign", "adamw"])
+@pytest.mark.parametrize("saved", [torch.complex64, torch.complex128])
+def test_complex_states_of_another_precision_step_both_parts(saved, role):
+    """As real parameters step whose states were saved so."""
+    start = torch.tensor([0.5 + 0.25j, -0.5j, 1.0])
+    results = []
+    for view in (lambda z: z, torch.view_as_real):
+        p = nn.Parameter(view(start.to(saved)).clone())
+        optimizer = STAC([p], role=role, lr=0.1, amsgrad=True, weight_decay=0.1)
+        p.grad = view(torch.tensor([1 + 2j, -1j, 0.5], dtype=saved))
+        optimizer.step()
+        loaded = torch.complex128 if saved is torch.complex64 else torch.complex64
+        q = nn.Parameter(view(start.to(loaded)).clone())
+        other = STAC([q], role=role)
+        other.load_state_dict(optimizer.state_dict())
+        q.grad = view(torch.tensor([-1 + 1j, 2.0, 0.5j], dtype=loaded))
+        other.step()
+        assert other.state[q]["exp_avg"].dtype is p.dtype
+        results.append(view(q.detach()) if q.is_complex() else torch.view_as_complex(q.detach()))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
 def broken(change):
     optimizer = STAC(model_of(), sign_state_dtype="int8")
     train_model = model_of()

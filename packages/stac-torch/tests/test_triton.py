@@ -119,6 +119,18 @@ def test_chunks_cover_each_entry_once():
     assert launch.arguments["chunks"].tolist() == [[0, 0], [0, 1]] + [[1, i] for i in range(13)]
 
 
+def test_a_default_device_is_not_where_tables_are_made():
+    """On it they could not be pinned."""
+    from stac_torch import _fused_cuda
+
+    options = _sign.SignOptions(lr=1e-3, weight_decay=0.1, momentum=0.9, maximize=False)
+    for moment in (torch.float32, torch.int8):
+        held = tensors([(9, 700)], torch.float32, moment)
+        with torch.device("meta"):
+            (launch,) = _fused_cuda.launches(held, options)
+        assert {launch.arguments[name].device.type for name in ("table", "chunks")} == {"cpu"}
+
+
 def test_the_table_is_copied_again_only_when_an_address_changes():
     from stac_torch import _fused_cuda
 

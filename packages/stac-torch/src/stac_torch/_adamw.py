@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw
 
 from stac_torch._dtypes import arithmetic_dtype
 from stac_torch._fused import laid_out_like
+from stac_torch._local import real
 from stac_torch._rounding import Noise
 from stac_torch._sign import row_ranges, store_moment_, store_parameter_
 
@@ -73,6 +74,18 @@ class AdamWTensors:
             [noise],
         )
 
+    def as_reals(self) -> "AdamWTensors":
+        """Return the entries, complex ones as their two parts."""
+        return AdamWTensors(
+            list(map(real, self.params)),
+            list(map(real, self.grads)),
+            list(map(real, self.exp_avgs)),
+            list(map(real, self.exp_avg_sqs)),
+            list(map(real, self.max_exp_avg_sqs)),
+            self.steps,
+            self.noises,
+        )
+
     def moments(self) -> list[Tensor]:
         """Return every moment tensor."""
         return [*self.exp_avgs, *self.exp_avg_sqs, *self.max_exp_avg_sqs]
@@ -99,7 +112,8 @@ def adamw_step_(
         foreign = exp_avg.dtype is not param.dtype or tensors.noises[index] is not None
         (widened if foreign else own).append(index)
     for index in widened:
-        _widened_step_(tensors.take([index]), skip=skip, grad_scale=grad_scale, **options)
+        reals = tensors.take([index]).as_reals()
+        _widened_step_(reals, skip=skip, grad_scale=grad_scale, **options)
     if own:
         _torch_step_(tensors.take(own), skip=skip, grad_scale=grad_scale, **options)
 

@@ -194,7 +194,7 @@ def _hyperparameters(
 # Few: gradients that move make a new one each step, of up to a megabyte.
 @functools.lru_cache(maxsize=16)
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    return _copied(torch.tensor(rows, dtype=torch.int64), device)
+    return _copied(torch.tensor(rows, dtype=torch.int64, device="cpu"), device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -202,12 +202,13 @@ def _chunks(sizes: tuple[tuple[int, ...], ...], device: torch.device, *, quantiz
     """Return (tensor, chunk) of each program, int32."""
     if quantized:
         blocks = [entries // length * -(-length // BLOCK) for entries, length in sizes]
-        counts = torch.tensor([-(-count // INT8_BLOCKS) for count in blocks])
+        programs = [-(-count // INT8_BLOCKS) for count in blocks]
     else:
-        counts = torch.tensor([-(-entries // (TILE * TILES)) for entries, _ in sizes])
-    tensor = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+        programs = [-(-entries // (TILE * TILES)) for entries, _ in sizes]
+    counts = torch.tensor(programs, device="cpu")
+    tensor = torch.repeat_interleave(counts)
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    chunk = torch.arange(len(tensor)) - first
+    chunk = torch.arange(len(tensor), device="cpu") - first
     return _copied(torch.stack([tensor, chunk], dim=1).to(torch.int32), device)
 
 

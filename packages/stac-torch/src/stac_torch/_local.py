@@ -47,7 +47,8 @@ def local_grad(parameter: Any, grad: Any) -> Tensor:
     """Return the part of a gradient that belongs to this rank's part of the parameter."""
     if is_dtensor(parameter) and is_dtensor(grad) and grad.placements != parameter.placements:
         grad = grad.redistribute(placements=parameter.placements)
-    return local(grad)
+    # Backward passes leave conjugates unresolved, which have no view as reals.
+    return local(grad).resolve_conj()
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
     infinity = float("inf")
     on_cpu = all(g.device.type == "cpu" for g in grads)
     if fused and on_cpu:
-        return torch.tensor(all_finite_fused(grads))
+        return torch.tensor(all_finite_fused(grads), device="cpu")
     if torch.compiler.is_compiling():
         # What groups tensors by device breaks the graph; a compiler needs no multi-tensor form.
         finite = [torch.linalg.vector_norm(g, infinity).isfinite() for g in grads]
@@ -186,7 +186,7 @@ def dense_gradients(param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
                     "parameter to torch.optim.SparseAdam"
                 )
                 raise RuntimeError(msg)
-            grads.append(grad)
+            grads.append(grad.resolve_conj())
     return grads
 
 

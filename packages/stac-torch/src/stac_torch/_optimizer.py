@@ -9,12 +9,7 @@ from stam_core import STACRole
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stac_torch._arguments import (
-    nonfinite_policy,
-    section_decay,
-    skip_limit,
-    split_names,
-)
+from stac_torch._arguments import nonfinite_policy, section_decay, skip_limit, split_names
 from stac_torch._fused import prepare_fused, waits_for_nothing
 from stac_torch._groups import sections_of
 from stac_torch._nonfinite import NonfiniteGuard, Policy
@@ -207,8 +202,8 @@ class STAC(Optimizer):
             return
         group = dict(param_group)
         names = None
-        params = group["params"]
-        if not isinstance(params, (Tensor, set)):
+        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        if not isinstance(params, set):
             params, names = split_names(list(params))
         group["params"] = params
         if self._names and (names is None) != (self._names[0] is None):

@@ -11,7 +11,7 @@ from stac_torch._local import is_dtensor, local, local_grad, local_reals
 from stac_torch._report import Tally
 from stac_torch._rounding import Noise, noise_key
 from stac_torch._sign import SignOptions, SignTensors, can_foreach, sign_foreach_, sign_step_
-from stac_torch._state import new_state, rounds_stochastically
+from stac_torch._state import new_state, new_step, rounds_stochastically
 
 Names = Callable[[], Sequence[str]]
 
@@ -76,7 +76,11 @@ def fill_lists(
         lists.grads.append(parameter.grad)
         lists.positions.append(position)
         lists.scales.append(state.get("exp_avg_scale"))
-        if "step" in state:
+        rounded = rounds_stochastically(group, parameter)
+        if rounded and "step" not in state:
+            # A state may be older than the option, or than the parameter's dtype.
+            state["step"] = new_step(group, parameter)
+        if rounded or group["role"] == "adamw":
             lists.steps.append(state["step"])
         if "exp_avg" in state:
             lists.exp_avgs.append(state["exp_avg"])
@@ -98,7 +102,7 @@ def sign_section_(group: Mapping[str, Any], lists: GroupLists, names: Names, fla
     for step in lists.steps:
         step.add_(1 if flags.skip is None else flags.skip.logical_not())
     grads = lists.grads
-    if any(is_dtensor(g) for g in grads):
+    if any(is_dtensor(g) or g.is_complex() for g in grads):
         grads = [local_grad(p, g) for p, g in zip(lists.params, grads, strict=True)]
     tensors = SignTensors(
         local_reals(lists.params),

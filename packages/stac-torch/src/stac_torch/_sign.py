@@ -183,10 +183,11 @@ def sign_update_(
         direction = (m * _huge(dtype)).mul_(_huge(dtype)).clamp_(-1, 1)
     else:
         direction = m.sign()
+    if options.skip is not None:
+        direction = torch.where(options.skip, 0.0, direction)
     update = direction * options.lr
     decay = 1 - options.lr * options.weight_decay
     if options.skip is not None:
-        update = torch.where(options.skip, 0.0, update)
         decay = torch.where(options.skip, 1.0, decay)
 
     before = None if options.tally is None else param.clone()

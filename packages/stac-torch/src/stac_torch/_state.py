@@ -25,10 +25,7 @@ def new_state(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     """Return the state of a parameter before its first step; empty if it needs none."""
     state: dict[str, Tensor] = {}
     if group["role"] == "adamw" or rounds_stochastically(group, parameter):
-        # A counter on the host costs no launch; graphs and kernels need it on the device.
-        on_device = group["capturable"] or group["fused"]
-        device = local(parameter).device if on_device else "cpu"
-        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        state["step"] = new_step(group, parameter)
     if group["role"] == "sign":
         if group["sign_momentum"] != 0:
             state.update(_new_momentum(group["sign_state_dtype"], parameter))
@@ -37,6 +34,14 @@ def new_state(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     for key in keys:
         state[key] = _zeros(parameter, state_dtype(group["adamw_state_dtype"], parameter))
     return state
+
+
+def new_step(group: Mapping[str, Any], parameter: Tensor) -> Tensor:
+    """Return the counter of a parameter before its first step."""
+    # On the host it costs no launch; graphs and kernels need it on the device.
+    on_device = group["capturable"] or group["fused"]
+    device = local(parameter).device if on_device else "cpu"
+    return torch.zeros((), dtype=torch.float32, device=device)
 
 
 def _new_momentum(name: str | None, parameter: Tensor) -> dict[str, Tensor]:

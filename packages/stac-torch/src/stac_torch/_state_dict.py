@@ -15,7 +15,7 @@ from torch import Tensor
 from stac_torch._fused import same_layout
 from stac_torch._int8 import scale_shape
 from stac_torch._legacy import from_published, is_published
-from stac_torch._options import FORMAT, complete
+from stac_torch._options import FORMAT, GROUP_DEFAULTS
 
 _KEYS = {
     "sign": frozenset({"exp_avg", "exp_avg_scale", "step"}),
@@ -147,9 +147,9 @@ def rebuilt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) 
     new_groups: list[dict[str, Any]] = []
     for saved, group in zip(saved_groups, groups, strict=True):
         options = {k: deepcopy(v) for k, v in saved.items() if k not in ("params", "param_names")}
-        options.setdefault("role", group["role"])
-        options.setdefault("fused", group["fused"])
-        complete(options)
+        # What the saved group does not say, because it is older or another optimizer's, stays.
+        for key in GROUP_DEFAULTS:
+            options.setdefault(key, group[key])
         for key, parameter in zip(saved["params"], group["params"], strict=True):
             if key in state_dict["state"]:
                 state[parameter] = {
