@@ -2,6 +2,7 @@ import json
 
 import optim_checkpoint.cli as cli
 import pytest
+from optim_checkpoint import _manifest
 from safetensors import safe_open
 
 
@@ -24,12 +25,20 @@ def damage(run_folder, step=2):
     file.write_bytes(raw)
 
 
-def test_ls_shows_every_step(run, run_folder):
+def test_ls_shows_every_step(run, run_folder, monkeypatch):
     (run_folder / "step-00000002" / "manifest.json").write_bytes(b"{}")
     code, out, _ = run("ls", run_folder)
     assert code == 0
     assert out.splitlines()[1].split()[:2] == ["1", "numpy"]
-    assert "damaged: step-00000002/manifest.json" in out
+    assert " damaged: step-00000002/manifest.json" in out
+    monkeypatch.setattr(_manifest, "VERSION", 0)
+    _, out, _ = run("ls", run_folder)
+    assert " not readable: step-00000001/manifest.json: needs a reader of format 1" in out
+
+
+def test_one_step_and_all_steps_exclude_each_other(run, run_folder):
+    code, _, err = run("verify", run_folder, "--all", "--step", 1)
+    assert (code, err) == (1, "optim-checkpoint: --step and --all exclude each other\n")
 
 
 def test_inspect_shows_every_tensor(run, run_folder):
@@ -82,6 +91,7 @@ def test_export_of_a_damaged_step_leaves_nothing(run, run_folder, tmp_path):
         (["inspect", "nowhere"], "nowhere is not a folder of checkpoints"),
         (["export", "nowhere", "x"], "nowhere is not a folder of checkpoints"),
         (["inspect", ".", "--step", "-1"], "step is -1; it must be an integer"),
+        (["ls", "a" * 300], "[Errno "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_1(run, tmp_path, monkeypatch, arguments, message):

@@ -73,6 +73,8 @@ MANIFESTS = {
     "unsorted": b'{"z":1,"a":2}',
     "not ASCII": signed().replace(b'"train":{}', '"train":{"ü":1}'.encode()),
     "other escape": signed().replace(b'"step"', b'"st\\u0065p"'),
+    "lone surrogate": signed(train={"\ud800": 1}),
+    "lone surrogate in a list": signed(train={"a": ["\udfff"]}),
     "duplicate key": signed()[:-1] + b',"version":1}',
     "no digest": dumps(body_of()),
     "digest null": dumps({**body_of(), "self_digest": None}),
@@ -84,11 +86,9 @@ MANIFESTS = {
     "two million lists": b"[" + b"[]," * 2_000_000 + b"[]]",
     "too large": b"[" + b" " * (65 << 20) + b"]",
     "other format": signed(format="pickle"),
-    "newer reader": signed(min_reader=2, version=2),
     "version zero": signed(version=0),
     "version true": signed(version=True),
     "version text": signed(version="1"),
-    "unknown feature": signed(features=["encryption"]),
     "features object": signed(features={}),
     "unknown digest": signed(digest="none"),
     "step number": signed(step=1),
@@ -131,6 +131,28 @@ def test_the_bases_of_the_corpus_are_sound():
 def test_hostile_manifests_are_refused(case):
     with pytest.raises(oc.CorruptCheckpointError, match=r"^m: "):
         _manifest.parse(MANIFESTS[case], "m")
+
+
+NEWER = {
+    "reader": (
+        signed(min_reader=2, version=2),
+        "^m: needs a reader of format 2, this one has 1",
+    ),
+    "feature": (signed(features=["encryption"]), r"^m: needs the features \['encryption'\], which"),
+}
+
+
+@pytest.mark.parametrize("case", NEWER)
+def test_what_a_newer_release_wrote_is_not_damage(run_folder, load, case):
+    """A run that went back to an older release must not go on from an older step unasked."""
+    raw, message = NEWER[case]
+    with pytest.raises(oc.CheckpointError, match=message) as caught:
+        _manifest.parse(raw, "m")
+    assert not isinstance(caught.value, oc.CorruptCheckpointError)
+    (run_folder / "step-00000002" / "manifest.json").write_bytes(raw)
+    for look in (load, oc.latest_step):
+        with pytest.raises(oc.CheckpointError, match="update"):
+            look(run_folder)
 
 
 def test_every_manifest_is_refused_in_a_second_and_256_mib(measure_refusals, tally):

@@ -66,6 +66,9 @@ def latest_step(path: StrPath) -> int | None:
     """Return the newest step whose manifest, sizes and headers are sound, or None.
 
     The data is not read: `restore` may still fall back to an earlier step.
+
+    Raises:
+        CheckpointError: If a newer release of this package wrote the newest step.
     """
     try:
         with _fs.opened(open_root(path)) as root:

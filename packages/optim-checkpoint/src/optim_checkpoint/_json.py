@@ -16,6 +16,7 @@ from typing import cast
 from optim_checkpoint._errors import CorruptCheckpointError, shown
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+', re.DOTALL)
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _KEEP = b"{[,]}"
 _DROP = bytes(sorted(set(range(256)) - set(_KEEP)))
 _STEP = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1, ord(","): 0}
@@ -67,14 +68,6 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _check_text(text: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise _RefusedError(f"{shown(text)} holds a lone surrogate") from None
-
-
 def _pairs(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -83,10 +76,6 @@ def _pairs(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
             if key in seen:
                 raise _RefusedError(f"the key {shown(key)} occurs twice")
             seen.add(key)
-    for key, value in pairs:
-        _check_text(key)
-        if isinstance(value, str):
-            _check_text(value)
     return result
 
 
@@ -106,19 +95,24 @@ def loads(raw: bytes, *, file: str, limits: Limits) -> object:
     """
     _measure(raw, file, limits)
     try:
-        text = raw.decode("utf-8", "strict")
-        return cast(
+        value = cast(
             "object",
             json.loads(
-                text,
+                raw.decode("utf-8", "strict"),
                 object_pairs_hook=_pairs,
                 parse_float=_refuse,
                 parse_constant=_refuse,
                 parse_int=_integer,
             ),
         )
+        # UTF-8 has no surrogates: only an escape can have put one in, without its other half.
+        if _ESCAPED_SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except UnicodeDecodeError as error:
         raise CorruptCheckpointError(file, f"not UTF-8 at byte {error.start}") from None
+    except UnicodeEncodeError:
+        raise CorruptCheckpointError(file, "a string holds a lone surrogate") from None
     except _RefusedError as error:
         raise CorruptCheckpointError(file, str(error)) from None
     except (ValueError, RecursionError) as error:

@@ -13,7 +13,12 @@ from typing import cast
 
 from optim_checkpoint._boxes import Offset, Shape
 from optim_checkpoint._digest import ALGORITHM, digest
-from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    UnsupportedStateError,
+    shown,
+)
 from optim_checkpoint._header import MAX_BYTES, MAX_DIMENSION, MAX_DIMENSIONS
 from optim_checkpoint._json import Limits, as_array, as_object, dumps, loads
 
@@ -106,6 +111,7 @@ def parse(raw: bytes, file: str = NAME) -> Manifest:
 
     Raises:
         CorruptCheckpointError: If anything in it is not as `build` writes it.
+        CheckpointError: If it needs a newer reader.
     """
     if not raw.isascii():
         raise CorruptCheckpointError(file, "holds bytes that are not ASCII")
@@ -154,13 +160,16 @@ def _check_version(body: Mapping[str, object], file: str) -> None:
             raise CorruptCheckpointError(file, f"{key} is {shown(value)}")
     least = cast("int", body["min_reader"])
     if least > VERSION:
-        raise CorruptCheckpointError(
-            file, f"needs a reader of format {least}, this one reads {VERSION}: update the package"
+        # Not damage: what a newer release wrote must not be passed over for an older step.
+        raise CheckpointError(
+            f"{file}: needs a reader of format {least}, this one has {VERSION}: update the package"
         )
-    features = body["features"]
+    features = as_array(body["features"])
+    if features is None:
+        raise CorruptCheckpointError(file, f"features is {shown(body['features'])}")
     if features not in ([], [SHARDED]):
-        raise CorruptCheckpointError(
-            file, f"needs the features {shown(features)}, which this reader lacks: update it"
+        raise CheckpointError(
+            f"{file}: needs the features {shown(features)}, which this reader lacks: update it"
         )
     if body["digest"] != ALGORITHM:
         raise CorruptCheckpointError(

@@ -65,7 +65,8 @@ def list_steps(folder: Folder) -> None:
         try:
             item = inspect(folder, step)
         except CheckpointError as error:
-            table.add_row(str(step), "", "", "", "", f"damaged: {error}")
+            state = "damaged" if isinstance(error, CorruptCheckpointError) else "not readable"
+            table.add_row(str(step), "", "", "", "", f"{state}: {error}")
             continue
         table.add_row(
             str(step),
@@ -127,6 +128,8 @@ def verify_steps(
     wanted = found if every else [step if step is not None else (found[-1] if found else 0)]
     if not found:
         raise CheckpointNotFoundError(f"{folder} holds no checkpoint")
+    if every and step is not None:
+        raise ValueError("--step and --all exclude each other")
     damaged = 0
     for number in wanted:
         try:
@@ -157,10 +160,10 @@ def export_part(
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line and exit code 1."""
+    """Run the command line; an error of ours or of the file system is one line and exit code 1."""
     try:
         app()
-    except (CheckpointError, ValueError) as error:
+    except (CheckpointError, OSError, ValueError) as error:
         typer.echo(f"optim-checkpoint: {error}", err=True)
         sys.exit(1)
 

@@ -187,6 +187,17 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+class Twins(list):
+    """A node that gives its children one name."""
+
+
+jax.tree_util.register_pytree_with_keys(
+    Twins,
+    lambda node: ([(jax.tree_util.GetAttrKey("child"), child) for child in node], None),
+    lambda _, children: Twins(children),
+)
+
+
 def test_a_reordered_leaf_keeps_its_own_statistic(tmp_path):
     first = Insertion(b=jnp.zeros(1), a=jnp.ones(1))
     second = Insertion(a=jnp.zeros(1), b=jnp.zeros(1))
@@ -234,8 +245,10 @@ def test_every_difference_is_listed(tmp_path):
         ({"a": jnp.zeros(4, jnp.int4)}, r"^params a: dtype int4 has no equivalent"),
         ({"a": object()}, r"^params a: a builtins.object cannot be stored"),
         ({(1, 2): jnp.zeros(1)}, r"^params: the pytree key DictKey\(key=\(1, 2\)\) cannot"),
+        ({"\ud800": jnp.zeros(1)}, r"^params: the pytree key DictKey\(key='\\ud800'\) cannot"),
+        (Twins([jnp.zeros(1), 1]), r"^params: two leaves have the path child$"),
     ],
-    ids=["int4", "object", "key"],
+    ids=["int4", "object", "key", "surrogate", "one path twice"],
 )
 def test_what_cannot_be_stored_is_named(tmp_path, tree, message):
     with pytest.raises(oc.UnsupportedStateError, match=message):

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 
-from optim_checkpoint._errors import UnsupportedStateError
-from optim_checkpoint._paths import Path
+from optim_checkpoint._errors import UnsupportedStateError, shown
+from optim_checkpoint._paths import Path, text
 
 
 def _component(entry: Any, where: str) -> tuple[str, str]:
     if isinstance(entry, jax.tree_util.DictKey):
-        if type(entry.key) is str:
+        if type(entry.key) is str and entry.key.encode("utf-8", "ignore").decode() == entry.key:
             return "key", entry.key
         if type(entry.key) is int:
             return "int", str(entry.key)
@@ -23,7 +23,7 @@ def _component(entry: Any, where: str) -> tuple[str, str]:
     elif isinstance(entry, jax.tree_util.FlattenedIndexKey) and type(entry.key) is int:
         return "flat", str(entry.key)
     raise UnsupportedStateError(
-        where, f"the pytree key {entry!r} cannot be stored; use str or int keys"
+        where, f"the pytree key {shown(entry)} cannot be stored; use str (Unicode) or int keys"
     )
 
 
@@ -33,9 +33,19 @@ def path_of(entries: Iterable[Any], where: str) -> Path:
 
 
 def leaves(tree: Any, where: str) -> list[tuple[Path, Any]]:
-    """Return every leaf with its path, in the order of ``jax.tree.leaves``."""
+    """Return every leaf with its path, in the order of ``jax.tree.leaves``.
+
+    Raises:
+        UnsupportedStateError: If a path cannot be stored, or is that of two leaves.
+    """
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(path_of(entries, where), leaf) for entries, leaf in flat]
+    rows = [(path_of(entries, where), leaf) for entries, leaf in flat]
+    seen: set[Path] = set()
+    for path, _ in rows:
+        if path in seen:
+            raise UnsupportedStateError(where, f"two leaves have the path {text(path)}")
+        seen.add(path)
+    return rows
 
 
 @dataclass
