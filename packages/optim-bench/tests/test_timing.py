@@ -86,13 +86,30 @@ def test_a_comparison_s_times_land_in_its_folder_and_its_report(
     budget = Budget(3, 1, 2, 0, defaults=False)
     store = Store(tmp_path)
     store.open()
-    store.register(make_plan({"jax": ("stam", "adamw")}, budget))
+    store.register(make_plan({"jax": ("stam", "adamw")}, budget, workloads=("digits-cnn",)))
     assert run_app(build_app(), ["time", "--directory", str(tmp_path)]) == 0
     assert f"optim-bench report {tmp_path}" in capfd.readouterr().out.replace("\n", "")
     assert run_app(build_app(), ["report", str(tmp_path)]) == 0
     stam = json.loads((tmp_path / "results.json").read_text())["cells"][0]
     # The baseline is timed first, whatever its place in the plan.
     assert (stam["label"], stam["step_time"]["ratio"]) == ("stam", 3.0)
+
+
+@pytest.mark.parametrize("command", ["time", "memory"])
+def test_files_that_the_user_brings_are_looked_for_where_they_lie(capfd, tmp_path, command):
+    arguments = [command, "--workload", "mnist-cnn", "--framework", "jax"]
+    assert run_app(build_app(), arguments) == 1
+    assert "say where it lies with --data-dir" in capfd.readouterr().err
+    assert run_app(build_app(), [*arguments, "--data-dir", str(tmp_path)]) == 1
+    assert f"mnist-cnn: {tmp_path} holds no train-images-idx3-ubyte" in capfd.readouterr().err
+    preset = {"time": "step-speed", "memory": "state-bytes"}[command]
+    assert run_app(build_app(), [command, "--preset", preset, "--data-dir", str(tmp_path)]) == 1
+    assert "--preset has its own" in capfd.readouterr().err
+
+
+def test_the_measuring_process_reads_the_users_files(tmp_path):
+    with pytest.raises(BenchError, match=f"{tmp_path} holds no train-images-idx3-ubyte"):
+        measure_times(TimingRequest("mnist-cnn", "jax", PAIR[:1], 2, 0.01, tmp_path))
 
 
 def test_a_folder_and_names_exclude_each_other(capfd, tmp_path):

@@ -9,8 +9,9 @@ import typer
 
 from optim_bench import memory, ui
 from optim_bench.carry_out import note
-from optim_bench.catalog import Request, build_plan, check_installed
+from optim_bench.catalog import Request, build_plan, check_data, check_installed
 from optim_bench.cli_options import (
+    DataDir,
     FrameworkName,
     Jobs,
     Optimizers,
@@ -59,6 +60,7 @@ def add_measure_commands(app: typer.Typer, trainer: str) -> None:
             Path | None,
             typer.Option(help="Time what this comparison compares, for its report."),
         ] = None,
+        data_dir: DataDir = None,
         threads: Annotated[int, typer.Option(min=1, help="Pinned threads of a preset.")] = 1,
         json_file: Annotated[
             Path | None, typer.Option("--json", help="Write the numbers to this file, too.")
@@ -70,7 +72,7 @@ def add_measure_commands(app: typer.Typer, trainer: str) -> None:
     ) -> None:
         """Time training steps: warmed, interleaved, compilation apart, with an A/A band."""
         if preset is not None:
-            if workload or optimizer or directory:
+            if workload or optimizer or directory or data_dir:
                 raise BenchError("--preset has its own problems and optimizers; leave the others")
             _time_preset(preset, frameworks_of(framework), rounds, threads, json_file, readme)
             return
@@ -83,11 +85,14 @@ def add_measure_commands(app: typer.Typer, trainer: str) -> None:
             if directory is None
             else Store(directory).plan()
         )
+        check_installed(plan, "process")
+        check_data(plan, data_dir)
         found: list[dict[str, Any]] = []
         for name, where, cells in _groups(plan):
             # The baseline comes last in a plan and first in a timing.
             chosen = [(c.label, c.optimizer, c.hyperparameters) for c in reversed(cells)]
-            measured = measure_times(TimingRequest(name, where, chosen, rounds=rounds))
+            request = TimingRequest(name, where, chosen, rounds=rounds, data_dir=data_dir)
+            measured = measure_times(request)
             summary = summarize(measured, plan.baseline)
             title = f"{name} in {FRAMEWORK_TITLES[where]}"
             console().print(ui.time_table(summary, title, plan.baseline))
@@ -105,6 +110,7 @@ def add_measure_commands(app: typer.Typer, trainer: str) -> None:
         optimizer: Optimizers = None,
         framework: FrameworkName = "all",
         jobs: Jobs = None,
+        data_dir: DataDir = None,
         preset: Annotated[
             str | None, typer.Option(help="The models of the published pages: state-bytes.")
         ] = None,
@@ -118,14 +124,18 @@ def add_measure_commands(app: typer.Typer, trainer: str) -> None:
     ) -> None:
         """Count the exact bytes of each optimizer's state."""
         if preset is not None:
-            if workload or optimizer:
+            if workload or optimizer or data_dir:
                 raise BenchError("--preset has its own models and optimizers; leave the others")
             _memory_preset(preset, frameworks_of(framework), json_file, readme)
             return
         if readme is not None or json_file is not None:
             raise BenchError("--json and --update-readme are for --preset; leave them away")
         plan = _measured_plan(workload, optimizer, framework)
-        workers = make_executor("process", trainer, jobs=jobs, path=[str(Path.cwd())])
+        check_installed(plan, "process")
+        check_data(plan, data_dir)
+        workers = make_executor(
+            "process", trainer, jobs=jobs, data_dir=data_dir, path=[str(Path.cwd())]
+        )
         specs = {
             c.name: dataclasses.replace(c.spec(c.default_rate, 0), steps=2) for c in plan.cells
         }
@@ -185,9 +195,7 @@ def _measured_plan(workload: list[str] | None, optimizer: list[str] | None, fram
         frameworks=frameworks_of(framework),
     )
     require(request.frameworks)
-    plan = build_plan(request)
-    check_installed(plan, "process")
-    return plan
+    return build_plan(request)
 
 
 def _groups(plan: Plan) -> Iterator[tuple[str, str, list[Cell]]]:

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from optim_bench.executors import pin
@@ -37,7 +38,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     optimizers = importlib.import_module("optim_bench.optimizers")
     train = importlib.import_module("optim_bench.train")
     workload = workloads.get(request["workload"])
-    task = workload.task(None)
+    task = workload.task(request["data_dir"] and Path(request["data_dir"]))
     inputs, targets = next(iter(task.chunks(0, [STEPS_PER_CALL])))
     first: dict[str, float] = {}
     runs: dict[str, Run] = {}

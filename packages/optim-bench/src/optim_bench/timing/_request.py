@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from optim_bench.errors import BenchError
@@ -25,6 +26,7 @@ class TimingRequest:
             second time under the label `"A/A"`.
         rounds: interleaved rounds, at least 2.
         round_seconds: least duration of one round of one optimizer.
+        data_dir: where full-size data sets lie; vendored workloads do not need it.
     """
 
     workload: str
@@ -32,6 +34,7 @@ class TimingRequest:
     optimizers: Sequence[tuple[str, str, Mapping[str, Hyperparameter]]]
     rounds: int = 20
     round_seconds: float = 0.05
+    data_dir: Path | None = None
 
 
 def measure_times(request: TimingRequest) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def measure_times(request: TimingRequest) -> dict[str, Any]:
     before = os.getloadavg()[0]
     done = subprocess.run(  # noqa: S603 - our own module, no shell
         [sys.executable, "-m", "optim_bench.timing._measure", str(core)],
-        input=json.dumps(asdict(request)),
+        input=json.dumps(asdict(request), default=str),
         capture_output=True,
         text=True,
         check=False,
