@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from optim_checkpoint._boxes import Offset, Region, Shape, whole
-from optim_checkpoint._errors import CorruptCheckpointError, shown
+from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
 from optim_checkpoint._files import ShardEntry
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._header import BITS, TensorInfo
@@ -95,20 +95,24 @@ class Collector:
 
     def numpy_leaf(self, prefix: str) -> Callable[[object, str], Typed | None]:
         """Return an `encode` hook that stores NumPy arrays and scalars under `prefix`."""
+        return lambda value, path: self.add_numpy(value, f"{prefix}{path}", path)
 
-        def leaf(value: object, path: str) -> Typed | None:
-            if not isinstance(value, np.ndarray | np.generic):
-                return None
-            array: AnyArray = np.asarray(cast("AnyArray", value))
-            key = self.add(
-                f"{prefix}{path}",
-                dtype_name(array.dtype, path),
-                array.shape,
-                lambda: bytes_of(array),
+    def add_numpy(self, value: object, key: str, path: str) -> Typed | None:
+        """Add a NumPy array or scalar and return its typed leaf; None for anything else.
+
+        Raises:
+            UnsupportedStateError: For a dtype without equivalent, and for a subclass, which may
+                hold more than its numbers: a masked array has a mask.
+        """
+        if not isinstance(value, np.ndarray | np.generic):
+            return None
+        if isinstance(value, np.ndarray) and type(cast("AnyArray", value)) is not np.ndarray:
+            raise UnsupportedStateError(
+                path, f"a {type(value).__name__} is an array subclass; store its plain arrays"
             )
-            return {"ndarray" if isinstance(value, np.ndarray) else "npscalar": key}
-
-        return leaf
+        array: AnyArray = np.asarray(cast("AnyArray", value))
+        stored = self.add(key, dtype_name(array.dtype, path), array.shape, lambda: bytes_of(array))
+        return {"ndarray" if isinstance(value, np.ndarray) else "npscalar": stored}
 
 
 @dataclass

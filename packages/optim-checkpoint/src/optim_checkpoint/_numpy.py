@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._errors import (
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    UnsupportedStateError,
+    shown,
+)
 from optim_checkpoint._header import ALIGNMENT, TensorInfo
 
 AnyArray = npt.NDArray[Any]
@@ -66,8 +71,9 @@ def array_of(info: TensorInfo, file: str, key: str) -> tuple[AnyArray, memoryvie
     """Return a new array of a stored dtype and shape, and its memory to read into."""
     name = _BY_NAME[info.dtype]
     if name in _EXTENDED and "ml_dtypes" not in sys.modules:
-        raise CorruptCheckpointError(
-            file, f"{name} needs the package ml_dtypes to become a NumPy array", tensor=key
+        # Not damage: a sound generation must not be passed over for an older one.
+        raise IncompatibleCheckpointError(
+            [f"{key} is {name}, which is a NumPy array only after `import ml_dtypes`"]
         )
     # At a multiple of 64 JAX takes memory over; elsewhere it copies into pages of its own.
     memory = np.empty(info.nbytes + ALIGNMENT, np.uint8)

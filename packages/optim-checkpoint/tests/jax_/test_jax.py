@@ -246,9 +246,10 @@ def test_every_difference_is_listed(tmp_path):
         ({"a": object()}, r"^params a: a builtins.object cannot be stored"),
         ({(1, 2): jnp.zeros(1)}, r"^params: the pytree key DictKey\(key=\(1, 2\)\) cannot"),
         ({"\ud800": jnp.zeros(1)}, r"^params: the pytree key DictKey\(key='\\ud800'\) cannot"),
+        ({"a": np.ma.array([1, 2], mask=[0, 1])}, r"^params a: a MaskedArray is an array subclass"),
         (Twins([jnp.zeros(1), 1]), r"^params: two leaves have the path child$"),
     ],
-    ids=["int4", "object", "key", "surrogate", "one path twice"],
+    ids=["int4", "object", "key", "surrogate", "masked", "one path twice"],
 )
 def test_what_cannot_be_stored_is_named(tmp_path, tree, message):
     with pytest.raises(oc.UnsupportedStateError, match=message):
@@ -369,3 +370,35 @@ def test_a_tensor_that_two_leaves_want_in_part_and_whole_is_read_whole(tmp_path,
 @pytest.mark.parametrize("number", [jnp.array(5), np.int64(5)], ids=repr)
 def test_a_step_of_any_integer_type_becomes_an_integer(number):
     assert type(build_document(number).step) is int
+
+
+def saved_as_jax(folder, part, leaf, dtype, nbytes):
+    """Commit a step that holds one tensor, as parameter ``x`` or as all of `extra`."""
+    sections = {
+        "model": {"model": {"leaves": [{"path": [["key", "x"]], "leaf": leaf}], "nodes": []}},
+        "train": {"train": {"extra": leaf}},
+    }
+    entry = Entry("x", dtype, (3,), lambda: memoryview(bytes(nbytes)))
+    sections = {"train": {}, **sections[part]}
+    commit(folder, Document(1, {"name": "jax"}, sections, {part: [entry]}))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [None, {"x": np.zeros(3)}, {"x": jax.ShapeDtypeStruct((3,), np.float64)}],
+    ids=["extra", "array", "shape"],
+)
+def test_64_bits_are_not_narrowed_nor_taken_for_damage(tmp_path, template):
+    saved_as_jax(tmp_path, "model" if template else "train", {"array": "x"}, "F64", 24)
+    with pytest.raises(
+        oc.IncompatibleCheckpointError, match="is float64 in the checkpoint, which needs jax_enable"
+    ):
+        ckpt.restore(tmp_path, params=template)
+
+
+def test_keys_of_an_implementation_that_is_not_registered_are_not_damage(tmp_path):
+    saved_as_jax(tmp_path, "train", {"prng": ["mine", "x"]}, "U32", 12)
+    with pytest.raises(
+        oc.IncompatibleCheckpointError, match="'mine' is no PRNG implementation of this JAX"
+    ):
+        ckpt.restore(tmp_path)

@@ -1,5 +1,8 @@
 import random
+import sys
+import warnings
 
+import ml_dtypes
 import numpy as np
 import optim_checkpoint as oc
 import pytest
@@ -327,6 +330,12 @@ class Stranger:
     pass
 
 
+with warnings.catch_warnings():
+    # Torch calls all nested tensors a prototype.
+    warnings.simplefilter("ignore")
+    NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -336,8 +345,10 @@ class Stranger:
         ({"t": torch.empty(2, device="meta")}, r"^extra\['t'\]: is on the meta device"),
         ({"t": np.array(["a"])}, r"^extra\['t'\]: dtype <U1 has no equivalent"),
         ({"t": np.zeros(2, np.complex128)}, r"^extra\['t'\]: dtype complex128 has no"),
+        ({"t": np.ma.array([1, 2], mask=[0, 1])}, r"^extra\['t'\]: a MaskedArray is an array sub"),
+        ({"t": NESTED}, r"^extra\['t'\]: layout torch.strided, dtype .* only dense tensors"),
     ],
-    ids=["object", "complex128", "sparse", "meta", "text", "numpy"],
+    ids=["object", "complex128", "sparse", "meta", "text", "numpy", "masked", "nested"],
 )
 def test_what_cannot_be_stored_is_named(tmp_path, extra, message):
     with pytest.raises(oc.UnsupportedStateError, match=message):
@@ -484,4 +495,13 @@ def test_a_manifest_that_gives_one_tensor_two_kinds_is_refused(tmp_path):
     sections = {"train": {"extra": {"dict": [[{"str": "a"}, both]]}}}
     commit(tmp_path, Document(1, {"name": "torch"}, sections, {"train": [entry]}))
     with pytest.raises(oc.CorruptCheckpointError, match="tensor 'x': stands for two kinds"):
+        ckpt.restore(tmp_path)
+
+
+def test_a_numpy_type_that_nothing_has_registered_is_not_damage(tmp_path, monkeypatch):
+    ckpt.save(tmp_path, 1, extra={"a": np.ones(2, ml_dtypes.bfloat16)})
+    monkeypatch.delitem(sys.modules, "ml_dtypes")
+    with pytest.raises(
+        oc.IncompatibleCheckpointError, match="is bfloat16, which is a NumPy array only after `imp"
+    ):
         ckpt.restore(tmp_path)

@@ -9,7 +9,12 @@ from jax.core import Tracer
 
 from optim_checkpoint._boxes import Region
 from optim_checkpoint._collect import Collector, Staging
-from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._errors import (
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    UnsupportedStateError,
+    shown,
+)
 from optim_checkpoint._json import as_array
 from optim_checkpoint._numpy import AnyArray, array_of, bytes_of, dtype_name
 from optim_checkpoint._typed import Leaf, Typed, decode, encode
@@ -85,13 +90,7 @@ def encode_leaf(value: Any, key: str, path: str, collector: Collector) -> Typed:
     """Write one leaf of a pytree: an array of any kind or a Python value."""
     if isinstance(value, jax.Array):
         return encode_array(value, key, path, collector)
-    if isinstance(value, np.ndarray | np.generic):
-        array: AnyArray = np.asarray(value)
-        stored = collector.add(
-            key, dtype_name(array.dtype, path), array.shape, lambda: bytes_of(array)
-        )
-        return {"ndarray" if isinstance(value, np.ndarray) else "npscalar": stored}
-    return encode(value, path)
+    return collector.add_numpy(value, key, path) or encode(value, path)
 
 
 class Pending:
@@ -147,17 +146,23 @@ class Pending:
             staging.want(key, Region(offset, view[index]))
 
     def value(self, template: Any = None) -> jax.Array:
-        """Return the leaf, placed as the template is."""
+        """Return the leaf, placed as the template is.
+
+        Raises:
+            IncompatibleCheckpointError: If it would lose bits, as 64-bit arrays do without x64.
+        """
+        sharding = _sharding(template)
         if self.impl is not None:
-            words = _spread(self.array, _sharding(template))
-            result = jax.random.wrap_key_data(words, impl=self.impl)
-            return result if _spans(_sharding(template)) else _place(result, template)
+            result = jax.random.wrap_key_data(_spread(self.array, sharding), impl=self.impl)
+            return result if _spans(sharding) else _place(result, template)
+        if jax.dtypes.canonicalize_dtype(self.array.dtype) != self.array.dtype:
+            raise IncompatibleCheckpointError(
+                [f"an array is {self.array.dtype} in the checkpoint, which needs jax_enable_x64"]
+            )
         if self.weak:
-            sharding = _sharding(template)
             if _spans(sharding):
                 return jax.jit(_weak, out_shardings=sharding)(_spread(self.array, sharding))
             return _place(_weak(jnp.asarray(self.array)), template)
-        sharding = _sharding(template)
         if sharding is not None and not _spans(sharding):
             return jax.device_put(self.array, sharding)
         return _spread(self.array, sharding)
@@ -193,12 +198,12 @@ def _place(value: jax.Array, template: Any) -> jax.Array:
     return value if sharding is None else jax.device_put(value, sharding)
 
 
-def _known_impl(name: object) -> bool:
+def _known_impl(name: str) -> bool:
     try:
-        jax.random.key(0, impl=name)  # pyright: ignore[reportArgumentType] - JAX judges
+        jax.random.key(0, impl=name)
     except (ValueError, TypeError, KeyError):
         return False
-    return isinstance(name, str)
+    return True
 
 
 def pending_leaf(staging: Staging) -> Any:
@@ -220,12 +225,12 @@ def pending_leaf(staging: Staging) -> Any:
         if tag in ("array", "weak"):
             return pending(content, weak=tag == "weak")
         pair = as_array(content)
-        if tag == "prng" and pair is not None and len(pair) == 2:
+        if tag == "prng" and pair is not None and len(pair) == 2 and isinstance(pair[0], str):
             if not _known_impl(pair[0]):
-                raise CorruptCheckpointError(
-                    staging.file, f"{shown(pair[0])} is no PRNG implementation of this JAX"
+                raise IncompatibleCheckpointError(
+                    [f"{shown(pair[0])} is no PRNG implementation of this JAX: register it first"]
                 )
-            return pending(pair[1], impl=str(pair[0]))
+            return pending(pair[1], impl=pair[0])
         return staging.numpy_leaf(tag, content)
 
     return leaf
@@ -237,18 +242,9 @@ def decode_leaf(typed: object, staging: Staging, leaf: Any) -> Any:
 
 
 def settle_jax(value: Any) -> Any:
-    """Replace every `Pending` in plain containers by its array.
-
-    Raises:
-        CorruptCheckpointError: If the array would lose bits, as 64-bit ones do without x64.
-    """
+    """Replace every `Pending` in plain containers by its array."""
     if isinstance(value, Pending):
-        result = value.value()
-        if value.impl is None and result.dtype != value.array.dtype:
-            raise CorruptCheckpointError(
-                "train", f"a {value.array.dtype} array needs jax_enable_x64 to be restored"
-            )
-        return result
+        return value.value()
     if type(value) is list:
         return [settle_jax(item) for item in value]
     if type(value) is tuple:

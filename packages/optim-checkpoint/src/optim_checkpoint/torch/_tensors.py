@@ -61,7 +61,7 @@ def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -
         raise UnsupportedStateError(path, "is not initialised yet; run the model once first")
     if tensor.is_meta:
         raise UnsupportedStateError(path, "is on the meta device and has no data")
-    if tensor.layout != torch.strided or tensor.is_quantized:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         raise UnsupportedStateError(
             path, f"layout {tensor.layout}, dtype {tensor.dtype}: only dense tensors are stored"
         )
