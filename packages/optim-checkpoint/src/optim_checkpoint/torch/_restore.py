@@ -262,9 +262,14 @@ def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
     train: dict[str, Any] = {}
     rng, generators = _generators(fields, team.rank)
     stored = fields if rng is None else {**fields, "rng": rng}
-    for name in ("scheduler", "scaler", "extra", "rng"):
-        wanted = getattr(target, name, True) if name != "rng" else target.rng and rng is not None
-        if framework == "torch" and name in stored and wanted not in (None, False):
+    wanted = {
+        "scheduler": target.scheduler is not None,
+        "scaler": target.scaler is not None,
+        "extra": True,
+        "rng": target.rng and rng is not None,
+    }
+    for name, asked in wanted.items():
+        if asked and framework == "torch" and name in stored:
             train[name] = staged["train"].decode(stored[name])
     if plan is not None and "scheduler" in train and not differences:
         train["scheduler"] = regroup(train["scheduler"], plan.origins, len(plan.saved.groups))

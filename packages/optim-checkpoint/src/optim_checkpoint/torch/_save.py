@@ -118,7 +118,8 @@ def save(
         optimizer: Any optimizer; its state is stored by parameter name in its own dtypes.
         scheduler: A learning-rate scheduler, or anything else with a state dict.
         scaler: A `torch.amp.GradScaler`.
-        extra: Numbers, text, lists, tuples, dicts, tensors and arrays under string keys.
+        extra: Numbers, text, lists, tuples, dicts, tensors and arrays under string keys; tensors
+            come back on the CPU.
         rng: Whether to store the global generators of torch, NumPy and Python.
         keep: How many generations to keep, this one included; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.
