@@ -88,6 +88,29 @@ def test_an_actor_that_dies_costs_its_run_alone(cluster, kind, build, make_spec)
     assert records[1].error.startswith("the actor died (")
 
 
+class Elsewhere:
+    """Ray whose nodes have another version of this package."""
+
+    def __init__(self, ray):
+        self._ray = ray
+
+    def __getattr__(self, name):
+        return getattr(self._ray, name)
+
+    def get(self, reference):
+        answer = self._ray.get(reference)
+        return answer and {**answer, "mood": "good"}
+
+
+def test_an_answer_of_another_version_fails_its_run(cluster, kind, build, make_spec, monkeypatch):
+    executor = build(kind, jobs=1)
+    monkeypatch.setattr(executor, "_ray", Elsewhere(executor._ray))
+    executor.submit(make_spec())
+    record = executor.wait()
+    assert record.status == "failed"
+    assert record.error.startswith("the actor's answer is no record (RunRecord has unknown fields")
+
+
 def test_a_cluster_that_starts_no_actor_is_given_up(cluster, kind, build, make_spec, monkeypatch):
     executor = build(kind, jobs=1)
     # A cluster of our own, and no patience with it.

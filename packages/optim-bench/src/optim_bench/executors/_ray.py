@@ -22,7 +22,7 @@ from typing import Any
 
 from optim_bench.errors import BenchError, os_reason
 from optim_bench.executors._backlog import Backlog, Group, group_of
-from optim_bench.executors._base import failed_record
+from optim_bench.executors._base import checked_record, failed_record
 from optim_bench.executors._process import ProcessExecutor
 from optim_bench.records import RunRecord, RunSpec
 
@@ -182,7 +182,13 @@ class RayExecutor:
                 return None
             return failed_record(spec, f"the actor died ({why})")
         self._started = True
-        return None if spec is None else RunRecord.from_json(answer)
+        if spec is None:
+            return None
+        try:
+            return checked_record(spec, RunRecord.from_json(answer))
+        except (TypeError, ValueError, AttributeError) as error:
+            # The actor's node may have another version of this package.
+            return failed_record(spec, f"the actor's answer is no record ({error})")
 
 
 def _check_address(address: str) -> None:
