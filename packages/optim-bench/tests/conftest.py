@@ -1,10 +1,16 @@
 """Records and plans for the tests of everything around training."""
 
-from collections.abc import Callable, Mapping
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import pytest
-from optim_bench.protocol import Budget, Cell, Plan
+from optim_bench.protocol import Budget, Cell, Plan, next_specs
 from optim_bench.records import RunRecord, RunSpec
+from optim_bench.results import build_results, validate_results
+
+BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=10, extensions=0, defaults=False)
 
 
 @pytest.fixture
@@ -66,3 +72,41 @@ def make_plan() -> Callable[..., Plan]:
         )
 
     return make
+
+
+@pytest.fixture
+def score(
+    make_plan: Callable[..., Plan], make_record: Callable[..., RunRecord]
+) -> Callable[..., dict[str, Any]]:
+    """Build results from optimizer -> fresh losses (None is divergence, "failed", "missing")."""
+
+    def run(
+        losses: Mapping[str, list[Any]],
+        *,
+        budget: Budget = BUDGET,
+        edge: Collection[str] = (),
+        **options: Any,
+    ) -> dict[str, Any]:
+        frameworks = options.pop("frameworks", {"jax": tuple(losses)})
+        plan = make_plan(frameworks, budget, **options)
+        records: dict[str, RunRecord] = {}
+        for _ in range(2):
+            for cell in plan.cells:
+                for spec in next_specs(cell, budget, records):
+                    rate: Any = spec.hyperparameters["learning_rate"]
+                    if spec.seed < 100:
+                        loss = 1 / rate if cell.label in edge else math.log10(rate / 1e-3) ** 2 + 1
+                    else:
+                        loss = losses[cell.label][spec.seed - 100]
+                    if loss == "missing":
+                        continue
+                    if loss == "failed":
+                        record = make_record(spec, None, status="failed", error="it broke")
+                    else:
+                        record = make_record(spec, loss)
+                    records[spec.key()] = record
+        results = build_results(plan, records)
+        assert validate_results(json.loads(json.dumps(results, allow_nan=False))) == []
+        return results
+
+    return run

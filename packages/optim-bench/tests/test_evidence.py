@@ -1,8 +1,11 @@
 """The committed evidence: the page, the README's tables and the numbers say the same."""
 
 import copy
-import importlib.util
+import importlib
 import json
+import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,10 +27,15 @@ MEGABYTES = 1_000_000
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("evidence", PACKAGE / "tools" / "evidence.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module `evidence`, which finds `evidence_page` beside it as a script does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PACKAGE / "tools")
+        return importlib.import_module("evidence")
+
+
+@pytest.fixture(scope="module")
+def pages(tool):
+    return sys.modules["evidence_page"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,14 @@ def test_the_page_is_what_the_numbers_give(tool, results):
     names = sorted(p.name for p in (EVIDENCE / "figures").iterdir())
     written = (EVIDENCE / "README.md").read_text(encoding="utf-8")
     assert sorted(tool.figure_names(results)) == names
-    assert written == tool.page(results, tool.figure_names(results))
+    assert written == tool.page(results, tool.WORKLOADS)
+
+
+def test_the_page_shows_every_figure_under_its_own_words(tool, results):
+    text = tool.page(results, tool.WORKLOADS)
+    shown = re.findall(r"!\[(.+?)\]\(figures/(.+?)\)", text)
+    assert [name for _, name in shown] == tool.figure_names(results)
+    assert len({words for words, _ in shown}) == len(shown) > 3
 
 
 def test_the_readmes_verdicts_are_the_pages(tool, results):
@@ -105,81 +120,170 @@ def test_what_is_not_better_is_on_the_page_as_it_is(tool, results):
             assert f"- {comparison['sentence']}" in part
 
 
-def cell(label, losses, **tuning):
-    """A measured cell of the pairs' tests; "failed" and "missing" stand for such runs."""
-    runs = [
-        {
-            "seed": seed,
-            "status": "failed" if loss == "failed" else "diverged" if loss is None else "ok",
-            "test_loss": None if loss == "failed" else loss,
-        }
-        for seed, loss in enumerate(losses)
-        if loss != "missing"
-    ]
-    found = {"failed": losses.count("failed"), "missing": losses.count("missing"), "runs": runs}
-    return {
-        "name": f"digits-cnn/torch/{label}",
-        "title": label.upper(),
-        "tuning": {"under_tuned": False, "failed": 0, "selected": 1e-3, "complete": True, **tuning},
-        "fresh": found,
-    }
+BASE = [1.0 + 0.1 * seed for seed in range(10)]
 
 
-def test_pairs_are_compared_seed_by_seed_with_holm_over_all(tool):
-    base = [1.0 + 0.1 * s for s in range(10)]
-    cells = [
-        cell("stac", base),
-        cell("lion", [2 * x for x in base]),
-        cell("signum", base, under_tuned=True),
-        cell("stac_int8", [1.5 * x for x in base[:9]] + [None]),
-    ]
-    lion, signum, int8 = tool.pairs({"cells": cells}, "torch")
-    assert (lion["other"], lion["ratio"], lion["outcome"]) == ("LION", pytest.approx(0.5), "lower")
+def torch(losses, workload="digits-cnn"):
+    """What `score` takes for optimizers of PyTorch, beside a baseline."""
+    given = {**losses, "adamw": BASE}
+    return {"losses": given, "frameworks": {"torch": tuple(given)}, "workloads": (workload,)}
+
+
+def test_pairs_are_compared_seed_by_seed_with_holm_over_all(pages, score):
+    losses = {"lion": [2 * x for x in BASE], "stac": BASE, "signum": BASE}
+    losses["stac_int8"] = [*BASE[:9], None]
+    results = score(**torch(losses), edge=("signum",))
+    lion, signum, int8 = pages.pairs(results, "torch")
+    assert (lion["other"], lion["ratio"], lion["verdict"]) == ("LION", pytest.approx(0.5), "better")
     assert lion["p_adjusted"] == pytest.approx(3 * 2 / 2**10)
-    assert signum["outcome"] == "under-tuned, not ranked"
-    assert int8["outcome"] == "diverged, not ranked"
+    assert signum["verdict"] == "under-tuned"
+    assert int8["verdict"] == "unstable"
 
 
-@pytest.mark.parametrize("mine", [True, False])
-@pytest.mark.parametrize(
-    ("last", "tuning", "outcome"),
-    [
-        (1.9, {}, "lower"),
-        ("failed", {}, "incomplete"),
-        ("missing", {}, "incomplete"),
-        (1.9, {"failed": 1}, "incomplete"),
-    ],
-)
-def test_a_pair_with_runs_that_failed_or_are_missing_is_incomplete(
-    tool, mine, last, tuning, outcome
+def test_a_pair_on_a_synthetic_workload_is_no_test(pages, score):
+    losses = {"stac": BASE, "lion": [2 * x for x in BASE]}
+    (row,) = pages.pairs(score(**torch(losses), kind="synthetic"), "torch")
+    assert (row["verdict"], row["p_adjusted"], row["tests"]) == ("exploratory", None, None)
+    assert row["ratio"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("questions", "verdict"), [(5, "better"), (6, "too few seeds")])
+def test_more_pairs_than_the_seeds_can_carry_are_not_called_alike(
+    pages, score, monkeypatch, questions, verdict
 ):
-    base = [1.0 + 0.1 * s for s in range(10)]
-    losses, factor = (base, 2) if mine else ([2 * x for x in base], 0.5)
-    spoilt = [*losses[:9], last], tuning
-    whole = [factor * x for x in losses], {}
-    (stac, a), (lion, b) = (spoilt, whole) if mine else (whole, spoilt)
-    cells = [cell("stac", stac, **a), cell("lion", lion, **b)]
-    (row,) = tool.pairs({"cells": cells}, "torch")
-    assert row["outcome"] == outcome
+    monkeypatch.setattr(pages, "PAIRS", {"torch": (("stac", "lion"),) * questions})
+    given = torch({"stac": BASE, "lion": [2 * x for x in BASE]})
+    results = score(**given | {"workloads": tuple(f"workload-{n}" for n in range(5))})
+    found = pages.pairs(results, "torch")
+    assert len(found) == 5 * questions
+    assert {row["verdict"] for row in found} == {verdict}
 
 
-def test_a_pair_whose_one_diverged_at_every_rate_is_not_called_incomplete(tool):
-    nothing = cell("stac", ["missing"] * 10, selected=None, under_tuned=True)
-    (row,) = tool.pairs({"cells": [nothing, cell("lion", [1.0] * 10)]}, "torch")
-    assert row["outcome"] == "diverged, not ranked"
+@pytest.mark.parametrize("spoilt", ["stac", "lion"])
+@pytest.mark.parametrize("last", ["failed", "missing"])
+def test_a_pair_with_runs_that_failed_or_are_missing_is_incomplete(pages, score, spoilt, last):
+    losses = {"stac": BASE, "lion": [2 * x for x in BASE]}
+    losses[spoilt] = [*losses[spoilt][:9], last]
+    (row,) = pages.pairs(score(**torch(losses)), "torch")
+    assert row["verdict"] == "incomplete"
 
 
-def test_the_state_column_covers_every_workload_of_the_row(tool, results):
+def test_a_pair_is_not_better_than_the_others_default(pages, score):
+    budget = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=10, extensions=0, defaults=True)
+    losses = {"stac": BASE, "lion": [2 * x for x in BASE]}
+    results = score(**torch(losses), budget=budget)
+    assert pages.pairs(results, "torch")[0]["verdict"] == "better"
+    (lion,) = (c for c in results["cells"] if c["label"] == "lion")
+    for run, loss in zip(lion["defaults"]["runs"], BASE, strict=True):
+        run["test_loss"] = loss
+    (row,) = pages.pairs(results, "torch")
+    assert row["verdict"] == "not confirmed"
+    text = "\n".join(pages._pair_table(results, "torch"))
+    assert "| digits-cnn | 0.50 (0.50 to 0.50) p = 0.002, not confirmed |" in text
+    lion["defaults"]["missing"] = 1
+    assert pages.pairs(results, "torch")[0]["verdict"] == "incomplete"
+
+
+def test_what_a_search_was_worth_is_told_against_the_default_rate(pages, score):
+    budget = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=10, extensions=0, defaults=True)
+    results = score(**torch({"stac": BASE}), budget=budget)
+    assert "| digits-cnn | the default | the default |" in list(pages._worth(results))
+    (adamw,) = (c for c in results["cells"] if c["label"] == "adamw")
+    adamw["defaults"]["learning_rate"] = 0.1
+    for run in adamw["defaults"]["runs"]:
+        run["test_loss"] /= 2
+    assert "| digits-cnn | the default | 2.00 (2.00 to 2.00) |" in list(pages._worth(results))
+    adamw["defaults"]["runs"][0]["test_loss"] = None
+    assert "| digits-cnn | the default | diverged |" in list(pages._worth(results))
+
+
+def test_one_experiment_under_two_names_is_called_one(pages, score):
+    losses = {"stac": [0.5] * 10, "stac_wide": [0.5] * 10, "stac_int8": [*[0.5] * 9, 0.51]}
+    sentence = (
+        "STAC and STAC_WIDE gave the same losses, seed by seed, on digits-cnn: one finding there, "
+        "although each counts as a test."
+    )
+    assert pages.verdicts(score(**torch(losses))).splitlines()[-1] == sentence
+    nothing = {"stac": ["missing"] * 10, "stac_wide": ["missing"] * 10}
+    assert "gave the same losses" not in pages.verdicts(score(**torch(nothing)))
+
+
+def test_a_synthetic_workload_stands_beside_the_verdicts_as_such(tool, results):
+    lines = tool.verdicts(results).splitlines()
+    synthetic = {w["name"] for w in results["workloads"] if w["kind"] == "synthetic"}
+    for name in {c["workload"] for c in results["cells"]}:
+        title = f"{name} (synthetic)" if name in synthetic else name
+        for line in (line for line in lines if line.startswith(f"| {name} ")):
+            assert line.startswith(f"| {title} |")
+            assert ("exploratory" in line) is (name in synthetic)
+
+
+def test_the_section_on_b1_shows_what_the_choice_was_and_was_worth(pages, results):
+    lines = list(pages._searched(results))
+    for search in results["searches"]:
+        (line,) = (line for line in lines if line.startswith(f"| {search['workload']} "))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1] == f"`{search['chosen']}`"
+        shown = [c for c in search["comparisons"] if c["label"].startswith("stam")]
+        plain = [c for c in search["comparisons"] if c["label"] == "adamw"]
+        for cell, found in zip(cells[2:], [*shown, *plain], strict=True):
+            wanted = found["ratio"] and f"{found['ratio']:.2f} ("
+            if found["label"] == search["chosen"]:
+                wanted = "the chosen one"
+            assert cell.startswith(wanted or ("diverged", "under-tuned"))
+
+
+def test_an_adamw_that_diverged_has_no_worth(pages, results):
+    changed = copy.deepcopy(results)
+    search = next(s for s in changed["searches"] if s["chosen"] != "adamw")
+    plain = next(c for c in search["comparisons"] if c["label"] == "adamw")
+    plain |= {"verdict": "unstable", "low": None, "high": None, "ratio": None}
+    lines = list(pages._searched(changed))
+    (line,) = (line for line in lines if line.startswith(f"| {search['workload']} "))
+    assert line.endswith("| diverged, not ranked |")
+
+
+def test_the_state_line_covers_every_workload_of_a_column(tool, results):
     changed = copy.deepcopy(results)
     mine = [c for c in changed["cells"] if (c["framework"], c["label"]) == ("jax", "stam")]
     for index, found in enumerate(mine):
         found["state_bytes"] = (3 if index == 1 else 2) * found["parameter_bytes"]
-    title = mine[0]["title"]
-    rows = [line for line in tool.verdicts(changed).splitlines() if line.startswith(f"| {title} |")]
-    assert [row.rsplit("|", 2)[1].strip() for row in rows] == ["2 to 3"]
+
+    def shown():
+        lines = tool.verdicts(changed).splitlines()
+        return next(x for x in lines if x.startswith("| state / parameters |")).split("|")[2]
+
+    assert shown() == " 2 to 3 "
     mine[1]["state_bytes"] = 2 * mine[1]["parameter_bytes"]
-    (row,) = (x for x in tool.verdicts(changed).splitlines() if x.startswith(f"| {title} |"))
-    assert row.endswith(" | 2 |")
+    assert shown() == " 2 "
+
+
+def test_the_page_of_the_committed_numbers_can_be_written_anew(tool, monkeypatch, tmp_path):
+    shutil.copytree(EVIDENCE, tmp_path / "evidence")
+    (tmp_path / "README.md").write_text(README.replace("relative to equally", "gone"))
+    (tmp_path / "evidence" / "README.md").write_text("old")
+    monkeypatch.setattr(tool, "EVIDENCE", tmp_path / "evidence")
+    monkeypatch.setattr(tool, "PACKAGE", tmp_path)
+    monkeypatch.setattr(tool, "figures", lambda results, names: [])
+    tool.main(["--render"])
+    for name in ("README.md", "results.json"):
+        assert (tmp_path / "evidence" / name).read_bytes() == (EVIDENCE / name).read_bytes()
+    assert (tmp_path / "README.md").read_text() == README
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of the arguments stores --render is required"),
+        (["runs", "--render"], "not allowed with argument"),
+        (["--render", "--jobs", "2"], "--no-train and --jobs are for the folder"),
+        (["--render", "--no-train"], "--no-train and --jobs are for the folder"),
+    ],
+)
+def test_the_command_says_what_does_not_go_together(tool, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        tool.main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_training_keeps_every_other_run_out_of_its_folder(
@@ -222,8 +326,8 @@ def test_the_page_takes_what_is_complete_and_names_what_is_not(tool, make_plan, 
         run_campaign(plan, store, InlineExecutor(trainer), lambda progress: None)
     next(store.runs.glob("*.json")).unlink()
     results = build_results(*tool.collect(tmp_path))
-    text = tool.page(results, tool.figure_names(results))
+    text = tool.page(results, tool.WORKLOADS)
     rest = "digits-cnn, diamonds-mlp, permuted-digits, digits-noisy, shifted-mlp, patches-denoise"
     assert f"- JAX: shakespeare-char; not complete, so not here: {rest}.\n" in text
     assert f"- PyTorch: none; not complete, so not here: {rest}, shakespeare-char.\n" in text
-    assert text == tool.page(build_results(*tool.collect(tmp_path)), tool.figure_names(results))
+    assert text == tool.page(build_results(*tool.collect(tmp_path)), tool.WORKLOADS)

@@ -346,6 +346,32 @@ def test_summary_has_every_cell_with_interval_and_seeds(results):
         assert cells[-1] == "baseline" or " to " in cells[5]
 
 
+def test_the_aggregates_stand_in_the_summary_and_on_the_page(page, results):
+    assert {(a["framework"], a["label"]) for a in results["aggregates"]} == {
+        ("jax", "stam"),
+        ("jax", "stam_lite"),
+        ("torch", "stac"),
+    }
+    lines = summary_markdown(results).splitlines()
+    text = page.read_text()
+    for found in results["aggregates"]:
+        ratio, chance = found["interquartile_ratio"], found["probability_of_improvement"]
+        start = [
+            found["title"],
+            f"{ratio['value']:.3f}",
+            f"{ratio['low']:.3f} to {ratio['high']:.3f}",
+        ]
+        (line,) = (line for line in lines if line.startswith(f"| {' | '.join(start)} | "))
+        assert f"| {100 * chance['value']:.0f} % |" in line
+        assert f'<td class="n">{start[1]}</td><td class="n">{start[2]}</td>' in text
+
+
+def test_every_table_that_scrolls_has_a_name_and_can_be_focused(page):
+    tables = re.findall(r'<div class="table"[^>]*>', page.read_text())
+    assert len(tables) > 10
+    assert all('tabindex="0" role="region" aria-label="' in table for table in tables)
+
+
 @pytest.mark.parametrize(
     ("low", "high"),
     [(0.86, 1.07), (0.1, 10.0), (0.5, 0.9), (1e-4, 3e-4), (0.97, 1.04), (2.0, 90.0), (0.52, 4.2)],

@@ -1,9 +1,5 @@
 """Verdicts on hand-made logs with known answers: the scoring engine is held to these."""
 
-import json
-import math
-from collections.abc import Mapping
-
 import numpy as np
 import pytest
 from optim_bench.protocol import Budget, next_specs
@@ -12,36 +8,6 @@ from optim_bench.results import build_results, validate_results
 SEEDS = 10
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=SEEDS, extensions=0, defaults=False)
 JAX_PAIR = {"jax": ("stam", "adamw")}
-
-
-@pytest.fixture
-def score(make_plan, make_record):
-    """Build results from optimizer -> fresh losses (None is divergence, "failed", "missing")."""
-
-    def run(losses: Mapping[str, list], *, budget=BUDGET, edge=(), **options):
-        frameworks = options.pop("frameworks", {"jax": tuple(losses)})
-        plan = make_plan(frameworks, budget, **options)
-        records = {}
-        for _ in range(2):
-            for cell in plan.cells:
-                for spec in next_specs(cell, budget, records):
-                    rate = spec.hyperparameters["learning_rate"]
-                    if spec.seed < 100:
-                        loss = 1 / rate if cell.label in edge else math.log10(rate / 1e-3) ** 2 + 1
-                    else:
-                        loss = losses[cell.label][spec.seed - 100]
-                    if loss == "missing":
-                        continue
-                    if loss == "failed":
-                        record = make_record(spec, None, status="failed", error="it broke")
-                    else:
-                        record = make_record(spec, loss)
-                    records[spec.key()] = record
-        results = build_results(plan, records)
-        assert validate_results(json.loads(json.dumps(results, allow_nan=False))) == []
-        return results
-
-    return run
 
 
 def comparison(results, label="stam", workload="toy"):

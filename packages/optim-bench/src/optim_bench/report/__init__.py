@@ -1,6 +1,6 @@
 """The report of a comparison: the same bytes for the same runs."""
 
-from optim_bench.report._markdown import summary_markdown, update_readme
+from optim_bench.report._markdown import summary_markdown, tables_markdown, update_readme
 from optim_bench.report._markers import replace_section, section_of
 from optim_bench.report._write import write_report
 
@@ -8,6 +8,7 @@ __all__ = [
     "replace_section",
     "section_of",
     "summary_markdown",
+    "tables_markdown",
     "update_readme",
     "write_report",
 ]

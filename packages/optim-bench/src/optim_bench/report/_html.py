@@ -12,7 +12,15 @@ from markupsafe import Markup
 
 from optim_bench.report._chart import VEGA_LITE
 from optim_bench.report._groups import GROUPS
-from optim_bench.report._markdown import number, ratio_columns, search_rows, state_ratio
+from optim_bench.report._markdown import (
+    AGGREGATE_COLUMNS,
+    AGGREGATE_NOTE,
+    aggregate_rows,
+    number,
+    ratio_columns,
+    search_rows,
+    state_ratio,
+)
 from optim_bench.report._pack import as_written, pack
 from optim_bench.report._theme import THEMES, colour_of, marks_of, page_themes
 from optim_bench.results import FRAMEWORK_TITLES, LABELS
@@ -73,7 +81,7 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 "sentences": [
                     c["sentence"] for c in results["comparisons"] if c["framework"] == framework
                 ],
-                "aggregates": list(_aggregates(results, framework)),
+                "aggregates": list(aggregate_rows(results, framework)),
                 "searches": list(search_rows(results, framework)),
                 "legend": list(_legend(cells, baseline)),
                 "groups": groups,
@@ -83,6 +91,8 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     page = {
         "title": _title(results),
         "method": _method(results),
+        "aggregate_note": AGGREGATE_NOTE,
+        "aggregate_columns": AGGREGATE_COLUMNS,
         "sections": sections,
         "provenance": list(_provenance(results)),
         "command": (
@@ -155,21 +165,6 @@ def _rows(results: Results, cells: list[Mapping[str, Any]]) -> Iterator[dict[str
             "verdict": LABELS.get(verdict, verdict),
         }
         previous = workload
-
-
-def _aggregates(results: Results, framework: str) -> Iterator[list[str]]:
-    for row in results["aggregates"]:
-        if row["framework"] == framework:
-            ratio, chance = row["interquartile_ratio"], row["probability_of_improvement"]
-            tasks = row["interquartile_ratio_over_workloads"]
-            yield [
-                row["title"],
-                number(ratio["value"], ".3f"),
-                f"{number(ratio['low'], '.3f')} to {number(ratio['high'], '.3f')}",
-                f"{number(tasks['low'], '.3f')} to {number(tasks['high'], '.3f')}" if tasks else "",
-                f"{100 * chance['value']:.0f} %",
-                f"{100 * chance['low']:.0f} to {100 * chance['high']:.0f} %",
-            ]
 
 
 def _legend(cells: list[Mapping[str, Any]], baseline: str) -> Iterator[dict[str, Any]]:

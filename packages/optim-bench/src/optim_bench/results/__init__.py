@@ -1,7 +1,7 @@
 """From a store to `results.json`: measured cells, paired comparisons, aggregates, verdicts."""
 
 from optim_bench.results._build import build_results, results_of
-from optim_bench.results._cells import SMALLEST_CURVE, measure_cell
+from optim_bench.results._cells import SMALLEST_CURVE, fresh_losses, measure_cell
 from optim_bench.results._compare import compare_cells, compare_pairs
 from optim_bench.results._schema import SCHEMA_VERSION, schema, validate_results
 from optim_bench.results._words import (
@@ -22,6 +22,7 @@ __all__ = [
     "compare_cells",
     "compare_pairs",
     "detectable_in_words",
+    "fresh_losses",
     "measure_cell",
     "results_of",
     "schema",
