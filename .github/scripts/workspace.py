@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ".github/scripts"
 # Each package with the siblings it takes from the workspace. A release of everything goes out in
 # this order: a dependent after what it needs.
 SIBLINGS = {
@@ -15,6 +16,8 @@ SIBLINGS = {
     "optim-bench": ("stam-core", "stam-jax", "stac-torch"),
 }
 PACKAGES = tuple(SIBLINGS)
+# The extras with which a package is tested, where it has some.
+EXTRAS = {"optim-checkpoint": "[jax,torch]", "optim-bench": "[jax,torch,parquet]"}
 
 
 def project(folder: Path) -> dict:

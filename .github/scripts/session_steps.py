@@ -1,0 +1,142 @@
+"""What the sessions of noxfile.py are made of: install a package, run its tests, build them all."""
+
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import nox
+from workspace import EXTRAS, PACKAGES, ROOT, SCRIPTS, SIBLINGS
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+# Where modules have long fixtures, each module stays in one worker: both would compute them.
+DIST = {"optim-checkpoint": "loadfile"}
+
+# What needs a GPU or hours is collected, and run by name.
+MARKERS = "not gpu and not nightly"
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group of the root, groups it includes resolved."""
+    requirements: list[str] = []
+    for entry in PYPROJECT["dependency-groups"].get(name, []):
+        if isinstance(entry, dict):
+            requirements += group(entry["include-group"])
+        else:
+            requirements.append(entry)
+    return requirements
+
+
+def install_editable(session: nox.Session, package: str, *options: str) -> None:
+    """Install a package of the working tree with its extras and siblings, then its test tools.
+
+    The tools come second, and may not move what is there: options such as a lowest resolution
+    decide about the package and its dependencies alone.
+    """
+    editable = [f"packages/{name}" for name in SIBLINGS[package]]
+    editable.append(f"packages/{package}{EXTRAS.get(package, '')}")
+    session.install(*options, *(flag for target in editable for flag in ("-e", target)))
+    freeze = ("uv", "pip", "freeze", "--exclude-editable")
+    frozen = str(session.run(*freeze, silent=True, stderr=subprocess.DEVNULL, external=True))
+    constraints = Path(session.create_tmp(), "frozen.txt")
+    constraints.write_text(frozen, encoding="utf-8")
+    tools = [*group("test-tools"), *group(f"test-{package}")]
+    session.install("--constraints", str(constraints), "-e", "shared-tests", *tools)
+
+
+def pytest(session: nox.Session, *args: str, markers: str, package: str = "") -> None:
+    """Two workers with one thread each: two cores, and no suite waits for another's thread pool."""
+    dist = DIST.get(package, "worksteal")
+    session.run(
+        *("pytest", "-n2", f"--dist={dist}", "-m", f"{MARKERS}{markers}"),
+        *args,
+        *session.posargs,
+        env={"OMP_NUM_THREADS": "1"},
+    )
+
+
+def pytest_alone(session: nox.Session, tests: str) -> None:
+    """One process, for tests that start workers of their own."""
+    session.run("pytest", "-m", MARKERS, tests, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+def build(session: nox.Session) -> Path:
+    """Wheels and sdists of every package at HEAD, built once a run.
+
+    From a clean clone, because hatchling packs the untracked files of a working tree.
+    """
+    dist = ROOT / ".nox" / "dist"
+    head = str(session.run("git", "rev-parse", "HEAD", silent=True, external=True))
+    built_from = dist / "HEAD"
+    if built_from.exists() and built_from.read_text(encoding="utf-8") == head:
+        return dist
+    shutil.rmtree(dist, ignore_errors=True)
+    clone = Path(session.create_tmp(), "clone")
+    shutil.rmtree(clone, ignore_errors=True)
+    session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
+    for package in PACKAGES:
+        session.run(
+            *("uv", "build", "--quiet", "--no-sources", "--package", package),
+            *("--directory", str(clone), "--out-dir", str(dist)),
+            external=True,
+        )
+    shutil.rmtree(clone)
+    built_from.write_text(head, encoding="utf-8")
+    return dist
+
+
+def wheel(dist: Path, package: str) -> str:
+    """The path of a package's built wheel."""
+    (found,) = dist.glob(f"{package.replace('-', '_')}-*.whl")
+    return str(found)
+
+
+def reference(dist: Path, package: str) -> str:
+    """The built wheel with the package's extras, as a requirement."""
+    return f"{package}{EXTRAS.get(package, '')} @ {Path(wheel(dist, package)).as_uri()}"
+
+
+def run_blocks(session: nox.Session, readme: Path) -> None:
+    """Run a README's Python blocks in an empty folder: what they write stays out of the tree."""
+    configuration = ROOT / "pyproject.toml"
+    session.chdir(session.create_tmp())
+    session.run("pytest", "-c", str(configuration), "--markdown-docs", str(readme))
+    session.chdir(ROOT)
+
+
+def try_published(
+    session: nox.Session,
+    package: str,
+    ours: str,
+    index: Sequence[str],
+    options: Sequence[str],
+) -> None:
+    """Install the newest published version of a package that takes `ours`, and use it.
+
+    In an environment of its own: what another dependent needs could stand in for what is missing.
+
+    Args:
+        session: The session.
+        package: What was published.
+        ours: The requirement that it is tried with, a built wheel.
+        index: Options of release.py about the index to ask for versions.
+        options: Options of the installation.
+    """
+    session.install(*group("release"))
+    command = ("python", f"{SCRIPTS}/release.py", "published", package, *index)
+    if not str(session.run(*command, silent=True)).strip():
+        session.log(f"{package}: no version is published yet, so none is tried")
+        return
+    place = Path(session.create_tmp(), package)
+    python = str(place / "bin" / "python")
+    make = ("uv", "venv", "--quiet", "--clear", "--python", str(session.python), str(place))
+    session.run(*make, external=True)
+    install = ["uv", "pip", "install", "--python", python, *options, ours, package]
+    found = subprocess.run(install, check=False, capture_output=True, text=True)
+    if found.returncode == 0:
+        session.run(python, "-I", f"{SCRIPTS}/check_alone.py", package, external=True)
+    elif "No solution found" in found.stderr:
+        session.log(f"{package}: no published version takes this one, so none can break")
+    else:
+        session.error(found.stderr)
