@@ -197,6 +197,19 @@ def test_what_a_search_was_worth_is_told_against_the_default_rate(pages, score):
     assert "| digits-cnn | the default | diverged |" in list(pages._worth(results))
 
 
+def test_a_choice_that_hangs_on_one_tuning_seed_is_named(pages, score):
+    budget = Budget(grid_points=3, tuning_seeds=3, fresh_seeds=10, extensions=0, defaults=False)
+    results = score(**torch({"stac": BASE}), budget=budget)
+    assert "every search chooses the same." in list(pages._worth(results))[-1]
+    (adamw,) = (c for c in results["cells"] if c["label"] == "adamw")
+    # Worse on average than the chosen 0.001, at a loss of 1, and better without the last seed.
+    adamw["tuning"]["trials"][0]["val_loss"] = [0.1, 9.0, 9.0]
+    adamw["tuning"]["trials"][2]["val_loss"] = [0.0, 0.0, None]
+    assert list(pages._worth(results))[-1] == (
+        "- digits-cnn in PyTorch: ADAMW took 0.001, without one of them 0.000316 or 0.00316."
+    )
+
+
 def test_one_experiment_under_two_names_is_called_one(pages, score):
     losses = {"stac": [0.5] * 10, "stac_wide": [0.5] * 10, "stac_int8": [*[0.5] * 9, 0.51]}
     sentence = (

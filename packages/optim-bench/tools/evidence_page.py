@@ -281,10 +281,53 @@ def _worth(results: Item) -> Iterator[str]:
     )
     for framework in FRAMEWORKS:
         cells = [c for c in results["cells"] if c["framework"] == framework]
-        shown = [c for c in cells if c["family"] == "ours" or c["label"] == BASELINE]
+        shown = [c for c in cells if _is_shown(c)]
         if shown:
             yield from ["", f"{FRAMEWORK_TITLES[framework]}:", ""]
             yield from _grid(results, [(c["workload"], c["title"], _gain(c)) for c in shown])
+    unsteady = list(_unsteady(results))
+    yield ""
+    yield (
+        "Intervals and p-values take the chosen rates as given. "
+        + (
+            "With one of the tuning seeds left out, these searches would have chosen another:"
+            if unsteady
+            else "With any one of the tuning seeds left out, every search chooses the same."
+        )
+    )
+    yield from ["", *unsteady] if unsteady else []
+
+
+def _unsteady(results: Item) -> Iterator[str]:
+    """Name the searches whose choice hangs on one tuning seed."""
+    seeds = range(results["protocol"]["budget"]["tuning_seeds"])
+    for cell in results["cells"]:
+        chosen = cell["tuning"]["selected"]
+        if chosen is None or len(seeds) < 2 or not _is_shown(cell):
+            continue
+        others = {_choice_without(cell, seed) for seed in seeds} - {chosen}
+        if others:
+            rates = " or ".join(f"{rate:g}" for rate in sorted(others))
+            where = f"{cell['workload']} in {FRAMEWORK_TITLES[cell['framework']]}"
+            yield f"- {where}: {cell['title']} took {chosen:g}, without one of them {rates}."
+
+
+def _choice_without(cell: Item, seed: int) -> float:
+    """Return the learning rate that the other tuning seeds choose, by the protocol's score."""
+
+    def score(trial: Item) -> float:
+        losses = [loss for index, loss in enumerate(trial["val_loss"]) if index != seed]
+        return math.inf if None in losses else math.fsum(map(_log, losses))
+
+    return min(cell["tuning"]["trials"], key=score)["learning_rate"]
+
+
+def _log(loss: float) -> float:
+    return math.log(loss) if loss > 0 else -math.inf
+
+
+def _is_shown(cell: Item) -> bool:
+    return cell["family"] == "ours" or cell["label"] == BASELINE
 
 
 def _gain(cell: Item) -> str:
