@@ -237,6 +237,21 @@ REFUSED = [
         "nonfinite='raise' has to read the gradients, which a captured graph cannot",
     ),
     (
+        lambda m: STAC(
+            [{"params": [m[0].weight], "role": "sign", "capturable": True}],
+            error_if_nonfinite=True,
+        ),
+        ValueError,
+        "nonfinite='raise' has to read the gradients, which a captured graph cannot",
+    ),
+    (
+        lambda m: STAC(
+            [{"params": [m[0].weight], "role": "sign", "fused": True}], track_diagnostics=True
+        ),
+        ValueError,
+        "track_diagnostics=True counts in the loop, which fused=True replaces: give one",
+    ),
+    (
         lambda m: STAC(m, max_consecutive_nonfinite=0),
         ValueError,
         "max_consecutive_nonfinite must be an integer >= 1 or None, got 0",

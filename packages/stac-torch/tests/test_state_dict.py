@@ -4,11 +4,15 @@ import copy
 import io
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from stac_torch import STAC, param_groups
+from stac_torch._options import FORMAT
 from torch import nn
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def model_of(seed=0):
@@ -117,6 +121,27 @@ def test_groups_of_others_survive():
     saved = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["initial_lr"] == 1e-3
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT + 1))
+def test_a_golden_state_loads_and_goes_on(version):
+    """What an older release saved, as `make_golden_state.py` of its time wrote it."""
+    golden = torch.load(GOLDEN / f"stac-format{version}.pt", weights_only=True)
+    params = {name: nn.Parameter(value) for name, value in golden["before"].items()}
+    groups = [
+        {"params": [(name, params[name]) for name in names], "role": group["role"]}
+        for names, group in zip(
+            golden["state"]["param_names"], golden["state"]["param_groups"], strict=True
+        )
+    ]
+    optimizer = STAC(groups)
+    optimizer.load_state_dict(golden["state"])
+    for name, p in params.items():
+        p.grad = golden["grads"][name]
+    optimizer.step()
+    for name, p in params.items():
+        torch.testing.assert_close(p.detach(), golden["after"][name], rtol=1e-6, atol=0)
+    assert {float(s["step"]) for s in optimizer.state.values() if "step" in s} == {8.0}
 
 
 def test_what_a_saved_group_does_not_say_stays():
@@ -339,6 +364,9 @@ def test_published_learning_rates_that_a_scheduler_wrote(lrs, scale):
 
 def test_published_names_are_checked():
     groups = copy.deepcopy(PUBLISHED_GROUPS)
+    for group in groups:
+        group["param_names"] = tuple(f"_orig_mod.{name}" for name in group["param_names"])
+    STAC(model_of()).load_state_dict({"state": {}, "param_groups": groups})
     groups[1]["param_names"] = ("head.weight", "head.bias")
     with pytest.raises(ValueError, match=r"'head\.weight' there is '2\.weight' here"):
         STAC(model_of()).load_state_dict({"state": {}, "param_groups": groups})

@@ -1,5 +1,6 @@
 """What the constructor takes, brought into one form."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from stam_core import STACRole
@@ -80,11 +81,11 @@ def refuse_partition_options(options: dict[str, Any]) -> None:
             raise ValueError(msg)
 
 
-def nonfinite_policy(nonfinite: Policy, *, error_if_nonfinite: bool, capturable: bool) -> Policy:
+def nonfinite_policy(nonfinite: Policy, *, error_if_nonfinite: bool) -> Policy:
     """Return the policy that the two options name together.
 
     Raises:
-        ValueError: It is unknown, the options disagree, or a captured graph cannot follow it.
+        ValueError: It is unknown, or the options disagree.
     """
     if nonfinite not in POLICIES:
         msg = f"nonfinite must be 'skip', 'raise' or 'propagate', got {nonfinite!r}"
@@ -96,13 +97,24 @@ def nonfinite_policy(nonfinite: Policy, *, error_if_nonfinite: bool, capturable:
             )
             raise ValueError(msg)
         nonfinite = "raise"
-    if nonfinite == "raise" and capturable:
+    return nonfinite
+
+
+def check_together(group: Mapping[str, Any], policy: Policy, *, track_diagnostics: bool) -> None:
+    """Raise if a group asks for what the options of the whole optimizer exclude.
+
+    Raises:
+        ValueError: A captured graph cannot raise, and a kernel counts nothing.
+    """
+    if policy == "raise" and group["capturable"]:
         msg = (
             "nonfinite='raise' has to read the gradients, which a captured graph cannot: use "
             "nonfinite='skip', or capturable=False"
         )
         raise ValueError(msg)
-    return nonfinite
+    if track_diagnostics and group["fused"]:
+        msg = "track_diagnostics=True counts in the loop, which fused=True replaces: give one"
+        raise ValueError(msg)
 
 
 def skip_limit(value: int | None) -> int | None:

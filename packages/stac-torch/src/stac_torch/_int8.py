@@ -23,7 +23,7 @@ MIN_ENTRIES = 4096
 MIN_ROW = 16
 _LEVELS = 127
 # Multiplied by, and not divided by _LEVELS: some devices do so anyway, with other bits.
-_UNIT = torch.tensor(1 / _LEVELS, dtype=torch.float32).item()
+_UNIT = torch.tensor(1 / _LEVELS, dtype=torch.float32, device="cpu").item()
 
 
 def row_length(shape: torch.Size) -> int:

@@ -9,7 +9,13 @@ from stam_core import STACRole
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stac_torch._arguments import nonfinite_policy, section_decay, skip_limit, split_names
+from stac_torch._arguments import (
+    check_together,
+    nonfinite_policy,
+    section_decay,
+    skip_limit,
+    split_names,
+)
 from stac_torch._fused import prepare_fused, waits_for_nothing
 from stac_torch._groups import sections_of
 from stac_torch._nonfinite import NonfiniteGuard, Policy
@@ -142,12 +148,7 @@ class STAC(Optimizer):
         if differentiable:
             msg = "differentiable=True is refused: the sign has no gradient, use torch.optim.AdamW"
             raise ValueError(msg)
-        policy = nonfinite_policy(
-            nonfinite, error_if_nonfinite=error_if_nonfinite, capturable=capturable
-        )
-        if fused and track_diagnostics:
-            msg = "track_diagnostics=True counts in the loop, which fused=True replaces: give one"
-            raise ValueError(msg)
+        policy = nonfinite_policy(nonfinite, error_if_nonfinite=error_if_nonfinite)
         self._guard = NonfiniteGuard(policy, skip_limit(max_consecutive_nonfinite), nonfinite_group)
         self._decay = section_decay(weight_decay, sign_weight_decay, adamw_weight_decay)
         self._track_diagnostics = track_diagnostics
@@ -216,6 +217,7 @@ class STAC(Optimizer):
         if role in self._decay:
             group.setdefault("weight_decay", self._decay[role])
         group = checked_group({**self.defaults, **group})
+        check_together(group, self._guard.policy, track_diagnostics=self._track_diagnostics)
         super().add_param_group(group)
         self._names.append(names)
 

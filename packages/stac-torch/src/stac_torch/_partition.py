@@ -169,9 +169,10 @@ def module_layers(model: nn.Module, shared_owner: SharedOwner) -> list[Layer]:
     if shared_owner not in ("first", "last"):
         msg = f"shared_owner must be 'first' or 'last', got {shared_owner!r}"
         raise ValueError(msg)
+    replicated = (DistributedDataParallel, DataParallel)
     # In either order; the class of compiled modules is not worth importing Dynamo for.
-    while isinstance(model, (DistributedDataParallel, DataParallel)) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    while isinstance(model, replicated) or hasattr(model, "_orig_mod"):
+        model = model.get_submodule("module" if isinstance(model, replicated) else "_orig_mod")
     # Without duplicates a shared module is seen under its first name alone.
     modules = dict(model.named_modules(remove_duplicate=shared_owner == "first"))
     owned = [

@@ -16,6 +16,7 @@ from stac_torch._fused import same_layout
 from stac_torch._int8 import scale_shape
 from stac_torch._legacy import from_published, is_published
 from stac_torch._options import FORMAT, GROUP_DEFAULTS
+from stac_torch._partition import clean_name
 
 _KEYS = {
     "sign": frozenset({"exp_avg", "exp_avg_scale", "step"}),
@@ -113,11 +114,14 @@ def _check_state(where: str, state: Mapping[str, Any], parameter: Tensor, role: 
 
 
 def saved_names(state_dict: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
-    """Return the names in a state dict, group by group: ours, or torch's within the groups."""
+    """Return the names in a state dict, group by group: ours, or torch's within the groups.
+
+    Those of others may have been taken from a wrapped model.
+    """
     listed = state_dict.get("param_names")
     if listed is None:
         listed = [group.get("param_names") for group in state_dict["param_groups"]]
-    return [tuple(names) if names else None for names in listed]
+    return [tuple(map(clean_name, names)) if names else None for names in listed]
 
 
 def check_names(saved: Names | None, own: Names) -> None:
@@ -171,7 +175,7 @@ def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) ->
     """
     if key == "step":
         device = parameter.device if group["capturable"] or group["fused"] else "cpu"
-        return torch.as_tensor(value, dtype=torch.float32).to(device)
+        return torch.as_tensor(value, dtype=torch.float32, device=device)
     if not isinstance(value, Tensor):
         return value
     value = value.to(parameter.device)
