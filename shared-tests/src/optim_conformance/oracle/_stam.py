@@ -14,8 +14,9 @@ r"""STAM for one tensor, in float64.
     (4') z    = s2' / (tau'^2 + s2'/threshold),   z = 0 where s2' = 0
 
 A statistic that would not be finite keeps its last value; beta1 is then b1 for the step.
-Sampled statistics take the means of (2) and (3) over every k-th entry, k = ceil(size/n). Complex
-tensors enter (2), (3) and (7) by their modulus.
+Sampled statistics take the means of (2) and (3) over every k-th entry, k = ceil(size/n); which even
+sample it is the contract leaves open, and the checks too. Complex tensors enter (2), (3) and (7) by
+their modulus.
 Parity with the published package: above the threshold beta1 = b1, and eps is added to both bias
 corrections.
 """
