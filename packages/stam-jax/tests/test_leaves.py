@@ -95,6 +95,20 @@ def test_a_weight_decay_mask(make):
         np.testing.assert_allclose(updates["w"], -0.05, rtol=1e-6)
 
 
+@BOTH
+@pytest.mark.parametrize("decay", [0.5, lambda count: 0.5], ids=["constant", "scheduled"])
+def test_a_leaf_without_a_gradient_may_have_a_parameter(make, decay):
+    """As in optax: an Equinox model may be handed over whole, though its filtered tree was."""
+    params = {"a": None, "w": jnp.asarray([1.0, -2.0])}
+    optimizer = make(0.1, weight_decay=decay)
+    state = optimizer.init(params)
+    expected, _ = optimizer.update(params, state, params)
+    for whole in (jnp.ones(3), jnp.sin):
+        updates, _ = optimizer.update(params, state, {**params, "a": whole})
+        assert updates["a"] is None
+        np.testing.assert_array_equal(updates["w"], expected["w"])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_dtypes_at_the_edges(dtype):
     params = {"w": jnp.ones((3, 2), dtype)}

@@ -107,6 +107,15 @@ def test_a_renamed_leaf_keeps_its_own_statistics():
         assert float(report[new].scale) == saved[f"0/tau/{old}"]
 
 
+@pytest.mark.parametrize("make", [stam_jax.stam, stam_jax.stam_lite])
+def test_leaves_of_one_path_are_refused_and_not_mixed_up(make):
+    params = {"a": {"b": jnp.ones(2)}, "a/b": jnp.zeros(2)}
+    state = make().init(params)
+    for read in (stam_jax.state_to_dict, lambda state: stam_jax.diagnostics(state, params)):
+        with pytest.raises(ValueError, match=r"^two leaves have the path 'a/b', and a table by"):
+            read(state)
+
+
 def test_bad_saved_states_are_refused():
     params, optimizer = parameters(), stam_jax.stam()
     template = optimizer.init(params)

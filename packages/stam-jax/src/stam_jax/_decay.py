@@ -47,12 +47,13 @@ def decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformatio
         if callable(weight_decay):
             rate = weight_decay(state.count)
             state = DecayState(jnp.asarray(optax.safe_increment(state.count)))
-        updates = jax.tree.map(
-            lambda u, p: u + (jnp.asarray(rate).astype(u.dtype) * p).astype(u.dtype),
-            updates,
-            params,
-        )
-        return updates, state
+
+        def decayed(u: Any, p: Any) -> Any:
+            if u is None:  # Then p may be anything, as in a whole Equinox model.
+                return None
+            return u + (jnp.asarray(rate).astype(u.dtype) * p).astype(u.dtype)
+
+        return jax.tree.map(decayed, updates, params, is_leaf=lambda u: u is None), state
 
     inner = optax.GradientTransformationExtraArgs(init, update)
     return inner if mask is None else optax.masked(inner, mask)

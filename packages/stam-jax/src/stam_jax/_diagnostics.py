@@ -53,7 +53,8 @@ def diagnostics(
         out.
 
     Raises:
-        ValueError: There is no such state, or it belongs to other parameters.
+        ValueError: There is no such state, it belongs to other parameters, or two of its leaves
+            have the same path.
 
     Example:
         >>> import jax.numpy as jnp, stam_jax
@@ -74,7 +75,7 @@ def diagnostics(
     known = set(_tree.leaf_names(params))
     result: dict[str, LeafDiagnostics] = {}
     for inner in found:
-        names = _tree.leaf_names(inner.mu)
+        names = _tree.unique_names(inner.mu)
         unknown = [name for name in names if name not in known]
         if unknown:
             msg = (

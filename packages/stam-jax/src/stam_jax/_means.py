@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from stam_core import sample_stride, strided_sample
 
-AxisName: TypeAlias = Hashable | Sequence[Hashable]
-"""One mapped axis of ``jax.shard_map``, or several."""
+AxisName: TypeAlias = Hashable
+"""One mapped axis of ``jax.shard_map``, or a tuple of several."""
 
 
 # Entries read; below, a branch costs more than it saves.

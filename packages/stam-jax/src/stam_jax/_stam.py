@@ -290,8 +290,8 @@ def stam(
         stat_axes: A callable (path, leaf) -> axes along which statistics, and beta1, are kept
             apart: for scan-stacked layers, ``lambda path, leaf: (0,) if path.startswith("layers/")
             else ()``.
-        axis_name: Mapped axes of ``jax.shard_map`` over which a tensor is spread; its means then
-            run over all shards. Under ``jax.jit`` means are global already.
+        axis_name: Mapped axis of ``jax.shard_map``, or a tuple of them, over which a tensor is
+            spread; its means then run over all shards. Under ``jax.jit`` means are global already.
         mu_dtype: Storage dtype of the first moment; None for the parameter's.
         nu_dtype: Storage dtype of the second moment; None for at least float32.
         nonfinite: "propagate" as optax does; "zero" replaces non-finite gradient entries by 0;

@@ -261,7 +261,8 @@ def stam_lite(
         stat_sample: Take the means over a fixed strided sample of at most this many entries of a
             tensor; None for all.
         stat_axes: A callable (path, leaf) -> axes along which statistics are kept apart.
-        axis_name: Mapped axes of ``jax.shard_map`` over which a tensor is spread.
+        axis_name: Mapped axis of ``jax.shard_map``, or a tuple of them, over which a tensor is
+            spread.
         nonfinite: "propagate", "zero" or "skip".
         parity: None, or "stam-optimizer-0.1.0" to reproduce the published package.
 

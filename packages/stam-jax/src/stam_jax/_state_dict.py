@@ -31,6 +31,9 @@ def state_to_dict(state: Any, *, stat_axes: StatAxes | None = None) -> dict[str,
     Returns:
         Key to array, with ``format_version``. ``numpy.savez`` can write it (cast bfloat16 first).
 
+    Raises:
+        ValueError: Two leaves have the same path.
+
     Example:
         >>> import jax.numpy as jnp, stam_jax
         >>> state = stam_jax.stam_lite().init({"b": jnp.zeros(2), "w": jnp.zeros((2, 2))})
@@ -56,7 +59,8 @@ def state_from_dict(
         stat_axes: The callable that the optimizer was built with, if any.
 
     Raises:
-        ValueError: The format is unknown, an entry is missing, or a shape differs.
+        ValueError: The format is unknown, an entry is missing, a shape differs, or two leaves have
+            the same path.
     """
     version = int(saved.get(VERSION_KEY, -1))
     if version != FORMAT_VERSION:
@@ -99,7 +103,7 @@ def _parts(state: Any, stat_axes: StatAxes | None) -> list[tuple[str, Any]]:
             parts.append((prefix, node))
             continue
         start = f"{prefix}/" if prefix else ""
-        names, layout = _tree.leaf_names(node.mu), _tree.layout(node.mu, stat_axes)
+        names, layout = _tree.unique_names(node.mu), _tree.layout(node.mu, stat_axes)
         for field in node._fields:
             value = getattr(node, field)
             if field == "count":

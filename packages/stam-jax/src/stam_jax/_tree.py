@@ -30,6 +30,20 @@ def leaf_names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
+def unique_names(tree: Any) -> list[str]:
+    """Return the path of every leaf, for a table with one entry for each.
+
+    Raises:
+        ValueError: Two leaves have the same path, as ``{"a/b": x, "a": {"b": y}}`` has.
+    """
+    names = leaf_names(tree)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        msg = f"two leaves have the path {twice!r}, and a table by path holds one: rename a key"
+        raise ValueError(msg)
+    return names
+
+
 def check_floating(tree: Any, what: str) -> None:
     """Raise unless every leaf is of a floating or complex dtype.
 
