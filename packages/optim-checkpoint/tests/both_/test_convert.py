@@ -206,3 +206,24 @@ def test_too_many_steps_for_torch_are_refused(tmp_path):
     model = module()
     with pytest.raises(oc.IncompatibleCheckpointError, match="16777216 steps were taken"):
         oc.torch.restore(tmp_path, optimizer=torch.optim.AdamW(model.parameters()), model=model)
+
+
+def test_a_step_that_is_a_float_is_a_count(tmp_path):
+    model, optimizer = saved_by_torch(tmp_path, torch.optim.AdamW)
+    for slots in optimizer.state.values():
+        slots["step"] = 7.0
+    oc.torch.save(tmp_path, 2, model=model, optimizer=optimizer)
+    params = jax.tree.map(jnp.asarray, values(0))
+    state = oc.jax.restore(tmp_path, opt_state=optax.adamw(1e-2).init(params)).opt_state
+    assert state[0].count == 7
+
+
+def test_counts_of_a_mapped_optimizer_are_refused(tmp_path):
+    params = jax.tree.map(jnp.asarray, values(0))
+    adam, *rest = optax.adamw(1e-2).init(params)
+    state = (adam._replace(count=jnp.zeros(3, jnp.int32)), *rest)
+    oc.jax.save(tmp_path, 1, params=params, opt_state=state)
+    model = module()
+    with pytest.raises(oc.IncompatibleCheckpointError) as caught:
+        oc.torch.restore(tmp_path, optimizer=torch.optim.AdamW(model.parameters()), model=model)
+    assert caught.value.differences == ("opt_state 0.count has shape [3], torch needs one number",)

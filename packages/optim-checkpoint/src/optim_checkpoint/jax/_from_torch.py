@@ -14,6 +14,7 @@ from optim_checkpoint._errors import (
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._numpy import AnyArray
 from optim_checkpoint._paths import Path, text
+from optim_checkpoint._typed import decode
 from optim_checkpoint.jax._leaves import Pending
 from optim_checkpoint.jax._sections import SavedLeaf, SavedTree
 from optim_checkpoint.jax._tree import leaves, structure
@@ -22,7 +23,7 @@ from optim_checkpoint.jax._tree import leaves, structure
 class PendingCount(Pending):
     """An int32 count of steps made of the steps that torch keeps per parameter."""
 
-    def __init__(self, steps: list[AnyArray | int], where: str) -> None:
+    def __init__(self, steps: list[AnyArray | float], where: str) -> None:
         super().__init__(np.zeros((), np.int32))
         self._steps = steps
         self._where = where
@@ -73,8 +74,11 @@ def state_tree(
     fields = as_object(section) or {}
     kind = str(fields.get("kind"))
     state = _slots(fields, staging)
-    unused = {(param, slot) for param, slots in state.items() for slot in slots} - {
-        (param, "step") for param in state
+    unused = {
+        (param, slot)
+        for param, slots in state.items()
+        for slot, value in slots.items()
+        if slot != "step" or value is None
     }
     nodes = structure(template, "opt_state").nodes
     table: dict[Path, SavedLeaf] = {}
@@ -87,9 +91,10 @@ def state_tree(
             continue
         slot, param = row.slots[path[len(cut)][1]], text(path[len(cut) + 1 :])
         members.setdefault(cut, []).append(param)
-        if slot in state.get(param, {}):
+        key = state.get(param, {}).get(slot)
+        if isinstance(key, str):
             unused.discard((param, slot))
-            table[path] = SavedLeaf(Pending(staging.array(state[param][slot])))
+            table[path] = SavedLeaf(Pending(staging.array(key)))
     for path, _ in rows:
         cut = _owner(path, nodes)
         if path in table or cut is None or path[len(cut)][1] != "count":
@@ -98,8 +103,10 @@ def state_tree(
         if row is None and nodes[cut] != SCHEDULE:
             continue
         owners = members.get(cut, []) if row is not None and row.step else list(state)
-        found = [state[name]["step"] for name in owners if "step" in state.get(name, {})]
-        steps = [value if isinstance(value, int) else staging.array(value) for value in found]
+        found = [
+            state[name]["step"] for name in owners if state.get(name, {}).get("step") is not None
+        ]
+        steps = [staging.array(value) if isinstance(value, str) else value for value in found]
         table[path] = SavedLeaf(PendingCount(steps or [step], f"opt_state {text(path)}"))
     differences += [
         f"{slot} of {param} in {kind} has no counterpart in opt_state"
@@ -116,7 +123,7 @@ def _owner(path: Path, nodes: dict[Path, str]) -> Path | None:
 
 
 def _slots(fields: dict[str, object], staging: Staging) -> dict[str, dict[str, Any]]:
-    """Return tensor keys and integers by parameter and slot."""
+    """Return keys of tensors and plain values by parameter and slot; None for containers."""
     result: dict[str, dict[str, Any]] = {}
     for item in as_array(fields.get("state")) or []:
         entry = as_object(item) or {}
@@ -129,8 +136,8 @@ def _slots(fields: dict[str, object], staging: Staging) -> dict[str, dict[str, A
             name, value = as_object(both[0]) or {}, as_object(both[1]) or {}
             if "tensor" in value:
                 slots[str(name.get("str"))] = value["tensor"]
-            elif "int" in value and str(value["int"]).isdecimal():
-                slots[str(name.get("str"))] = int(str(value["int"]))
+            elif value.keys() & {"int", "float"}:
+                slots[str(name.get("str"))] = decode(value, staging.file)
             elif value.get("none") != 1:
                 slots[str(name.get("str"))] = None
         result[str(entry.get("param"))] = slots

@@ -113,7 +113,11 @@ def convert_optimizer(
     for name, path in counted.items():
         if path not in table:
             raise CorruptCheckpointError(file, f"there is no {shown(text(path))}")
-        steps.append((state[name], staging.tensor(_array_key(table[path], text(path), staging))))
+        count = staging.tensor(_array_key(table[path], text(path), staging))
+        note = f"opt_state {text(path)} has shape {list(count.shape)}, torch needs one number"
+        if count.ndim and note not in differences:
+            differences.append(note)
+        steps.append((state[name], count))
     groups = tuple(SavedGroup(tuple(group), {}, {}) for group in names)
     return SavedOptimizer(live_kind, shapes, groups, state, {}, {}), steps
 
