@@ -6,10 +6,9 @@ saved and go on. Every process gets the same batch, so the mean of their gradien
 
 import hashlib
 import json
-import os
+import multiprocessing
 import signal
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
@@ -118,20 +117,13 @@ def main(world, folder, rank):
 
 def start(world, folder):
     """Fork the processes; return how each ended."""
-    children = []
-    for rank in range(world):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                main(world, folder, rank)
-                code = 0
-            except BaseException:  # noqa: BLE001 - a child must not return into the parent's code
-                traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(code)
-        children.append(pid)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=main, args=(world, folder, rank)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 if __name__ == "__main__":

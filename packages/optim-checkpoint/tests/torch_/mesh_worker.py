@@ -3,152 +3,41 @@
 Run by path: ``mesh_worker.py WORLD FOLDER``. The processes are forked from one that has imported
 torch, meet at a file in FOLDER, and end by themselves after two minutes. Process 0 prints what was
 found as JSON.
-
-Every process gets the same batch: the mean of equal gradients over 1, 2 or 4 processes is exact, so
-training on any of these meshes has to give the same bits.
 """
 
-import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
-import optim_checkpoint as oc
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from mesh_four import four
+from mesh_training import (
+    CASES,
+    STEPS,
+    build,
+    error_of,
+    fingerprint,
+    gathered,
+    layouts,
+    shard,
+    train,
+    whole,
+)
 from optim_checkpoint import _fs
 from optim_checkpoint import torch as ckpt
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    parallelize_module,
-)
-
-STEPS = 3
-
-
-class Net(nn.Module):
-    """Uneven rows, a tied weight, a layer of one row, a buffer and a frozen parameter."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 6)
-        self.up = nn.Linear(6, 10)
-        self.norm = nn.LayerNorm(10)
-        self.down = nn.Linear(10, 6)
-        self.head = nn.Linear(6, 7, bias=False)
-        self.head.weight = self.embed.weight
-        self.last = nn.Linear(7, 1)
-        self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
-        self.register_buffer("scale", torch.full((2,), 0.5))
-
-    def forward(self, tokens):
-        x = self.down(self.norm(torch.tanh(self.up(self.embed(tokens)))))
-        return self.last(self.head(x) * self.scale[0])
-
-
-CASES = ["AdamW torch.float32", "AdamW amsgrad torch.bfloat16", "SGD torch.float32"]
-OPTIMIZERS = {
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2),
-    "AdamW amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-2, amsgrad=True, foreach=False),
-    "SGD": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
-}
-
-
-def build(case="AdamW torch.float32"):
-    """Return a model and a function that makes its optimizer once it is sharded."""
-    torch.manual_seed(0)
-    name, _, dtype = case.rpartition(" torch.")
-    model = Net().to(getattr(torch, dtype))
-
-    def optimizer():
-        decayed = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
-        rest = [p for p in model.parameters() if p.ndim == 1 and p.requires_grad]
-        return OPTIMIZERS[name]([{"params": decayed}, {"params": rest, "weight_decay": 0.0}])
-
-    return model, optimizer
-
-
-def shard(model, mesh):
-    """Shard two layers on their own and the rest together."""
-    for layer in (model.up, model.down):
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
-
-
-def train(model, optimizer, first, count=STEPS, scheduler=None):
-    for step in range(first, first + count):
-        tokens = torch.randint(7, (8,), generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        model(tokens).float().square().mean().backward()
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-
-
-def whole(tensor):
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def fingerprint(model, optimizer):
-    """Return digests of every whole tensor of a run; all processes have to call it."""
-    found = {}
-
-    def note(name, tensor):
-        raw = whole(tensor).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        text = f"{tensor.dtype}{tuple(tensor.shape)}"
-        found[name] = f"{text} {hashlib.sha256(raw).hexdigest()[:16]}"
-
-    for name, tensor in model.state_dict().items():
-        note(name, tensor)
-    for name, parameter in model.named_parameters():
-        for slot, value in optimizer.state.get(parameter, {}).items():
-            note(f"{name}.{slot}", value)
-    return found
-
-
-def layouts(optimizer):
-    """Return what kind of tensor each slot is."""
-    return sorted(
-        {
-            (slot, type(value).__name__)
-            for slots in optimizer.state.values()
-            for slot, value in slots.items()
-        }
-    )
-
-
-def error_of(work):
-    """Return class and text of the error that `work` raises."""
-    try:
-        work()
-    except oc.CheckpointError as error:
-        return [type(error).__name__, str(error)]
-    return ["nothing", ""]
-
-
-def gathered(value):
-    """Return what every process has."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def left(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-# --- two processes ------------------------------------------------------------------------------
 
 
 def two_save(folder):
@@ -386,109 +275,6 @@ def two(folder):
     return result
 
 
-# --- four processes -----------------------------------------------------------------------------
-
-
-def four_resume(folder):
-    """Restore what one process saved and go on."""
-    mesh = init_device_mesh("cpu", (4,))
-    result = {}
-    for run in sorted(folder.glob("run*")):
-        case = json.loads((run / "case.json").read_text())
-        model, make = build(case)
-        shard(model, mesh)
-        optimizer = make()
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
-        state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        ckpt.restore(run, 2 * STEPS, **state, rng=False)
-        start = fingerprint(model, optimizer)
-        kinds = layouts(optimizer)
-        train(model, optimizer, 2 * STEPS, scheduler=scheduler)
-        result[case] = {
-            "start": start,
-            "end": fingerprint(model, optimizer),
-            "kinds": kinds,
-        }
-    return result
-
-
-def plan_of(model, mesh):
-    """Tensor parallel inside, FSDP2 outside: `_StridedShard` and `Shard` on one dimension."""
-    torch.manual_seed(0)
-    parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
-    return fully_shard(model, mesh=mesh["dp"])
-
-
-def four_meshes(folder):
-    """Two-dimensional meshes, saved and restored into each other and into one process."""
-    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    result = {}
-
-    def make():
-        torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
-
-    def run(model, optimizer):
-        for step in range(STEPS):
-            optimizer.zero_grad()
-            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
-            model(x).square().mean().backward()
-            optimizer.step()
-
-    for name, place in (
-        ("hybrid", lambda model: fully_shard(model, mesh=grid)),
-        ("tensor parallel", lambda model: plan_of(model, grid)),
-    ):
-        # It says that the output is a view, which nothing here changes in place.
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-        model = make()
-        place(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False)
-        run(model, optimizer)
-        before = fingerprint(model, optimizer)
-        path = ckpt.save(folder / name, 1, model=model, optimizer=optimizer, rng=False)
-        placements = sorted({str(p.placements) for p in model.parameters()})
-        other = make()
-        place(other)
-        adam = torch.optim.AdamW(other.parameters(), lr=1e-2, foreach=False)
-        ckpt.restore(path.parent, model=other, optimizer=adam)
-        same = fingerprint(other, adam) == before
-        flat = make()
-        fully_shard(flat, mesh=init_device_mesh("cpu", (4,)))
-        adam = torch.optim.AdamW(flat.parameters(), lr=1e-2, foreach=False)
-        ckpt.restore(path.parent, model=flat, optimizer=adam)
-        result[name] = {
-            "fingerprint": before,
-            "same mesh": same,
-            "flat mesh": fingerprint(flat, adam) == before,
-            "placements": placements,
-            "files": len(list(path.rglob("*.safetensors"))),
-        }
-    mesh = init_device_mesh("cpu", (4,))
-    values = torch.arange(30.0).reshape(5, 6)
-    for name, placements in (("columns", [Shard(1)]), ("rows", [Shard(0)])):
-        extra = {"t": distribute_tensor(values, mesh, placements)}
-        ckpt.save(folder / name, 1, extra=extra, rng=False)
-    square = distribute_tensor(values, grid, [Shard(1), Shard(0)])
-    again = distribute_tensor(values, grid, [Shard(0), Shard(0)])
-    ckpt.save(folder / "square", 1, extra={"t": square, "u": again}, rng=False)
-    result["plain"] = gathered(
-        [
-            torch.equal(ckpt.restore(folder / name).extra["t"], values)
-            for name in ("columns", "rows", "square")
-        ]
-    )
-    partial = DTensor.from_local(torch.ones(3), mesh, [dist.tensor.Partial()])
-    result["partial"] = gathered(
-        error_of(lambda: ckpt.save(folder / "partial", 1, extra={"t": partial}))
-    )
-    return result
-
-
-def four(folder):
-    return {"resume": four_resume(folder), "meshes": four_meshes(folder)}
-
-
 def main(world, folder, rank):
     """Run what `world` processes do."""
     signal.alarm(120)
@@ -504,20 +290,13 @@ def main(world, folder, rank):
 
 def start(world, folder):
     """Fork the processes; return how each ended."""
-    children = []
-    for rank in range(world):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                main(world, folder, rank)
-                code = 0
-            except BaseException:  # noqa: BLE001 - a child must not return into the parent's code
-                traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(code)
-        children.append(pid)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=main, args=(world, folder, rank)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 if __name__ == "__main__":

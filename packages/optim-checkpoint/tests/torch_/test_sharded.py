@@ -25,14 +25,15 @@ pytestmark = [
 ]
 
 
-def load_worker():
-    spec = importlib.util.spec_from_file_location("mesh_worker", SCRIPT)
+def load_training():
+    path = SCRIPT.with_name("mesh_training.py")
+    spec = importlib.util.spec_from_file_location("mesh_training", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-worker = load_worker()
+training = load_training()
 
 
 def spawn(world, folder):
@@ -67,18 +68,18 @@ def one(folder, two):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for case, saved in two[1]["save"].items():
-        model, make = worker.build(case)
+        model, make = training.build(case)
         optimizer = make()
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
         state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         found = ckpt.restore(saved["run"], **state)
-        start = worker.fingerprint(model, optimizer)
-        worker.train(model, optimizer, worker.STEPS, scheduler=scheduler)
-        ckpt.save(saved["run"], 2 * worker.STEPS, **state)
+        start = training.fingerprint(model, optimizer)
+        training.train(model, optimizer, training.STEPS, scheduler=scheduler)
+        ckpt.save(saved["run"], 2 * training.STEPS, **state)
         (Path(saved["run"]) / "case.json").write_text(json.dumps(case))
         result[case] = {
             "start": start,
-            "end": worker.fingerprint(model, optimizer),
+            "end": training.fingerprint(model, optimizer),
             "extra": found.extra,
         }
     torch.set_num_threads(threads)
@@ -90,7 +91,7 @@ def four(folder, one):
     return spawn(4, folder)[1]
 
 
-@pytest.mark.parametrize("case", worker.CASES)
+@pytest.mark.parametrize("case", training.CASES)
 def test_one_process_goes_on_from_two_bit_for_bit(two, one, case):
     saved = two[1]["save"][case]
     assert one[case]["start"] == saved["start"]
@@ -98,7 +99,7 @@ def test_one_process_goes_on_from_two_bit_for_bit(two, one, case):
     assert one[case]["extra"] == {"case": case}
 
 
-@pytest.mark.parametrize("case", worker.CASES)
+@pytest.mark.parametrize("case", training.CASES)
 def test_four_processes_go_on_from_one_bit_for_bit(two, four, case):
     saved = two[1]["save"][case]
     assert four["resume"][case]["start"] == saved["middle"]
@@ -121,23 +122,23 @@ def test_what_is_replicated_is_written_once_and_shards_by_each(two):
     assert "scale" not in second
     # The tied weight is one tensor.
     assert not any("head" in key for key in first | second)
-    assert oc.verify(path.parent, worker.STEPS).files == 4
+    assert oc.verify(path.parent, training.STEPS).files == 4
 
 
 def test_every_file_opens_and_the_whole_is_inspected_and_exported(two, tmp_path):
     from optim_checkpoint._export import export
 
     saved = two[1]["save"]["AdamW torch.float32"]
-    item = oc.inspect(saved["run"], worker.STEPS)
+    item = oc.inspect(saved["run"], training.STEPS)
     shapes = {(t.part, t.name): t.shape for t in item.tensors}
     assert shapes["model", "embed.weight"] == (7, 6)
     assert shapes["optim", "state.embed.weight.exp_avg"] == (7, 6)
     assert len(shapes) == len(item.tensors)
-    export(saved["run"], tmp_path / "m.safetensors", worker.STEPS)
+    export(saved["run"], tmp_path / "m.safetensors", training.STEPS)
     with safetensors.safe_open(tmp_path / "m.safetensors", "pt") as opened:
         exported = opened.get_tensor("embed.weight")
-    model, _ = worker.build()
-    ckpt.restore(saved["run"], worker.STEPS, model=model)
+    model, _ = training.build()
+    ckpt.restore(saved["run"], training.STEPS, model=model)
     assert torch.equal(exported, model.embed.weight)
 
 
@@ -150,7 +151,7 @@ def test_each_process_gets_its_own_generators_back(two):
 
 
 def test_fewer_processes_say_whose_generators_are_not_restored(folder, two):
-    model, _ = worker.build()
+    model, _ = training.build()
     with pytest.warns(oc.CheckpointWarning, match="generators of 2 processes were saved, 1 are"):
         ckpt.restore(folder / "rng", model=model)
 
@@ -252,7 +253,7 @@ def test_two_dimensional_meshes_restore_on_any_other(folder, four, mesh):
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 6))
     optimizer = torch.optim.AdamW(model.parameters())
     ckpt.restore(folder / mesh, model=model, optimizer=optimizer)
-    assert worker.fingerprint(model, optimizer) == found["fingerprint"]
+    assert training.fingerprint(model, optimizer) == found["fingerprint"]
     # In the hybrid mesh two processes hold each shard; one of them writes it.
     assert found["files"] == {"hybrid": 4, "tensor parallel": 8}[mesh]
     assert ("_StridedShard" in str(found["placements"])) == (mesh == "tensor parallel")
