@@ -104,11 +104,12 @@ class Collector:
             UnsupportedStateError: For a dtype without equivalent, and for a subclass, which may
                 hold more than its numbers: a masked array has a mask.
         """
+        kind = type(value)
         if not isinstance(value, np.ndarray | np.generic):
             return None
-        if isinstance(value, np.ndarray) and type(cast("AnyArray", value)) is not np.ndarray:
+        if isinstance(value, np.ndarray) and kind is not np.ndarray:
             raise UnsupportedStateError(
-                path, f"a {type(value).__name__} is an array subclass; store its plain arrays"
+                path, f"a {kind.__name__} is an array subclass; store its plain arrays"
             )
         array: AnyArray = np.asarray(cast("AnyArray", value))
         stored = self.add(key, dtype_name(array.dtype, path), array.shape, lambda: bytes_of(array))
