@@ -129,13 +129,13 @@ def torch(losses, workload="digits-cnn"):
     return {"losses": given, "frameworks": {"torch": tuple(given)}, "workloads": (workload,)}
 
 
-def test_pairs_are_compared_seed_by_seed_with_holm_over_all(pages, score):
+def test_pairs_are_compared_seed_by_seed_each_a_question_of_its_own(pages, score):
     losses = {"lion": [2 * x for x in BASE], "stac": BASE, "signum": BASE}
     losses["stac_int8"] = [*BASE[:9], None]
     results = score(**torch(losses), edge=("signum",))
     lion, signum, int8 = pages.pairs(results, "torch")
     assert (lion["other"], lion["ratio"], lion["verdict"]) == ("LION", pytest.approx(0.5), "better")
-    assert lion["p_adjusted"] == pytest.approx(3 * 2 / 2**10)
+    assert lion["p_adjusted"] == pytest.approx(2 / 2**10)
     assert signum["verdict"] == "under-tuned"
     assert int8["verdict"] == "unstable"
 
@@ -147,16 +147,16 @@ def test_a_pair_on_a_synthetic_workload_is_no_test(pages, score):
     assert row["ratio"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("questions", "verdict"), [(5, "better"), (6, "too few seeds")])
-def test_more_pairs_than_the_seeds_can_carry_are_not_called_alike(
-    pages, score, monkeypatch, questions, verdict
+@pytest.mark.parametrize(("workloads", "verdict"), [(25, "better"), (26, "too few seeds")])
+def test_a_pair_on_more_workloads_than_the_seeds_can_carry_is_not_called_alike(
+    pages, score, workloads, verdict
 ):
-    monkeypatch.setattr(pages, "PAIRS", {"torch": (("stac", "lion"),) * questions})
-    given = torch({"stac": BASE, "lion": [2 * x for x in BASE]})
-    results = score(**given | {"workloads": tuple(f"workload-{n}" for n in range(5))})
-    found = pages.pairs(results, "torch")
-    assert len(found) == 5 * questions
+    given = torch({"stac": BASE, "lion": [2 * x for x in BASE], "stac_plain": BASE})
+    results = score(**given | {"workloads": tuple(f"workload-{n}" for n in range(workloads))})
+    found = [row for row in pages.pairs(results, "torch") if row["other"] == "LION"]
+    assert len(found) == workloads
     assert {row["verdict"] for row in found} == {verdict}
+    assert found[0]["p_adjusted"] == pytest.approx(workloads * 2 / 2**10)
 
 
 @pytest.mark.parametrize("spoilt", ["stac", "lion"])
