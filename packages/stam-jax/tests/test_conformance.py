@@ -167,7 +167,8 @@ if jax.device_count() == 8:
             for tree in (run.leaves, run.opt_state[0].mu):
                 assert len({str(s.index) for s in tree["w"].addressable_shards}) == 4
                 assert tree["b"].sharding.is_fully_replicated
-            assert len(run.opt_state[0].beta1.sharding.device_set) == 8
+            for field in run.opt_state[0].__packed_fields__:
+                assert len(getattr(run.opt_state[0], field).sharding.device_set) == 8
 
 else:
 
