@@ -133,9 +133,11 @@ def of_file(number, **changes):
 PARSE = {
     "no shards": (lambda m: m.pop("shards"), "come together"),
     "no feature": (lambda m: m.update(features=[]), "come together"),
-    "feature twice": (lambda m: m.update(features=["sharded", "sharded"]), "needs the features"),
-    "another feature too": (lambda m: m.update(features=["sharded", "x"]), "needs the features"),
-    "feature text": (lambda m: m.update(features="sharded"), "needs the features"),
+    "feature text": (lambda m: m.update(features="sharded"), "features is 'sharded'"),
+    "feature number": (
+        lambda m: m.update(features=["sharded", 1]),
+        r"features is \['sharded', 1\]",
+    ),
     "shards null": (shards(None), "are malformed"),
     "shards list": (shards([]), "are malformed"),
     "shards empty": (shards({}), "are malformed"),
@@ -175,6 +177,15 @@ PARSE = {
     "offset boolean": (offset(1, [False, 4]), "places it at"),
     "offset huge": (offset(1, [0, 2**49]), "places it at"),
 }
+
+
+@pytest.mark.parametrize("more", ["sharded", "x"])
+def test_a_feature_beside_shards_is_a_newer_releases_and_no_damage(sound, more):
+    document = body(sound)
+    document["features"].append(more)
+    with pytest.raises(oc.CheckpointError, match="needs the features") as caught:
+        _manifest.parse(signed(document))
+    assert not isinstance(caught.value, oc.CorruptCheckpointError)
 
 
 @pytest.mark.parametrize("case", PARSE)

@@ -165,7 +165,7 @@ def _check_version(body: Mapping[str, object], file: str) -> None:
             f"{file}: needs a reader of format {least}, this one has {VERSION}: update the package"
         )
     features = as_array(body["features"])
-    if features is None:
+    if features is None or any(type(name) is not str for name in features):
         raise CorruptCheckpointError(file, f"features is {shown(body['features'])}")
     if features not in ([], [SHARDED]):
         raise CheckpointError(
