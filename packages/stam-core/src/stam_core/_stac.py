@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from stam_core._power import one_minus_power
 from stam_core._typing import Array, Namespace, Scalar
 from stam_core._validate import NON_NEGATIVE, Range, check_choice, check_number
 
@@ -209,8 +210,8 @@ def adamw_update(
     mu = hp.b1 * state.mu + (1 - hp.b1) * g
     nu = hp.b2 * state.nu + (1 - hp.b2) * (magnitude * magnitude)
     nu_max = None if state.nu_max is None else xp.maximum(state.nu_max, nu)
-    mu_hat = mu / (1 - hp.b1**t)
-    nu_hat = (nu if nu_max is None else nu_max) / (1 - hp.b2**t)
+    mu_hat = mu / one_minus_power(hp.b1, t, xp=xp)
+    nu_hat = (nu if nu_max is None else nu_max) / one_minus_power(hp.b2, t, xp=xp)
     lr = hp.learning_rate
     p = p * (1 - lr * hp.decay("adamw")) - lr * (mu_hat / (xp.sqrt(nu_hat) + hp.eps))
     return p, AdamWState(mu, nu, nu_max)

@@ -12,9 +12,9 @@ being taken:
     m     = beta1*m + (1-beta1)*g                                              (6)
     v     = b2*v + (1-b2)*|g|^2                                                (7)
     P     = P*beta1                                                            (8)
-    p    <- p*(1 - lr*wd) - lr * (m/(1-P)) / (sqrt(v/(1-b2^t)) + eps)          (9)
+    p    <- p*(1 - lr*wd) - lr * (m/(1-P)) / (sqrt(v/(1-b2^t) + er) + eps)     (9)
 
-s2, tau and v start at 0, P at 1. With ``statistics="corrected"``, (4) becomes scale-free and free
+s2, tau and v start at 0, P at 1, and er (``eps_root``) is 0 unless given. With ``statistics="corrected"``, (4) becomes scale-free and free
 of the start-up ramp:
 
     s2' = s2/(1-b2^t),  tau' = tau/(1-td^t)
@@ -28,11 +28,11 @@ Differs from the published package (stam-optimizer 0.1.0) in:
 ``parity="stam-optimizer-0.1.0"`` takes the package's side on 1 to 3.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from stam_core._means import strided_sample
+from stam_core._power import one_minus_power
 from stam_core._typing import Array, Mean, Namespace, Scalar
 from stam_core._validate import (
     HALF_UNIT,
@@ -62,6 +62,8 @@ class STAMHyperparams:
         b1_base: Largest decay of the first moment, in (0, 1).
         b2: Decay of the second moment and of s2, in (0, 1).
         eps: Added to the root of the second moment, >= 0.
+        eps_root: Added to the second moment under the root, >= 0; above 0 the update can be
+            differentiated where all gradients were 0.
         weight_decay: Decoupled weight decay, >= 0.
         adapt_strength: How far beta1 may fall below ``b1_base``, in [0, 0.5]; 0 is AdamW.
         tau_decay: Decay of the running scale, in (0, 1).
@@ -96,12 +98,14 @@ class STAMHyperparams:
     statistics: Literal["published", "corrected"] = "published"
     stat_sample: int | None = None
     parity: str | None = None
+    eps_root: Scalar = 0.0
 
     def __post_init__(self) -> None:
         check_schedulable("learning_rate", self.learning_rate, POSITIVE, 1e-3)
         check_number("b1_base", self.b1_base, OPEN_UNIT, 0.9)
         check_number("b2", self.b2, OPEN_UNIT, 0.999)
         check_number("eps", self.eps, NON_NEGATIVE, 1e-8)
+        check_number("eps_root", self.eps_root, NON_NEGATIVE, 0.0)
         check_schedulable("weight_decay", self.weight_decay, NON_NEGATIVE, 0.01)
         check_schedulable("adapt_strength", self.adapt_strength, HALF_UNIT, 0.2)
         check_number("tau_decay", self.tau_decay, OPEN_UNIT, 0.99)
@@ -174,25 +178,6 @@ def clip_beta1(s: Array, trusted: Array, b1: Scalar, a: Scalar, *, xp: Namespace
     floor = xp.clip(xp.clip(base * (1 - a), 0.5, None), None, base)
     beta1 = xp.clip(base * (1 - a * s), floor, base)
     return xp.where(trusted, beta1, base)
-
-
-def one_minus_power(decay: Scalar, t: Array, *, xp: Namespace) -> Array:
-    """Return 1 - decay^t without cancellation, for the bias correction of statistics.
-
-    ``1 - decay**t`` loses 14 of float32's 24 bits at t = 1, and here the error would reach beta1.
-
-    Args:
-        decay: A decay in (0, 1).
-        t: Step being taken, from 1, a 0-d floating array.
-        xp: The array namespace of ``t``.
-
-    Example:
-        >>> import numpy as np
-        >>> float(one_minus_power(0.999, np.asarray(2.0), xp=np))
-        0.001999
-    """
-    log = math.log(decay) if isinstance(decay, float) else xp.log(decay)
-    return -xp.expm1(t * log)
 
 
 def residual_magnitude(g: Array, mu: Array, *, xp: Namespace) -> Array:
@@ -315,10 +300,13 @@ def direction(
         xp: The array namespace.
     """
     hp = hyperparams
-    shift = 0.0 if hp.parity is None else hp.eps
-    mu_hat = mu / (1 - b1_prod + shift)
-    nu_hat = nu / (1 - hp.b2**t + shift)
-    return mu_hat / (xp.sqrt(nu_hat) + hp.eps)
+    if hp.parity is None:
+        mu_hat = mu / (1 - b1_prod)
+        nu_hat = nu / one_minus_power(hp.b2, t, xp=xp)
+    else:
+        mu_hat = mu / (1 - b1_prod + hp.eps)
+        nu_hat = nu / (1 - hp.b2**t + hp.eps)
+    return mu_hat / (xp.sqrt(nu_hat + hp.eps_root) + hp.eps)
 
 
 def zero_nonfinite(g: Array, *, xp: Namespace) -> Array:

@@ -6,24 +6,28 @@ Per tensor, with the symbols of STAM:
     var = max(e2/c - |e1/c|^2, 0),  z = var/(e2/c + eps),  s = z/(1+z)                        (2)
     every k steps (t = 1, k+1, 2k+1, ...):  beta1 = clip(b1*(1 - a*s), b1_min, b1)            (3)
     m   = beta1*m + (1-beta1)*g,    P = P*beta1                                               (4)
-    p  <- p*(1 - lr*wd) - lr * (m/(1-P)) / (sqrt(e2/c) + eps)                                 (5)
+    p  <- p*(1 - lr*wd) - lr * (m/(1-P)) / (sqrt(e2/c + er) + eps)                            (5)
 
-e1 and e2 start at 0, P at 1. The denominator is one number per tensor, as in NovoGrad and
+e1 and e2 start at 0, P at 1, and er (``eps_root``) is 0 unless given. While e2 is 0 the tensor has
+no scale yet, and the quotient of (5) is 0 (nan where m is not finite): a first gradient with one
+bad entry would otherwise move its healthy entries by lr*m/eps. The denominator is one number per tensor, as in NovoGrad and
 Adam-mini, which are its peers; it is not a cheaper AdamW.
 
 Differs from the published package (stam-optimizer 0.1.0) in:
 1. only m may be stored in a short dtype; the scalars never are;
 2. c and 1-P are exact, where the package adds eps to both;
 3. non-finite gradients propagate, where the package replaces them by 0;
-4. e1 and e2 keep their last finite value.
-``parity="stam-optimizer-0.1.0"`` takes the package's side on 2 and 3.
+4. e1 and e2 keep their last finite value;
+5. a tensor without a scale is not moved, where the package divides by eps.
+``parity="stam-optimizer-0.1.0"`` takes the package's side on 2, 3 and 5.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from stam_core._means import strided_sample
-from stam_core._stam import PARITY, clip_beta1, decayed_step, one_minus_power, zero_nonfinite
+from stam_core._power import one_minus_power
+from stam_core._stam import PARITY, clip_beta1, decayed_step, zero_nonfinite
 from stam_core._typing import Array, Mean, Namespace, Scalar
 from stam_core._validate import (
     HALF_UNIT,
@@ -50,6 +54,7 @@ class STAMLiteHyperparams:
         learning_rate: Step size, > 0.
         b1_base: Largest decay of the first moment, in (0, 1).
         eps: Added to the denominators, >= 1e-30.
+        eps_root: Added to the mean square under the root, >= 0.
         weight_decay: Decoupled weight decay, >= 0.
         adapt_strength: How far beta1 may fall below ``b1_base``, in [0, 0.5].
         moment_decay: Decay of e1 and e2, in (0, 1).
@@ -78,11 +83,13 @@ class STAMLiteHyperparams:
     beta1_update_interval: Scalar = 5
     stat_sample: int | None = None
     parity: str | None = None
+    eps_root: Scalar = 0.0
 
     def __post_init__(self) -> None:
         check_schedulable("learning_rate", self.learning_rate, POSITIVE, 1e-3)
         check_number("b1_base", self.b1_base, OPEN_UNIT, 0.9)
         check_number("eps", self.eps, NOT_UNDERFLOWING, 1e-8)
+        check_number("eps_root", self.eps_root, NON_NEGATIVE, 0.0)
         check_schedulable("weight_decay", self.weight_decay, NON_NEGATIVE, 0.01)
         check_schedulable("adapt_strength", self.adapt_strength, HALF_UNIT, 0.2)
         check_number("moment_decay", self.moment_decay, OPEN_UNIT, 0.99)
@@ -212,8 +219,14 @@ def lite_direction(
         xp: The array namespace.
     """
     hp = hyperparams
-    shift = 0.0 if hp.parity is None else hp.eps
-    return mu / ((1 - b1_prod + shift) * (xp.sqrt(e2 / correction(t, hp, xp=xp)) + hp.eps))
+    c = correction(t, hp, xp=xp)
+    if hp.parity is not None:
+        return mu / ((1 - b1_prod + hp.eps) * (xp.sqrt(e2 / c + hp.eps_root) + hp.eps))
+    has_scale = e2 > 0
+    # The root is taken of 1 where there is no scale, because its derivative at 0 is infinite.
+    root = xp.sqrt(xp.where(has_scale, e2, xp.ones_like(e2)) / c + hp.eps_root)
+    denominator = xp.where(has_scale, (1 - b1_prod) * (root + hp.eps), xp.full_like(e2, xp.inf))
+    return mu / denominator
 
 
 def init_lite_state(p: Array, hyperparams: STAMLiteHyperparams, *, xp: Namespace) -> STAMLiteState:

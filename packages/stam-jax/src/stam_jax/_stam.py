@@ -149,10 +149,11 @@ def scale_by_stam(
     mu_dtype: Any = None,
     nu_dtype: Any = None,
     parity: str | None = None,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescale gradients by STAM, without learning rate, sign or weight decay.
 
-    The quotient of equation (9) of the rule, (m/(1-P)) / (sqrt(v/(1-b2^t)) + eps), in the
+    The quotient of equation (9) of the rule, (m/(1-P)) / (sqrt(v/(1-b2^t) + er) + eps), in the
     gradient's dtype. See :func:`stam` for the arguments.
     """
     _hyperparams.check_static("stat_sample", stat_sample)
@@ -167,6 +168,7 @@ def scale_by_stam(
         statistics=statistics,  # type: ignore[arg-type]
         stat_sample=stat_sample,
         parity=parity,
+        eps_root=eps_root,
     )
     _hyperparams.check_decay_precision(hyperparams)
     mu_dtype = _dtypes.canonical_float("mu_dtype", mu_dtype)
@@ -253,6 +255,7 @@ def stam(
     nu_dtype: Any = None,
     nonfinite: str = "propagate",
     parity: str | None = None,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Return STAM: AdamW whose first-moment decay follows the variance of the residual.
 
@@ -266,7 +269,7 @@ def stam(
         m     = beta1*m + (1-beta1)*g
         v     = b2*v + (1-b2)*|g|^2
         P     = P*beta1
-        u     = -lr * ((m/(1-P)) / (sqrt(v/(1-b2^t)) + eps) + wd*p)
+        u     = -lr * ((m/(1-P)) / (sqrt(v/(1-b2^t) + er) + eps) + wd*p)
 
     The update u is additive, as everywhere in optax. ``adapt_strength=0`` is AdamW. For dense noise
     z is at least 1 and beta1 settles near 0.79 whatever the data, so the control to compare with is
@@ -297,6 +300,8 @@ def stam(
         nonfinite: "propagate" as optax does; "zero" replaces non-finite gradient entries by 0;
             "skip" leaves out the whole step.
         parity: None, or "stam-optimizer-0.1.0" to reproduce the published package.
+        eps_root: Added to the second moment under the root, >= 0, as in ``optax.adamw``: differentiating
+            through a step needs it where an entry has had no gradient but 0.
 
     Returns:
         The transformation; its ``update`` needs ``params`` unless ``weight_decay`` is 0.
@@ -340,6 +345,7 @@ def stam(
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
             parity=parity,
+            eps_root=eps_root,
         ),
         decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),

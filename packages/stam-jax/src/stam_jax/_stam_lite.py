@@ -134,10 +134,11 @@ def scale_by_stam_lite(
     stat_axes: StatAxes | None = None,
     axis_name: AxisName | None = None,
     parity: str | None = None,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescale gradients by STAMLite, without learning rate, sign or weight decay.
 
-    The quotient of equation (5) of the rule, (m/(1-P)) / (sqrt(e2/c) + eps), in the gradient's
+    The quotient of equation (5) of the rule, (m/(1-P)) / (sqrt(e2/c + er) + eps), in the gradient's
     dtype. See :func:`stam_lite` for the arguments.
     """
     _hyperparams.check_static("stat_sample", stat_sample)
@@ -149,6 +150,7 @@ def scale_by_stam_lite(
         beta1_update_interval=beta1_update_interval,
         stat_sample=stat_sample,
         parity=parity,
+        eps_root=eps_root,
     )
     _hyperparams.check_decay_precision(hyperparams)
     state_dtype = _dtypes.canonical_float("state_dtype", state_dtype)
@@ -233,6 +235,7 @@ def stam_lite(
     axis_name: AxisName | None = None,
     nonfinite: str = "propagate",
     parity: str | None = None,
+    eps_root: jax.typing.ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Return STAMLite: adaptive momentum over a denominator that is one number per tensor.
 
@@ -242,7 +245,7 @@ def stam_lite(
         z     = max(e2/c - |e1/c|^2, 0) / (e2/c + eps)
         beta1 = clip(b1*(1 - a*z/(1+z)), min(b1, max(0.5, b1*(1-a))), b1)   at t = 1, k+1, 2k+1, ...
         m     = beta1*m + (1-beta1)*g,    P = P*beta1
-        u     = -lr * ((m/(1-P)) / (sqrt(e2/c) + eps) + wd*p)
+        u     = -lr * ((m/(1-P)) / (sqrt(e2/c + er) + eps) + wd*p)
 
     State is one buffer per parameter. Its peers are NovoGrad and Adam-mini: without a second moment
     per entry it is not AdamW with less memory.
@@ -265,6 +268,7 @@ def stam_lite(
             spread.
         nonfinite: "propagate", "zero" or "skip".
         parity: None, or "stam-optimizer-0.1.0" to reproduce the published package.
+        eps_root: Added to the mean square under the root, >= 0.
 
     Returns:
         The transformation; its ``update`` needs ``params`` unless ``weight_decay`` is 0.
@@ -304,6 +308,7 @@ def stam_lite(
             stat_axes=stat_axes,
             axis_name=axis_name,
             parity=parity,
+            eps_root=eps_root,
         ),
         decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),

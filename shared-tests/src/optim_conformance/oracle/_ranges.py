@@ -13,6 +13,7 @@ _HALF_OPEN = ("sign_momentum", "b1")
 _NOT_NEGATIVE = (
     "learning_rate",
     "eps",
+    "eps_root",
     "weight_decay",
     "sign_weight_decay",
     "adamw_weight_decay",

@@ -8,7 +8,7 @@ r"""STAM for one tensor, in float64.
     (6) m     = beta1 m + (1 - beta1) g
     (7) v     = b2 v + (1 - b2) g^2
     (8) P     = P beta1
-    (9) p     = p (1 - lr wd) - lr (m/(1-P)) / (sqrt(v/(1-b2^t)) + eps)
+    (9) p     = p (1 - lr wd) - lr (m/(1-P)) / (sqrt(v/(1-b2^t) + eps_root) + eps)
 
     corrected, in place of (4):  s2' = s2/(1-b2^t),  tau' = tau/(1-td^t),
     (4') z    = s2' / (tau'^2 + s2'/threshold),   z = 0 where s2' = 0
@@ -54,6 +54,7 @@ class Stam:
     b1_base: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    eps_root: float = 0.0
     weight_decay: float = 0.01
     adapt_strength: float = 0.2
     tau_decay: float = 0.99
@@ -110,7 +111,7 @@ class Stam:
         extra = self.eps if self.parity else 0.0
         m_hat = s["mu"] / (1 - s["b1_prod"] + extra)
         v_hat = s["nu"] / (1 - self.b2**t + extra)
-        return m_hat / (np.sqrt(v_hat) + self.eps)
+        return m_hat / (np.sqrt(v_hat + self.eps_root) + self.eps)
 
     def step(self, p: Leaf, g: Leaf, s: Slots, *, t: int, lr: float) -> tuple[Leaf, Slots]:
         """Take step `t`."""

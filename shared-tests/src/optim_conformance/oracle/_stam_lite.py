@@ -7,10 +7,12 @@ r"""STAMLite for one tensor, in float64.
     (5) every k steps (t = 1, k+1, 2k+1, ...): beta1 = clip(b1 (1 - a z/(1+z)), b1_min, b1)
     (6) m     = beta1 m + (1 - beta1) g
     (7) P     = P beta1
-    (8) p     = p (1 - lr wd) - lr (m/(1-P)) / (sqrt(e2/c) + eps)
+    (8) p     = p (1 - lr wd) - lr (m/(1-P)) / (sqrt(e2/c + eps_root) + eps)
 
-A statistic that would not be finite keeps its last value; a beta1 due on that step is b1.
-Parity with the published package: eps is added to c in (4) and (8), and to 1-P.
+A statistic that would not be finite keeps its last value; a beta1 due on that step is b1. While e2
+is 0 there is no scale to divide by, and the fraction of (8) is 0, nan where m is not finite.
+Parity with the published package: eps is added to c in (4) and (8), and to 1-P; the fraction of (8)
+is taken without a scale, too.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class StamLite:
 
     b1_base: float = 0.9
     eps: float = 1e-8
+    eps_root: float = 0.0
     weight_decay: float = 0.01
     adapt_strength: float = 0.2
     moment_decay: float = 0.99
@@ -70,8 +73,10 @@ class StamLite:
 
     def direction(self, s: Slots, t: int) -> Leaf:
         """Return the fraction of (8)."""
+        if s["e2"] == 0 and not self.parity:
+            return s["mu"] * 0.0
         m_hat = s["mu"] / (1 - s["b1_prod"] + (self.eps if self.parity else 0.0))
-        return m_hat / (np.sqrt(s["e2"] / self.correction(t)) + self.eps)
+        return m_hat / (np.sqrt(s["e2"] / self.correction(t) + self.eps_root) + self.eps)
 
     def step(self, p: Leaf, g: Leaf, s: Slots, *, t: int, lr: float) -> tuple[Leaf, Slots]:
         """Take step `t`."""
