@@ -1,11 +1,15 @@
 """Which leaves' statistics are computed together, so that a step compiles and runs fast.
 
 The scalars of a leaf take a chain of operations on single numbers, each a kernel of the compiled
-step: with 200 small leaves that is more than the arithmetic on the leaves themselves. Small leaves
-of one type are therefore reduced as one stacked array, and their scalars advance as one vector.
-Large leaves stay alone: their own work outweighs that, and what shares a batch waits for the
+step: with 200 small leaves that is more than the arithmetic on the leaves themselves. The scalars of
+small leaves of one type therefore advance as one vector, and the leaves are reduced as one stacked
+array. Large leaves stay alone: their own work outweighs that, and what shares a batch waits for the
 gradients of the whole batch, so that a backward pass would have to keep large ones alive for
 longer.
+
+Leaves are stacked only where that cannot move them. Under ``jax.jit`` on a mesh with automatic axes
+the compiler chooses the shardings of what is computed, and gives a stack that of one of its leaves:
+a replicated scale would come back spread like the bias of its shape. There each is reduced alone.
 """
 
 import math
@@ -16,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 
 from stam_jax._tree import Layout
 
@@ -32,12 +37,14 @@ class Batch(NamedTuple):
         places: Their entries of a packed vector, an integer array.
         kept: The axes that they keep apart.
         shape: Shape of the statistics of each.
+        stacked: Whether they may be reduced as one array.
     """
 
     leaves: tuple[int, ...]
     places: np.ndarray
     kept: tuple[int, ...]
     shape: tuple[int, ...]
+    stacked: bool
 
     def starts(self) -> list[int]:
         """Return where the statistics of each leaf begin in a vector of the batch."""
@@ -80,14 +87,38 @@ def batches(read: Sequence[tuple[jax.Array, ...]], layout: Layout) -> list[Batch
             np.concatenate([np.arange(first[i], first[i + 1]) for i in group]),
             layout.kept[group[0]],
             layout.shapes[group[0]],
+            stays_in_place(read[group[0]][0]),
         )
         for group in groups
     ]
 
 
+def stays_in_place(leaf: jax.Array) -> bool:
+    """Tell whether leaves of the type of ``leaf`` keep their shardings when they are stacked."""
+    if jax.device_count() == 1:
+        return True
+    # Where it has explicit axes, equal types are equal shardings; in ``jax.shard_map`` all is local.
+    kinds = jax.typeof(leaf).sharding.mesh.axis_types
+    return bool(kinds) and AxisType.Auto not in kinds
+
+
 def stack(arrays: Sequence[jax.Array]) -> jax.Array:
     """Stack the arrays of a batch; a leaf alone stays as it is."""
     return arrays[0] if len(arrays) == 1 else jnp.stack(arrays)
+
+
+def reduced(
+    columns: tuple[tuple[jax.Array, ...], ...], stacked: bool
+) -> list[tuple[tuple[jax.Array, ...], ...]]:
+    """Return the columns of a batch in parts that are reduced together: all of it, or each leaf.
+
+    Example:
+        >>> reduced(((1, 2), (3, 4)), True), reduced(((1, 2), (3, 4)), False)
+        ([((1, 2), (3, 4))], [((1,), (3,)), ((2,), (4,))])
+    """
+    if stacked:
+        return [columns]
+    return [tuple((x,) for x in leaf) for leaf in zip(*columns, strict=True)]
 
 
 def gather(vector: jax.Array, batch: Batch) -> jax.Array:

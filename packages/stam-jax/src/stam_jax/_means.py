@@ -23,10 +23,11 @@ SHORTEST_STRETCH = 64
 
 
 class Average(NamedTuple):
-    """The mean over a leaf or over each of a batch, in two halves: a local sum, and the rest.
+    """The mean over what is read of a leaf, or of each of a stack, as a local sum and the rest.
 
     Attributes:
-        kept: Axes not averaged over; with any, the result keeps its number of dimensions.
+        kept: Axes of what is read that are not averaged over; with any, the sum keeps its number of
+            dimensions.
         entries: How many entries of a shard each mean is taken over; of none, the mean is 0.
         axis_name: Mapped axes over which a tensor is spread, or None.
     """
@@ -42,37 +43,52 @@ class Average(NamedTuple):
         axes = tuple(axis for axis in range(x.ndim) if axis not in self.kept)
         return jnp.sum(x, axis=axes, keepdims=True)
 
-    def finish(self, total: jax.Array) -> jax.Array:
-        """Return the mean that belongs to a local sum."""
+    def finish(self, totals: Sequence[jax.Array]) -> jax.Array:
+        """Return the means that belong to local sums, as one vector."""
+        total = jnp.concatenate([total.reshape(-1) for total in totals])
         count: Any = self.entries
         if self.axis_name is not None:
-            total = lax.psum(total, self.axis_name)
-            # The size of a shard is static, so this is a constant, not communication.
-            count = lax.psum(count, self.axis_name)
+            spread = spread_over(total, self.axis_name)
+            total = lax.psum(total, spread)
+            # The size of a mapped axis is static, so this is a constant, not communication.
+            count = count * lax.psum(1, spread)
         return total / jnp.maximum(jnp.asarray(count, jnp.finfo(total.dtype).dtype), 1)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the mean of ``x``, any floating or complex array."""
-        return self.finish(self.total(x))
+
+def spread_over(x: jax.Array, axis_name: AxisName) -> AxisName:
+    """Return those of the mapped axes along which ``x`` may differ.
+
+    Along the others it is replicated, and JAX refuses a sum over both. All of them, where it is
+    replicated along each, or where ``jax.shard_map`` does not keep track.
+    """
+    kind: Any = jax.typeof(x)
+    # How the type says it changed with JAX 0.12.
+    varying = kind.mat.varying if hasattr(kind, "mat") else kind.vma
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    return tuple(name for name in names if name in varying) or names
 
 
-def average_of_batch(
-    read: Sequence[jax.Array], kept: tuple[int, ...], n: int | None, axis_name: AxisName | None
+def average_of(
+    leaves: int,
+    shape: tuple[int, ...],
+    kept: tuple[int, ...],
+    n: int | None,
+    axis_name: AxisName | None,
 ) -> Average:
-    """Return the mean to inject into a rule that is given the samples of a batch of leaves.
+    """Return the mean over what :func:`sample` reads of leaves of one shape.
 
     Args:
-        read: What :func:`sample` returned for each leaf; of more than one, the samples are to be
-            stacked along a new axis 0.
+        leaves: How many; what is read of more than one is to be stacked along a new axis 0.
+        shape: Shape of each.
         kept: Axes kept apart, by a leaf alone only.
         n: The ``n`` of :func:`sample`.
         axis_name: Mapped axes over which a tensor is spread, or None.
     """
-    if len(read) > 1:
-        return Average((0,), read[0].size, axis_name)
-    axes = (0,) if kept and n is not None else kept
-    averaged = (length for axis, length in enumerate(read[0].shape) if axis not in axes)
-    return Average(axes, math.prod(averaged), axis_name)
+    rest = tuple(length for axis, length in enumerate(shape) if axis not in kept)
+    size = math.prod(rest)
+    read = size if n is None else -(-size // sample_stride(rest, n))
+    one_axis = leaves > 1 or (kept and n is not None)
+    return Average((0,) if one_axis else kept, read, axis_name)
 
 
 def sample(x: jax.Array, n: int | None, kept: tuple[int, ...]) -> jax.Array:
@@ -134,7 +150,7 @@ def sums_of_stored(
     Args:
         compute: From ``read`` to an array, entry by entry where there are two to read.
         sums: From that array to its sums.
-        read: The arrays to start from: two of a leaf, or two of each leaf of a batch.
+        read: The arrays to start from: two of a leaf, or two of each leaf of a stack.
         kept: Axes not summed over.
         count: The step being taken, at least 1.
     """

@@ -8,7 +8,7 @@ import optax
 from jax import lax
 from stam_core import zero_nonfinite
 
-from stam_jax._means import AxisName
+from stam_jax._means import AxisName, spread_over
 
 POLICIES = ("propagate", "zero", "skip")
 
@@ -48,7 +48,7 @@ def apply_policy(
         for g in jax.tree.leaves(updates):
             finite = jnp.logical_and(finite, jnp.all(jnp.isfinite(g)))
         if axis_name is not None:
-            finite = lax.psum(jnp.where(finite, 0, 1), axis_name) == 0
+            finite = lax.psum(jnp.where(finite, 0, 1), spread_over(finite, axis_name)) == 0
         new_updates, new_state = inner.update(updates, state, params, **extra)
         new_updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), new_updates)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)

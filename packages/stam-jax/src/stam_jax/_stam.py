@@ -15,9 +15,10 @@ import stam_core
 from stam_core import STAMHyperparams, STAMStatistics
 
 from stam_jax import _dtypes, _hyperparams, _tree
-from stam_jax._batches import batches, cut, gather, scatter, stack
+from stam_jax._auto import with_auto_axes
+from stam_jax._batches import batches, cut, gather, reduced, scatter, stack
 from stam_jax._decay import decayed_weights
-from stam_jax._means import AxisName, average_of_batch, sample, sums_of_stored
+from stam_jax._means import AxisName, average_of, sample, sums_of_stored
 from stam_jax._nonfinite import apply_policy
 from stam_jax._tree import StatAxes
 
@@ -55,10 +56,34 @@ class _Config(NamedTuple):
     hyperparams: tuple[tuple[str, Any], ...]
     kept: tuple[int, ...]
     shape: tuple[int, ...]
+    stacked: bool
     axis_name: AxisName | None
 
 
 @functools.partial(jax.jit, static_argnames="config")
+def _residual_sums(
+    gs: tuple[jax.Array, ...], mus: tuple[jax.Array, ...], count: jax.Array, config: _Config
+) -> tuple[jax.Array, ...]:
+    """Return the local sums of |r|^2 and |r| of leaves of one type."""
+    constants = dict(config.hyperparams)
+    n, parity = constants["stat_sample"], constants["parity"]
+    average = average_of(len(gs), gs[0].shape, config.kept, n, config.axis_name)
+
+    def magnitudes(*leaves: jax.Array) -> jax.Array:
+        pairs = (_wide(g, mu, parity) for g, mu in zip(leaves[::2], leaves[1::2], strict=True))
+        return stack([stam_core.residual_magnitude(g, mu, xp=jnp) for g, mu in pairs])
+
+    return sums_of_stored(
+        magnitudes,
+        functools.partial(stam_core.residual_means, mean=average.total),
+        [sample(x, n, config.kept) for pair in zip(gs, mus, strict=True) for x in pair],
+        average.kept,
+        count,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@with_auto_axes
 def _update_statistics(
     gs: tuple[jax.Array, ...],
     mus: tuple[jax.Array, ...],
@@ -71,27 +96,13 @@ def _update_statistics(
     scalar = statistics.s2.dtype
     hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, scalar)
 
-    gs, mus = (
-        tuple(sample(x, hp.stat_sample, config.kept) for x in leaves) for leaves in (gs, mus)
-    )
-    average = average_of_batch(gs, config.kept, hp.stat_sample, config.axis_name)
-
-    def magnitudes(*leaves: jax.Array) -> jax.Array:
-        pairs = (_wide(g, mu, hp) for g, mu in zip(leaves[::2], leaves[1::2], strict=True))
-        return stack([stam_core.residual_magnitude(g, mu, xp=jnp) for g, mu in pairs])
-
-    sums = sums_of_stored(
-        magnitudes,
-        functools.partial(stam_core.residual_means, mean=average.total),
-        [leaf for pair in zip(gs, mus, strict=True) for leaf in pair],
-        average.kept,
-        count,
-    )
-    mean_square, mean_abs = map(average.finish, sums)
+    sums = [_residual_sums(*part, count, config) for part in reduced((gs, mus), config.stacked)]
+    average = average_of(1, gs[0].shape, config.kept, hp.stat_sample, config.axis_name)
+    mean_square, mean_abs = (average.finish(totals) for totals in zip(*sums, strict=True))
     return stam_core.update_statistics(
         statistics,
-        mean_square.astype(scalar).reshape(-1),
-        mean_abs.astype(scalar).reshape(-1),
+        mean_square.astype(scalar),
+        mean_abs.astype(scalar),
         count.astype(scalar),
         hp,
         xp=jnp,
@@ -113,7 +124,7 @@ def _update_leaf(
     """Return direction, mu and nu of one leaf, whose scalars begin at ``start`` of its batch."""
     real = _dtypes.real_dtype(_compute_dtype(g, mu))
     hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, real)
-    g_wide, mu_wide = _wide(g, mu, hp)
+    g_wide, mu_wide = _wide(g, mu, hp.parity)
     beta1, b1_prod = (cut(x, start, config.shape).astype(real) for x in (beta1, b1_prod))
     new_mu, new_nu = stam_core.update_moments(g_wide, mu_wide, nu.astype(real), beta1, hp, xp=jnp)
     d = stam_core.direction(new_mu, new_nu, b1_prod, count.astype(real), hp, xp=jnp)
@@ -124,11 +135,11 @@ def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
     return _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
 
 
-def _wide(g: jax.Array, mu: jax.Array, hp: STAMHyperparams) -> tuple[jax.Array, jax.Array]:
+def _wide(g: jax.Array, mu: jax.Array, parity: str | None) -> tuple[jax.Array, jax.Array]:
     """Return gradient and first moment in the dtype of the arithmetic."""
     dtype = _compute_dtype(g, mu)
     g_wide = g.astype(dtype)
-    if hp.parity is not None:
+    if parity is not None:
         g_wide = stam_core.zero_nonfinite(g_wide, xp=jnp)
     return g_wide, mu.astype(dtype)
 
@@ -207,7 +218,7 @@ def scale_by_stam(
         leaves: list[Any] = [None] * len(grads)
         vectors = []
         for batch in found:
-            config = _Config(static, batch.kept, batch.shape, axis_name)
+            config = _Config(static, batch.kept, batch.shape, batch.stacked, axis_name)
             new, beta1, s = _update_statistics(
                 tuple(grads[i] for i in batch.leaves),
                 tuple(mus[i] for i in batch.leaves),

@@ -14,9 +14,10 @@ import stam_core
 from stam_core import STAMLiteHyperparams, STAMLiteStatistics
 
 from stam_jax import _dtypes, _hyperparams, _tree
-from stam_jax._batches import batches, cut, gather, scatter, stack
+from stam_jax._auto import with_auto_axes
+from stam_jax._batches import batches, cut, gather, reduced, scatter, stack
 from stam_jax._decay import decayed_weights
-from stam_jax._means import AxisName, average_of_batch, sample
+from stam_jax._means import AxisName, average_of, sample
 from stam_jax._nonfinite import apply_policy
 from stam_jax._tree import StatAxes
 
@@ -52,10 +53,26 @@ class _Config(NamedTuple):
     hyperparams: tuple[tuple[str, Any], ...]
     kept: tuple[int, ...]
     shape: tuple[int, ...]
+    stacked: bool
     axis_name: AxisName | None
 
 
 @functools.partial(jax.jit, static_argnames="config")
+def _gradient_sums(
+    gs: tuple[jax.Array, ...], mus: tuple[jax.Array, ...], config: _Config
+) -> tuple[jax.Array, jax.Array]:
+    """Return the local sums of g and |g|^2 of leaves of one type."""
+    constants = dict(config.hyperparams)
+    n, parity = constants["stat_sample"], constants["parity"]
+    average = average_of(len(gs), gs[0].shape, config.kept, n, config.axis_name)
+    # The two read one array in two loops, which a CPU does as fast as it can read.
+    pairs = zip(gs, mus, strict=True)
+    read = stack([sample(_wide(g, mu, parity), n, config.kept) for g, mu in pairs])
+    return stam_core.gradient_means(read, xp=jnp, mean=average.total)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@with_auto_axes
 def _update_statistics(
     gs: tuple[jax.Array, ...],
     mus: tuple[jax.Array, ...],
@@ -68,19 +85,17 @@ def _update_statistics(
     """Return statistics and s of a batch of leaves after a step, each as one vector."""
     scalar = statistics.e2.dtype
     hp = _hyperparams.join(STAMLiteHyperparams, config.hyperparams, dynamic, scalar)
-    # Mean and mean square read one array in two loops, which a CPU does as fast as it can read.
-    pairs = zip(gs, mus, strict=True)
-    read = [sample(_wide(g, mu, hp), hp.stat_sample, config.kept) for g, mu in pairs]
-    average = average_of_batch(read, config.kept, hp.stat_sample, config.axis_name)
-    mean_g, mean_square = stam_core.gradient_means(stack(read), xp=jnp, mean=average)
+    sums = [_gradient_sums(*part, config) for part in reduced((gs, mus), config.stacked)]
+    average = average_of(1, gs[0].shape, config.kept, hp.stat_sample, config.axis_name)
+    mean_g, mean_square = (average.finish(totals) for totals in zip(*sums, strict=True))
     # A packed e1 is complex as soon as one leaf is; a real leaf's own stays real in the arithmetic.
     packed_e1 = statistics.e1.dtype
-    if not _dtypes.is_complex(read[0].dtype):
+    if not _dtypes.is_complex(mean_g.dtype):
         statistics = statistics._replace(e1=statistics.e1.real)
     statistics, s = stam_core.update_lite_statistics(
         statistics,
-        mean_g.astype(statistics.e1.dtype).reshape(-1),
-        mean_square.astype(scalar).reshape(-1),
+        mean_g.astype(statistics.e1.dtype),
+        mean_square.astype(scalar),
         count.astype(scalar),
         refresh,
         hp,
@@ -107,7 +122,7 @@ def _update_leaf(
         cut(x, start, config.shape).astype(real)
         for x in (statistics.beta1, statistics.e2, statistics.b1_prod)
     )
-    new_mu = stam_core.update_momentum(_wide(g, mu, hp), mu.astype(dtype), beta1)
+    new_mu = stam_core.update_momentum(_wide(g, mu, hp.parity), mu.astype(dtype), beta1)
     d = stam_core.lite_direction(new_mu, e2, b1_prod, count.astype(real), hp, xp=jnp)
     return d.astype(g.dtype), new_mu.astype(mu.dtype)
 
@@ -116,10 +131,10 @@ def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
     return _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
 
 
-def _wide(g: jax.Array, mu: jax.Array, hp: STAMLiteHyperparams) -> jax.Array:
+def _wide(g: jax.Array, mu: jax.Array, parity: str | None) -> jax.Array:
     """Return the gradient in the dtype of the arithmetic."""
     g_wide = g.astype(_compute_dtype(g, mu))
-    return g_wide if hp.parity is None else stam_core.zero_nonfinite(g_wide, xp=jnp)
+    return g_wide if parity is None else stam_core.zero_nonfinite(g_wide, xp=jnp)
 
 
 def scale_by_stam_lite(
@@ -193,7 +208,7 @@ def scale_by_stam_lite(
         leaves: list[Any] = [None] * len(grads)
         vectors = []
         for batch in found:
-            config = _Config(static, batch.kept, batch.shape, axis_name)
+            config = _Config(static, batch.kept, batch.shape, batch.stacked, axis_name)
             new, s = _update_statistics(
                 tuple(grads[i] for i in batch.leaves),
                 tuple(mus[i] for i in batch.leaves),
