@@ -69,7 +69,8 @@ def batches(read: Sequence[tuple[jax.Array, ...]], layout: Layout) -> list[Batch
     unfilled: dict[Any, list[int]] = {}
     for i, (arrays, kept) in enumerate(zip(read, layout.kept, strict=True)):
         size = math.prod(arrays[0].shape)
-        if kept or size > SMALL_LEAF:
+        # A size that is a symbol of jax.export cannot be compared.
+        if kept or not isinstance(size, int) or size > SMALL_LEAF:
             groups.append([i])
             continue
         # The whole type: shapes, dtypes, and the sharding where that is part of the type.

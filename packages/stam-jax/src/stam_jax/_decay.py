@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stam_jax._dtypes import dtype_of, is_narrow, promote
+
 
 class DecayState(NamedTuple):
     """State of scheduled weight decay.
@@ -51,6 +53,9 @@ def decayed_weights(weight_decay: Any, mask: Any) -> optax.GradientTransformatio
         def decayed(u: Any, p: Any) -> Any:
             if u is None:  # Then p may be anything, as in a whole Equinox model.
                 return None
+            if is_narrow(u.dtype) or is_narrow(dtype_of(p)):
+                wide = promote(u.dtype, dtype_of(p))
+                return (u.astype(wide) + jnp.asarray(rate, wide) * p.astype(wide)).astype(u.dtype)
             return u + (jnp.asarray(rate).astype(u.dtype) * p).astype(u.dtype)
 
         return jax.tree.map(decayed, updates, params, is_leaf=lambda u: u is None), state

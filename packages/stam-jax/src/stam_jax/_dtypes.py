@@ -1,5 +1,6 @@
 """Which dtype each buffer is stored in, and which one the arithmetic uses."""
 
+import functools
 from typing import Any
 
 import jax
@@ -28,9 +29,20 @@ def real_dtype(dtype: Any) -> np.dtype:
     return REAL_OF.get(jnp.dtype(dtype), jnp.dtype(dtype))
 
 
+def is_narrow(dtype: Any) -> bool:
+    """Tell whether ``dtype`` is a float of 8 bits or fewer, which JAX does not promote by itself."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
+
+
 def at_least_float32(dtype: Any) -> np.dtype:
     """Return the real dtype in which statistics of such a leaf are kept: float32, or float64."""
-    return jnp.promote_types(real_dtype(dtype), jnp.float32)
+    return jnp.dtype(jnp.float32) if is_narrow(dtype) else promote(real_dtype(dtype), jnp.float32)
+
+
+def promote(*dtypes: Any) -> np.dtype:
+    """Return the dtype of a result of several, float32 in the place of those of 8 bits or fewer."""
+    wide = [jnp.dtype(jnp.float32 if is_narrow(dtype) else dtype) for dtype in dtypes]
+    return functools.reduce(jnp.promote_types, wide)
 
 
 def compute_dtype(dtype: Any) -> np.dtype:
@@ -43,10 +55,11 @@ def moment_dtype(requested: Any, leaf_dtype: Any) -> np.dtype:
     """Return the storage dtype of a first moment.
 
     A complex leaf keeps a complex moment: of the requested precision where a complex dtype has it,
-    complex64 for 16-bit requests.
+    complex64 for 16-bit requests. A leaf of 8 bits or fewer, which could hold no average, gets
+    float32 if nothing is requested.
     """
     if requested is None:
-        return jnp.dtype(leaf_dtype)
+        return jnp.dtype(jnp.float32 if is_narrow(leaf_dtype) else leaf_dtype)
     if is_complex(leaf_dtype) and not is_complex(requested):
         return COMPLEX_OF[at_least_float32(requested)]
     return jnp.dtype(requested)

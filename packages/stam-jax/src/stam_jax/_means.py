@@ -173,7 +173,9 @@ def sums_of_stored(
         start = stored(*(lax.slice_in_dim(x, 0, first, axis=axis) for x in read))
         return lax.fori_loop(0, pieces - 1, add, start)
 
-    if sum(x.size for x in read) <= NOT_WORTH_STORING:
+    size = sum(x.size for x in read)
+    # A symbolic size of jax.export cannot be compared.
+    if not isinstance(size, int) or size <= NOT_WORTH_STORING:
         return fused(*read)
     cut = piece_of(read[0].shape, kept)
     # A leaf that is spread over devices would be gathered to be cut.

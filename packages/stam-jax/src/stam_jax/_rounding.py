@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from stam_jax._dtypes import is_narrow
+
 
 def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
     """Add updates to parameters, rounding bfloat16 leaves stochastically.
@@ -15,7 +17,8 @@ def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
     bfloat16 has 8 bits of significand, so rounding to nearest drops every update below 1/256 of the
     parameter (1/512 on average), for ever. Here the float32 sum is rounded up with the probability
     that makes the rounded value right on average. Leaves of other dtypes are updated as
-    ``optax.apply_updates`` does.
+    ``optax.apply_updates`` does; of 8 bits and fewer, which JAX adds to no other dtype, through
+    float32 and to nearest.
 
     Args:
         params: Parameters.
@@ -42,7 +45,10 @@ def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
     def apply(path: Any, p: Any, u: Any) -> Any:
         if p is None or u is None:
             return p
-        if jnp.asarray(p).dtype != jnp.bfloat16:
+        dtype = jnp.asarray(p).dtype
+        if is_narrow(dtype):
+            return (p.astype(jnp.float32) + u.astype(jnp.float32)).astype(dtype)
+        if dtype != jnp.bfloat16:
             return optax.apply_updates(p, u)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))

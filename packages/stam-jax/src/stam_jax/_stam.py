@@ -132,7 +132,7 @@ def _update_leaf(
 
 
 def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
-    return _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
+    return _dtypes.compute_dtype(_dtypes.promote(g.dtype, mu.dtype))
 
 
 def _wide(g: jax.Array, mu: jax.Array, parity: str | None) -> tuple[jax.Array, jax.Array]:
@@ -209,6 +209,8 @@ def scale_by_stam(
         grads = [jnp.asarray(g) for g in grads]
         mus = _tree.flatten_like(treedef, grads, state.mu, "the optimizer state")
         nus = treedef.flatten_up_to(state.nu)
+        if stat_sample is not None:
+            _tree.check_sampled(updates)
         layout = _tree.layout(updates, stat_axes)
         packed = STAMStatistics(*map(layout.check, (state.s2, state.tau, state.b1_prod)))
         count = jnp.asarray(optax.safe_increment(state.count))

@@ -128,7 +128,7 @@ def _update_leaf(
 
 
 def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
-    return _dtypes.compute_dtype(jnp.promote_types(g.dtype, mu.dtype))
+    return _dtypes.compute_dtype(_dtypes.promote(g.dtype, mu.dtype))
 
 
 def _wide(g: jax.Array, mu: jax.Array, parity: str | None) -> jax.Array:
@@ -193,6 +193,8 @@ def scale_by_stam_lite(
         grads, treedef = jax.tree.flatten(updates)
         grads = [jnp.asarray(g) for g in grads]
         mus = _tree.flatten_like(treedef, grads, state.mu, "the optimizer state")
+        if stat_sample is not None:
+            _tree.check_sampled(updates)
         layout = _tree.layout(updates, stat_axes)
         packed = STAMLiteStatistics(
             *(layout.check(getattr(state, name)) for name in STAMLiteStatistics._fields)

@@ -44,21 +44,65 @@ def unique_names(tree: Any) -> list[str]:
     return names
 
 
+REMEDY = "freeze it with optax.partition or optax.masked, or leave it out of the tree"
+
+
 def check_floating(tree: Any, what: str) -> None:
-    """Raise unless every leaf is of a floating or complex dtype.
+    """Raise unless every leaf is an array of a floating or complex dtype.
 
     Raises:
         TypeError: A leaf is not; the message names it.
     """
-    for i, leaf in enumerate(jax.tree.leaves(tree)):
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_sparse):
+        fault = _fault(node)
+        if fault is not None:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise TypeError(f"{what} leaf {name!r} {fault}")
+
+
+def _fault(leaf: Any) -> str | None:
+    """Return what keeps a leaf from being optimised, None where nothing does."""
+    if _is_sparse(leaf):
+        return (
+            f"is a sparse {type(leaf).__name__}, whose indices cannot be optimised: pass its .data "
+            "as the parameter and build the matrix from it in the loss, or a dense array"
+        )
+    try:
         dtype = dtype_of(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
+    except TypeError:
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        return f"is {kind}, and only floating or complex arrays can be optimised: {REMEDY}"
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return (
+            f"has dtype {dtype.name}, and only floating or complex leaves can be optimised: "
+            f"{REMEDY}"
+        )
+    if "e8m0" in dtype.name:
+        return (
+            f"has dtype {dtype.name}, which has neither a sign nor a zero and is for scales: "
+            f"{REMEDY}"
+        )
+    return None
+
+
+def _is_sparse(node: Any) -> bool:
+    # By name, because jax.experimental.sparse takes a second to import.
+    return any(kind.__name__ == "JAXSparse" for kind in type(node).__mro__)
+
+
+def check_sampled(tree: Any) -> None:
+    """Raise if a leaf to be sampled has a symbolic dimension: its stride would depend on it.
+
+    Raises:
+        ValueError: One has; the message names it.
+    """
+    for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        if not all(isinstance(length, int) for length in jnp.shape(leaf)):
             msg = (
-                f"{what} leaf {leaf_names(tree)[i]!r} has dtype {dtype.name}, and only floating or "
-                "complex leaves can be optimised: freeze it with optax.partition or optax.masked, "
-                "or leave it out of the tree"
+                f"leaf {name!r} has the symbolic shape {jnp.shape(leaf)}, and stat_sample needs "
+                "sizes to choose a stride: leave stat_sample out, or export for fixed shapes"
             )
-            raise TypeError(msg)
+            raise ValueError(msg)
 
 
 def flatten_like(treedef: Any, leaves: Sequence[Any], tree: Any, what: str) -> list[Any]:
@@ -180,6 +224,13 @@ def layout(tree: Any, stat_axes: StatAxes | None) -> Layout:
                 msg = (
                     f"stat_axes returned axis {axis} for leaf {name!r}, which has {len(shape)} "
                     "dimensions: return axes the leaf has, or () for one statistic per tensor"
+                )
+                raise ValueError(msg)
+            if not isinstance(shape[axis], int):
+                msg = (
+                    f"stat_axes returned axis {axis} for leaf {name!r}, whose length {shape[axis]} "
+                    "is a symbol: the state needs one number for each entry, so keep other axes, "
+                    "or export for fixed shapes"
                 )
                 raise ValueError(msg)
         axes = tuple(sorted({axis % len(shape) for axis in axes}))
