@@ -1,5 +1,7 @@
 """The class interface: the same optimizers, with updates to subtract."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,3 +54,12 @@ def test_it_cannot_be_mistaken_for_an_optax_transformation(kind):
     assert not isinstance(kind(), tuple)
     with pytest.raises(ValueError, match=r"^adapt_strength must be in \[0, 0\.5\], got 0\.9"):
         kind(adapt_strength=0.9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "alias"),
+    [(descent.STAM, stam_jax.stam), (descent.STAMLite, stam_jax.stam_lite)],
+)
+def test_signatures_show_what_the_aliases_take(kind, alias):
+    mine, theirs = (inspect.signature(f).parameters for f in (kind, alias))
+    assert {k: p.default for k, p in mine.items()} == {k: p.default for k, p in theirs.items()}

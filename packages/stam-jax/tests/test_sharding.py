@@ -22,9 +22,11 @@ VARIANTS = [
     "map_params_specs",
     "shard_map_skips_on_all_shards",
     "rounding_does_not_depend_on_sharding",
+    "rows_kept_apart_stay_replicated",
+    "shard_map_over_two_axes",
 ]
 # Sharding in types came after the oldest JAX that is supported.
-VARIANTS += ["explicit_mesh"] if hasattr(jax, "set_mesh") else []
+VARIANTS += ["explicit_mesh", "explicit_mesh_samples_and_axes"] if hasattr(jax, "set_mesh") else []
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,13 @@ class NonfiniteChecks(Checks):
         identical(run.state(), without.state(), f"{opt}, default policy")
 
     @for_optimizers("stam", "stam_lite")
+    @bad_values
+    def test_propagate_in_the_first_step(self, opt: str, bad: float) -> None:
+        """Before a tensor has a scale its healthy entries do not move by more than a rate."""
+        case, grads = self._bad_case(opt, "propagate", bad)
+        self._propagates(self.start(case), case, grads[3:])
+
+    @for_optimizers("stam", "stam_lite")
     def test_overflowing_statistics(self, opt: str) -> None:
         """Finite gradients whose squares overflow float32 poison no statistic."""
         case = plain_case(opt)

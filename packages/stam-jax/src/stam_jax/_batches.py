@@ -132,7 +132,11 @@ def scatter(parts: Sequence[jax.Array], found: Sequence[Batch], like: jax.Array)
     if not parts:
         return like
     joined = lax.concatenate([part.astype(like.dtype) for part in parts], 0)
-    return _take(joined, np.argsort(np.concatenate([batch.places for batch in found])))
+    places = np.argsort(np.concatenate([batch.places for batch in found]))
+    if any(batch.kept and not batch.stacked for batch in found):
+        # Even in order: what is read through hidden places takes no sharding from a spread axis.
+        return _read(joined, places)
+    return _take(joined, places)
 
 
 def cut(vector: jax.Array, start: jax.typing.ArrayLike, shape: tuple[int, ...]) -> jax.Array:
@@ -146,6 +150,10 @@ def cut(vector: jax.Array, start: jax.typing.ArrayLike, shape: tuple[int, ...]) 
 def _take(vector: jax.Array, places: np.ndarray) -> jax.Array:
     if np.array_equal(places, np.arange(vector.size)):
         return vector
+    return _read(vector, places)
+
+
+def _read(vector: jax.Array, places: np.ndarray) -> jax.Array:
     # A state that came from the host is NumPy's.
     on_device = jnp.asarray(vector)
     return on_device.at[_hidden(places)].get(mode="promise_in_bounds", unique_indices=True)

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import optax
 
+from stam_jax._means import AxisName
 from stam_jax._stam import stam
 from stam_jax._stam_lite import stam_lite
+from stam_jax._tree import StatAxes
 
 __all__ = ["STAM", "STAMLite"]
 
@@ -54,7 +56,17 @@ class STAM(_Descent):
         adapt_strength: How far beta1 may fall below ``b1_base``.
         tau_decay: Decay of the running scale.
         fallback_threshold: Cap on the normalised variance.
-        **options: The keyword arguments of :func:`stam_jax.stam`.
+        mask: Which leaves are decayed.
+        variance_eps: Added to the squared scale.
+        statistics: "published" or "corrected".
+        stat_sample: How many entries of a tensor the means read; None for all.
+        stat_axes: Axes along which statistics are kept apart.
+        axis_name: Mapped axes over which tensors are spread.
+        mu_dtype: Storage dtype of the first moment.
+        nu_dtype: Storage dtype of the second moment.
+        nonfinite: "propagate", "zero" or "skip".
+        parity: None, or the version of the published package to reproduce.
+        eps_root: Added to the second moment under the root.
 
     Raises:
         ValueError: A hyperparameter is out of range.
@@ -84,7 +96,18 @@ class STAM(_Descent):
         adapt_strength: optax.ScalarOrSchedule = 0.2,
         tau_decay: float = 0.99,
         fallback_threshold: float = 100.0,
-        **options: Any,
+        *,
+        mask: Any = None,
+        variance_eps: jax.typing.ArrayLike = 1e-8,
+        statistics: str = "published",
+        stat_sample: int | None = None,
+        stat_axes: StatAxes | None = None,
+        axis_name: AxisName | None = None,
+        mu_dtype: Any = None,
+        nu_dtype: Any = None,
+        nonfinite: str = "propagate",
+        parity: str | None = None,
+        eps_root: jax.typing.ArrayLike = 0.0,
     ) -> None:
         transformation = stam(
             learning_rate,
@@ -95,7 +118,17 @@ class STAM(_Descent):
             adapt_strength=adapt_strength,
             tau_decay=tau_decay,
             fallback_threshold=fallback_threshold,
-            **options,
+            mask=mask,
+            variance_eps=variance_eps,
+            statistics=statistics,
+            stat_sample=stat_sample,
+            stat_axes=stat_axes,
+            axis_name=axis_name,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            nonfinite=nonfinite,
+            parity=parity,
+            eps_root=eps_root,
         )
         super().__init__(transformation)
 
@@ -112,7 +145,13 @@ class STAMLite(_Descent):
         moment_decay: Decay of the gradient's moments.
         beta1_update_interval: Steps between two updates of beta1.
         state_dtype: Storage dtype of the first moment.
-        **options: The keyword arguments of :func:`stam_jax.stam_lite`.
+        mask: Which leaves are decayed.
+        stat_sample: How many entries of a tensor the means read; None for all.
+        stat_axes: Axes along which statistics are kept apart.
+        axis_name: Mapped axes over which tensors are spread.
+        nonfinite: "propagate", "zero" or "skip".
+        parity: None, or the version of the published package to reproduce.
+        eps_root: Added to the mean square under the root.
 
     Raises:
         ValueError: A hyperparameter is out of range.
@@ -138,7 +177,14 @@ class STAMLite(_Descent):
         moment_decay: float = 0.99,
         beta1_update_interval: int = 5,
         state_dtype: Any = "float32",
-        **options: Any,
+        *,
+        mask: Any = None,
+        stat_sample: int | None = None,
+        stat_axes: StatAxes | None = None,
+        axis_name: AxisName | None = None,
+        nonfinite: str = "propagate",
+        parity: str | None = None,
+        eps_root: jax.typing.ArrayLike = 0.0,
     ) -> None:
         transformation = stam_lite(
             learning_rate,
@@ -149,6 +195,12 @@ class STAMLite(_Descent):
             moment_decay=moment_decay,
             beta1_update_interval=beta1_update_interval,
             state_dtype=state_dtype,
-            **options,
+            mask=mask,
+            stat_sample=stat_sample,
+            stat_axes=stat_axes,
+            axis_name=axis_name,
+            nonfinite=nonfinite,
+            parity=parity,
+            eps_root=eps_root,
         )
         super().__init__(transformation)
