@@ -98,7 +98,9 @@ def fully_sharded(make):
 
 def stay_in_place(result, shardings):
     pairs = zip(jax.tree.leaves(result), jax.tree.leaves(shardings), strict=True)
-    moved = [(x.shape, x.sharding, s) for x, s in pairs if not x.sharding.is_equivalent_to(s, x.ndim)]
+    moved = [
+        (x.shape, x.sharding, s) for x, s in pairs if not x.sharding.is_equivalent_to(s, x.ndim)
+    ]
     assert not moved, moved
 
 
@@ -124,7 +126,11 @@ def explicit_mesh_samples_and_axes(make):
     if not hasattr(jax, "set_mesh"):
         raise LookupError("this JAX has no jax.set_mesh")
     the_mesh, worst = mesh(AxisType.Explicit), 0.0
-    for options in ({"stat_sample": 16}, {"stat_axes": rows}, {"stat_axes": rows, "stat_sample": 3}):
+    for options in (
+        {"stat_sample": 16},
+        {"stat_axes": rows},
+        {"stat_axes": rows, "stat_sample": 3},
+    ):
         optimizer, params = make(0.05, **options), initial()
         expected = drive(optimizer, params, optimizer.init(params), steps=2)
         for entered in (True, False):
@@ -132,7 +138,9 @@ def explicit_mesh_samples_and_axes(make):
             with jax.set_mesh(the_mesh) if entered else contextlib.nullcontext():
                 state = jax.jit(optimizer.init)(params)
                 result = drive(optimizer, params, state, steps=2)
-            stay_in_place((result[0], result[1][0].mu), (jax.tree.map(lambda p: p.sharding, params),) * 2)
+            stay_in_place(
+                (result[0], result[1][0].mu), (jax.tree.map(lambda p: p.sharding, params),) * 2
+            )
             worst = max(worst, difference(result, expected))
     return worst
 
@@ -141,8 +149,16 @@ def explicit_mesh_samples_and_axes(make):
 def shard_map_over_two_axes(make):
     """A leaf may be spread along one of the mapped axes, along both or along none."""
     the_mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    specs = {"b": P("x"), "emb": P(None, ("x", "y")), "r": P(), "v": P("x", None), "w": P("y", None)}
-    result = in_shard_map(make(0.05, axis_name=("x", "y"), nonfinite="skip"), the_mesh, specs, initial())
+    specs = {
+        "b": P("x"),
+        "emb": P(None, ("x", "y")),
+        "r": P(),
+        "v": P("x", None),
+        "w": P("y", None),
+    }
+    result = in_shard_map(
+        make(0.05, axis_name=("x", "y"), nonfinite="skip"), the_mesh, specs, initial()
+    )
     return difference(result, on_one_device(make))
 
 

@@ -14,7 +14,9 @@ being taken:
     P     = P*beta1                                                            (8)
     p    <- p*(1 - lr*wd) - lr * (m/(1-P)) / (sqrt(v/(1-b2^t) + er) + eps)     (9)
 
-s2, tau and v start at 0, P at 1, and er (``eps_root``) is 0 unless given. With ``statistics="corrected"``, (4) becomes scale-free and free
+s2, tau and v start at 0, P at 1, and er (``eps_root``) is 0 unless given.
+
+With ``statistics="corrected"``, (4) becomes scale-free and free
 of the start-up ramp:
 
     s2' = s2/(1-b2^t),  tau' = tau/(1-td^t)

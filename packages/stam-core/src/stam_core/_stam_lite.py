@@ -10,7 +10,9 @@ Per tensor, with the symbols of STAM:
 
 e1 and e2 start at 0, P at 1, and er (``eps_root``) is 0 unless given. While e2 is 0 the tensor has
 no scale yet, and the quotient of (5) is 0 (nan where m is not finite): a first gradient with one
-bad entry would otherwise move its healthy entries by lr*m/eps. The denominator is one number per tensor, as in NovoGrad and
+bad entry would otherwise move its healthy entries by lr*m/eps.
+
+The denominator is one number per tensor, as in NovoGrad and
 Adam-mini, which are its peers; it is not a cheaper AdamW.
 
 Differs from the published package (stam-optimizer 0.1.0) in:

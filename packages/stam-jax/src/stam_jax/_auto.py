@@ -1,8 +1,8 @@
 """Statistics on a mesh with explicit axes: their shardings are left to the compiler.
 
 Where shardings are part of the types, JAX wants one named for each result that it cannot tell, of a
-strided sample as of a select between a replicated number and one of a sharded layer. All that leaves
-the computation of statistics are short vectors, and those are replicated.
+strided sample as of a select between a replicated number and one of a sharded layer. All that
+leaves the computation of statistics are short vectors, and those are replicated.
 """
 
 import functools

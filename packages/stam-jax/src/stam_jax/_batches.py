@@ -1,9 +1,9 @@
 """Which leaves' statistics are computed together, so that a step compiles and runs fast.
 
 The scalars of a leaf take a chain of operations on single numbers, each a kernel of the compiled
-step: with 200 small leaves that is more than the arithmetic on the leaves themselves. The scalars of
-small leaves of one type therefore advance as one vector, and the leaves are reduced as one stacked
-array. Large leaves stay alone: their own work outweighs that, and what shares a batch waits for the
+step: with 200 small leaves that is more than the arithmetic on the leaves themselves. The scalars
+of small leaves of one type therefore advance as one vector, and the leaves are reduced as one
+stacked array. Large leaves stay alone: their own work outweighs that, and what shares a batch waits for the
 gradients of the whole batch, so that a backward pass would have to keep large ones alive for
 longer.
 
@@ -98,7 +98,7 @@ def stays_in_place(leaf: jax.Array) -> bool:
     """Tell whether leaves of the type of ``leaf`` keep their shardings when they are stacked."""
     if jax.device_count() == 1:
         return True
-    # Where it has explicit axes, equal types are equal shardings; in ``jax.shard_map`` all is local.
+    # With explicit axes, equal types are equal shardings; in ``jax.shard_map`` all is local.
     kinds = jax.typeof(leaf).sharding.mesh.axis_types
     return bool(kinds) and AxisType.Auto not in kinds
 

@@ -30,7 +30,7 @@ def real_dtype(dtype: Any) -> np.dtype:
 
 
 def is_narrow(dtype: Any) -> bool:
-    """Tell whether ``dtype`` is a float of 8 bits or fewer, which JAX does not promote by itself."""
+    """Tell whether ``dtype`` is a float of 8 bits or fewer, which JAX does not promote."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
 
 

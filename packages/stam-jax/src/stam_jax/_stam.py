@@ -313,7 +313,7 @@ def stam(
         nonfinite: "propagate" as optax does; "zero" replaces non-finite gradient entries by 0;
             "skip" leaves out the whole step.
         parity: None, or "stam-optimizer-0.1.0" to reproduce the published package.
-        eps_root: Added to the second moment under the root, >= 0, as in ``optax.adamw``: differentiating
+        eps_root: Added to the second moment under the root, >= 0, as in ``optax.adamw``: a gradient
             through a step needs it where an entry has had no gradient but 0.
 
     Returns:

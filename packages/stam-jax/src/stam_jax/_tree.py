@@ -232,7 +232,7 @@ def layout(tree: Any, stat_axes: StatAxes | None) -> Layout:
                     "is a symbol: the state needs one number for each entry, so keep other axes, "
                     "or export for fixed shapes"
                 )
-                raise ValueError(msg)
+                raise ValueError(msg)  # noqa: TRY004 (no type is wrong, the length is)
         axes = tuple(sorted({axis % len(shape) for axis in axes}))
         kept.append(axes)
         shapes.append(tuple(n if i in axes else 1 for i, n in enumerate(shape)) if axes else ())
