@@ -3,9 +3,9 @@
 The scalars of a leaf take a chain of operations on single numbers, each a kernel of the compiled
 step: with 200 small leaves that is more than the arithmetic on the leaves themselves. The scalars
 of small leaves of one type therefore advance as one vector, and the leaves are reduced as one
-stacked array. Large leaves stay alone: their own work outweighs that, and what shares a batch waits for the
-gradients of the whole batch, so that a backward pass would have to keep large ones alive for
-longer.
+stacked array. Large leaves stay alone: their own work outweighs that, and what shares a batch waits
+for the gradients of the whole batch, so that a backward pass would have to keep large ones alive
+for longer.
 
 Leaves are stacked only where that cannot move them. Under ``jax.jit`` on a mesh with automatic axes
 the compiler chooses the shardings of what is computed, and gives a stack that of one of its leaves:
