@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,31 +15,46 @@ def distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def owners_group() -> Any:
-    """Return the process group of the ZeroRedundancyOptimizer that is building this optimizer.
+class Deciders(NamedTuple):
+    """Who decides about a step together, beside the meshes of DTensors.
+
+    Attributes:
+        group: A process group; None for this rank alone.
+        device: Where its ranks hold their gradients, for one that has none; None if unknown.
+    """
+
+    group: Any = None
+    device: torch.device | None = None
+
+
+ALONE = Deciders()
+
+
+def owners() -> Deciders:
+    """Return the ranks of the ZeroRedundancyOptimizer that is building this optimizer, if one is.
 
     It gives each rank the parameters that the rank owns, as plain tensors: nothing in them, and no
     argument, says that the step is decided by others as well. Only the call does.
-
-    Returns:
-        The group; None where no such optimizer is building.
     """
-    if not distributed():
-        return None
-    frame = sys._getframe(1)
+    frame = sys._getframe(1) if distributed() else None
     while frame is not None:
         if frame.f_globals.get("__name__") == _ZERO:
-            return getattr(frame.f_locals.get("self"), "process_group", None)
+            host = frame.f_locals.get("self")
+            if hasattr(host, "process_group"):
+                device = next((p.device for g in host.param_groups for p in g["params"]), None)
+                return Deciders(host.process_group, device)
         frame = frame.f_back
-    return None
+    return ALONE
 
 
-def flag_device(parameters: Iterable[torch.Tensor], group: Any) -> torch.device:
-    """Return where a rank without gradients keeps its flag: where the others of a group have it."""
+def flag_device(parameters: Iterable[torch.Tensor], deciders: Deciders) -> torch.device:
+    """Return where a rank without gradients keeps its flag: where the others keep theirs."""
     for parameter in parameters:
         return parameter.device
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None and accelerator.type in dist.get_backend_config(group):
+    if deciders.device is not None:
+        return deciders.device
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None and accelerator.type in dist.get_backend_config(deciders.group):
         return accelerator
     return torch.device("cpu")
 
@@ -55,8 +70,8 @@ def refuse_flat(parameters: Iterable[Any]) -> None:
         if getattr(parameter, "_fsdp_flattened", False) is True:
             msg = (
                 f"a parameter of shape {tuple(parameter.shape)} is part of a flat parameter of "
-                "torch.distributed.fsdp.FullyShardedDataParallel (FSDP1), in which layers cannot be "
-                "told apart: shard the model with torch.distributed.fsdp.fully_shard (FSDP2), then "
-                "build the optimizer"
+                "torch.distributed.fsdp.FullyShardedDataParallel (FSDP1), in which layers cannot "
+                "be told apart: shard the model with torch.distributed.fsdp.fully_shard "
+                "(FSDP2), then build the optimizer"
             )
             raise ValueError(msg)

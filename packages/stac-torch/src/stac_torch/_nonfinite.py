@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stac_torch._fused import all_finite_fused
-from stac_torch._hosts import flag_device
+from stac_torch._hosts import ALONE, Deciders, flag_device
 from stac_torch._local import local_reals, meshes
 
 Policy = Literal["skip", "raise", "propagate"]
@@ -23,7 +23,7 @@ _REFUSED = 2
 def found_nonfinite(
     grads: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    groups: Sequence[Any] = (),
+    deciders: Deciders = ALONE,
     *,
     fused: bool = False,
     refused: bool = False,
@@ -34,8 +34,9 @@ def found_nonfinite(
 
     Args:
         grads: Local, real gradients of this rank.
-        parameters: The parameters of this rank, of which there may be none.
-        groups: Process groups to decide over, one after the other.
+        parameters: The parameters of this rank, of which there may be none; DTensors among them
+            decide over their meshes.
+        deciders: Who decides beside them.
         fused: Whether to look with the compiled kernel where the gradients are on the CPU.
         refused: Whether this rank cannot take the step at all, which the others have to know.
 
@@ -44,19 +45,25 @@ def found_nonfinite(
         their answers; None where there is nothing to check.
     """
     filled = [g for g in grads if g.numel() > 0]
+    groups = process_groups(parameters, deciders)
     if not filled and not groups:
         return None
     if filled:
         flag = _all_finite(filled, fused=fused).logical_not()
     else:
-        device = flag_device(parameters, groups[-1])
-        flag = torch.zeros((), dtype=torch.bool, device=device)
+        flag = torch.zeros((), dtype=torch.bool, device=flag_device(parameters, deciders))
     if not groups:
         return flag
     answer = torch.full_like(flag, _REFUSED, dtype=torch.float32) if refused else flag.float()
     for each in groups:
         dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=each)
     return answer
+
+
+def process_groups(parameters: Sequence[Tensor], deciders: Deciders) -> list[Any]:
+    """Return the process groups to decide over, one after the other."""
+    groups = [mesh.get_group(dim) for mesh in meshes(parameters) for dim in range(mesh.ndim)]
+    return groups if deciders.group is None else [*groups, deciders.group]
 
 
 def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
@@ -84,26 +91,26 @@ class NonfiniteGuard:
     Args:
         policy: What a bad gradient does.
         limit: Raise after so many skipped steps in a row; None for never.
-        group: A process group to decide over, beside the meshes of DTensors; not pickled.
+        deciders: Who decides beside the meshes of DTensors; not pickled.
     """
 
-    def __init__(self, policy: Policy, limit: int | None, group: Any = None) -> None:
+    def __init__(self, policy: Policy, limit: int | None, deciders: Deciders = ALONE) -> None:
         self.policy: Policy = policy
         self.limit = limit
-        self.group = group
+        self.deciders = deciders
         self._host = 0
         self._in_a_row = 0
         self._device: Tensor | None = None
         self._since_check = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "group": None}
+        return {**self.__dict__, "deciders": ALONE}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NonfiniteGuard":
         copied = type(self)(self.policy, self.limit)
         copied.__dict__.update(deepcopy(self.__getstate__(), memo))
         # A copy in the same process decides with the same others.
-        copied.group = self.group
+        copied.deciders = self.deciders
         return copied
 
     @property
@@ -143,18 +150,15 @@ class NonfiniteGuard:
             flag = supplied.reshape(()) > 0
             return flag if on_device else bool(flag.item())
         parameters = [p for group in param_groups for p in group["params"]]
-        groups = [mesh.get_group(dim) for mesh in meshes(parameters) for dim in range(mesh.ndim)]
-        groups += [] if self.group is None else [self.group]
         fused = any(g["fused"] for g in param_groups)
         try:
             prepare()
             grads = dense_gradients(param_groups)
         except RuntimeError:
-            if groups:
-                # The others wait for this rank's answer.
-                found_nonfinite((), parameters, groups, refused=True)
+            # The others, if any, wait for this rank's answer.
+            found_nonfinite((), parameters, self.deciders, refused=True)
             raise
-        answer = found_nonfinite(local_reals(grads), parameters, groups, fused=fused)
+        answer = found_nonfinite(local_reals(grads), parameters, self.deciders, fused=fused)
         if answer is None:
             return False
         if on_device and self.policy == "skip":

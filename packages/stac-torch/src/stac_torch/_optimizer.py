@@ -18,7 +18,7 @@ from stac_torch._arguments import (
 )
 from stac_torch._fused import prepare_fused, waits_for_nothing
 from stac_torch._groups import sections_of
-from stac_torch._hosts import owners_group
+from stac_torch._hosts import Deciders, owners
 from stac_torch._nonfinite import NonfiniteGuard, Policy
 from stac_torch._options import GROUP_DEFAULTS, checked_group, complete
 from stac_torch._partition import (
@@ -152,8 +152,8 @@ class STAC(Optimizer):
             msg = "differentiable=True is refused: the sign has no gradient, use torch.optim.AdamW"
             raise ValueError(msg)
         policy = nonfinite_policy(nonfinite, error_if_nonfinite=error_if_nonfinite)
-        deciding = owners_group() if nonfinite_group is None else nonfinite_group
-        self._guard = NonfiniteGuard(policy, skip_limit(max_consecutive_nonfinite), deciding)
+        deciders = owners() if nonfinite_group is None else Deciders(nonfinite_group)
+        self._guard = NonfiniteGuard(policy, skip_limit(max_consecutive_nonfinite), deciders)
         self._decay = section_decay(weight_decay, sign_weight_decay, adamw_weight_decay)
         self._track_diagnostics = track_diagnostics
         self._tally: Tally | None = None
@@ -372,8 +372,8 @@ class STAC(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state dict of this optimizer, or of the published package.
 
-        Every state keeps the dtype it was saved in. As in torch, tensors that are already on the
-        right device are taken over, not copied.
+        Every state keeps the dtype it was saved in, and is copied. ``foreach``, ``fused`` and
+        ``capturable`` stay what they are here: they say how this process computes, not what.
 
         Args:
             state_dict: What :meth:`state_dict` returned; names may be missing.

@@ -165,7 +165,11 @@ def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) ->
         return step.to(step_device(group, parameter), dtype, copy=True)
     value = value.detach()
     scales = key == "exp_avg_scale"
-    if not scales and is_dtensor(value) == is_dtensor(parameter) and not same_layout(value, parameter):
+    if (
+        not scales
+        and is_dtensor(value) == is_dtensor(parameter)
+        and not same_layout(value, parameter)
+    ):
         # The kernels walk a parameter and its moments in one order of memory.
         return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     return value.to(parameter.device, copy=True)
