@@ -39,7 +39,7 @@ def owners() -> Deciders:
     frame = sys._getframe(1) if distributed() else None
     while frame is not None:
         if frame.f_globals.get("__name__") == _ZERO:
-            host = frame.f_locals.get("self")
+            host: Any = frame.f_locals.get("self")
             if hasattr(host, "process_group"):
                 device = next((p.device for g in host.param_groups for p in g["params"]), None)
                 return Deciders(host.process_group, device)
