@@ -11,6 +11,7 @@ import math
 import sys
 from pathlib import Path
 
+import ownership_script
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -185,6 +186,7 @@ def load(rank, world, folder, options):
 
 
 CASES = {f.__name__: f for f in (single, ddp, fsdp, fsdp_nan, group_nan, zero, save, load)}
+CASES |= ownership_script.CASES
 
 
 def main(rank, folder, states, plan):

@@ -12,11 +12,14 @@ SCRIPT = Path(__file__).parent / "distributed_script.py"
 pytestmark = pytest.mark.slow
 
 
+# They assert on every rank, and write nothing.
+OWNERSHIP = ["owned", "dead", "sparse", "overlap", "replicas"]
+
 # A world of two saves what the others load. The processes are the same ones: each imports torch.
 PLAN = {
-    2: ["ddp", "fsdp", "fsdp_nan", "group_nan", "zero", "save"],
+    2: ["ddp", "fsdp", "fsdp_nan", "group_nan", "zero", "save", *OWNERSHIP, "flat"],
     1: ["single", "load"],
-    4: ["fsdp", "ddp", "load"],
+    4: ["fsdp", "ddp", "load", *OWNERSHIP, "meshes"],
 }
 STATES = ["none", "int8"]
 

@@ -6,8 +6,11 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from stac_torch import STAC
+from stac_torch._hosts import flag_device
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 BAD = [math.nan, math.inf, -math.inf]
 
@@ -174,3 +177,41 @@ def test_sparse_gradients_are_refused_before_anything_changes():
     with pytest.raises(RuntimeError, match=r"STAC does not support sparse gradients, got one of"):
         optimizer.step()
     same(dict(model.state_dict()), dict(before))
+
+
+def test_a_copy_decides_with_the_same_ranks():
+    group = object()
+    copied = copy.deepcopy(hybrid(nonfinite_group=group)[1])
+    assert copied._guard.deciders.group is group
+    assert pickle.loads(pickle.dumps(copied))._guard.deciders.group is None
+
+
+def test_the_owners_of_shards_are_found(tmp_path):
+    """ZeRO builds the optimizer itself, in a process group of its own choice."""
+    meet = f"file://{tmp_path}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=0, world_size=1)
+    try:
+        group = dist.new_group([0])
+        model = nn.Linear(2, 2)
+        groups = [{"params": list(model.parameters()), "role": "sign"}]
+        sharded = ZeroRedundancyOptimizer(groups, STAC, process_group=group, lr=0.1)
+        deciders = sharded.optim._guard.deciders
+        assert (deciders.group, deciders.device) == (group, torch.device("cpu"))
+        assert STAC(model)._guard.deciders.group is None
+        own = STAC(model, nonfinite_group=group)._guard.deciders
+        assert (own.group, flag_device([], own)) == (group, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+    assert STAC(model)._guard.deciders.group is None
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"betas": (torch.tensor(0.9), torch.tensor(0.999))}, r"betas\[0\]"),
+        ({"weight_decay": torch.tensor(0.1)}, "weight_decay"),
+    ],
+)
+def test_only_lr_may_be_a_tensor(options, name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got a tensor: only lr may be"):
+        STAC([nn.Parameter(torch.ones(2))], role="adamw", **options)

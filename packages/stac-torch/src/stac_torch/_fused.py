@@ -95,7 +95,7 @@ def _checked_moments(parameter: Tensor, p: Tensor, state: Mapping[str, Any]) -> 
     for key, stored in state.items():
         value = stored if plain else local(stored)
         if key == "step":
-            fits = True
+            fits = value.dtype is torch.float32
         elif key == "exp_avg_scale":
             wanted = value.dtype is torch.float32 and value.is_contiguous()
             fits = wanted and value.shape == scale_shape(shape)

@@ -1,6 +1,7 @@
 """What to do about gradients that are not finite: one flag for the whole step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -8,49 +9,61 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stac_torch._fused import all_finite_fused
+from stac_torch._hosts import ALONE, Deciders, flag_device
 from stac_torch._local import local_reals, meshes
 
 Policy = Literal["skip", "raise", "propagate"]
 POLICIES: tuple[Policy, ...] = ("skip", "raise", "propagate")
 
 
+# What a rank answers that cannot take the step; else 1 for a bad gradient, and 0.
+_REFUSED = 2
+
+
 def found_nonfinite(
     grads: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    group: Any = None,
+    deciders: Deciders = ALONE,
     *,
     fused: bool = False,
+    refused: bool = False,
 ) -> Tensor | None:
-    """Return a 0-d boolean tensor: whether an entry of a gradient, on any rank, is not finite.
+    """Return a 0-d tensor, positive if an entry of a gradient is not finite, on any rank.
 
     One pass over the gradients, without a copy of them and without a synchronisation of its own.
 
     Args:
         grads: Local, real gradients of this rank.
-        parameters: All parameters of the optimizer, equal on all ranks; DTensors among them tell
-            over which meshes the flag is reduced.
-        group: A process group to reduce over as well, for other sharded wrappers.
+        parameters: The parameters of this rank, of which there may be none; DTensors among them
+            decide over their meshes.
+        deciders: Who decides beside them.
         fused: Whether to look with the compiled kernel where the gradients are on the CPU.
+        refused: Whether this rank cannot take the step at all, which the others have to know.
 
     Returns:
-        The flag on the device of the first gradient; None where there is nothing to check.
+        A boolean on the device of the first gradient; where several ranks decide, the largest of
+        their answers; None where there is nothing to check.
     """
     filled = [g for g in grads if g.numel() > 0]
-    reduced = meshes(parameters)
-    if not filled and not reduced and group is None:
+    groups = process_groups(parameters, deciders)
+    if not filled and not groups:
         return None
     if filled:
         flag = _all_finite(filled, fused=fused).logical_not()
     else:
-        flag = torch.zeros((), dtype=torch.bool, device=parameters[0].device)
-    groups = [mesh.get_group(dim) for mesh in reduced for dim in range(mesh.ndim)]
-    groups += [] if group is None else [group]
+        flag = torch.zeros((), dtype=torch.bool, device=flag_device(parameters, deciders))
     if not groups:
         return flag
-    count = flag.to(torch.float32)
+    answer = torch.full_like(flag, _REFUSED, dtype=torch.float32) if refused else flag.float()
     for each in groups:
-        dist.all_reduce(count, op=dist.ReduceOp.MAX, group=each)
-    return count > 0
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=each)
+    return answer
+
+
+def process_groups(parameters: Sequence[Tensor], deciders: Deciders) -> list[Any]:
+    """Return the process groups to decide over, one after the other."""
+    groups = [mesh.get_group(dim) for mesh in meshes(parameters) for dim in range(mesh.ndim)]
+    return groups if deciders.group is None else [*groups, deciders.group]
 
 
 def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
@@ -78,20 +91,27 @@ class NonfiniteGuard:
     Args:
         policy: What a bad gradient does.
         limit: Raise after so many skipped steps in a row; None for never.
-        group: A process group to reduce the flag over; not pickled.
+        deciders: Who decides beside the meshes of DTensors; not pickled.
     """
 
-    def __init__(self, policy: Policy, limit: int | None, group: Any = None) -> None:
+    def __init__(self, policy: Policy, limit: int | None, deciders: Deciders = ALONE) -> None:
         self.policy: Policy = policy
         self.limit = limit
-        self.group = group
+        self.deciders = deciders
         self._host = 0
         self._in_a_row = 0
         self._device: Tensor | None = None
         self._since_check = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "group": None}
+        return {**self.__dict__, "deciders": ALONE}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NonfiniteGuard":
+        copied = type(self)(self.policy, self.limit)
+        copied.__dict__.update(deepcopy(self.__getstate__(), memo))
+        # A copy in the same process decides with the same others.
+        copied.deciders = self.deciders
+        return copied
 
     @property
     def skipped(self) -> int:
@@ -99,7 +119,12 @@ class NonfiniteGuard:
         return self._host + (0 if self._device is None else int(self._device[0].item()))
 
     def skip(
-        self, param_groups: Sequence[dict[str, Any]], supplied: Tensor | None, *, on_device: bool
+        self,
+        param_groups: Sequence[dict[str, Any]],
+        supplied: Tensor | None,
+        *,
+        on_device: bool,
+        prepare: Callable[[], None],
     ) -> bool | Tensor:
         """Tell whether to leave this step out.
 
@@ -108,29 +133,46 @@ class NonfiniteGuard:
             supplied: The flag of a gradient scaler, which replaces the check of this optimizer and
                 is not counted; positive for bad.
             on_device: Whether the host must not wait for the answer.
+            prepare: Raises RuntimeError where the step cannot be taken.
 
         Returns:
             The answer; a 0-d boolean tensor if only the device knows it.
 
         Raises:
             RuntimeError: A gradient is sparse, or not finite under "raise", or the limit is
-                reached.
+                reached; or another rank cannot take the step.
         """
-        grads = dense_gradients(param_groups)
-        if supplied is not None:
+        if supplied is not None or self.policy == "propagate":
+            prepare()
+            dense_gradients(param_groups)
+            if supplied is None:
+                return False
             flag = supplied.reshape(()) > 0
             return flag if on_device else bool(flag.item())
-        if self.policy == "propagate":
-            return False
         parameters = [p for group in param_groups for p in group["params"]]
         fused = any(g["fused"] for g in param_groups)
-        flag = found_nonfinite(local_reals(grads), parameters, self.group, fused=fused)
-        if flag is None:
+        try:
+            prepare()
+            grads = dense_gradients(param_groups)
+        except RuntimeError:
+            # The others, if any, wait for this rank's answer.
+            found_nonfinite((), parameters, self.deciders, refused=True)
+            raise
+        answer = found_nonfinite(local_reals(grads), parameters, self.deciders, fused=fused)
+        if answer is None:
             return False
         if on_device and self.policy == "skip":
+            flag = answer > 0
             self._count_on_device(flag)
             return flag
-        bad = bool(flag.item())
+        found = answer.item()
+        if found == _REFUSED:
+            msg = (
+                "another rank cannot take this step, and its own error says why; nothing was "
+                "changed here"
+            )
+            raise RuntimeError(msg)
+        bad = bool(found)
         if bad and self.policy == "raise":
             msg = (
                 "a gradient is not finite; nothing was changed. Look at the loss of this batch, or "

@@ -18,6 +18,7 @@ from stac_torch._arguments import (
 )
 from stac_torch._fused import prepare_fused, waits_for_nothing
 from stac_torch._groups import sections_of
+from stac_torch._hosts import Deciders, owners
 from stac_torch._nonfinite import NonfiniteGuard, Policy
 from stac_torch._options import GROUP_DEFAULTS, checked_group, complete
 from stac_torch._partition import (
@@ -75,8 +76,10 @@ class STAC(Optimizer):
             ``"raise"`` raises, ``"propagate"`` looks at nothing.
         error_if_nonfinite: The published name of ``nonfinite="raise"``.
         max_consecutive_nonfinite: Raise after so many skipped steps in a row; None for never.
-        nonfinite_group: A process group to look for bad gradients in, for sharded wrappers without
-            DTensor. It is not pickled: set it again by building the optimizer anew.
+        nonfinite_group: A process group whose ranks decide together about bad gradients, for
+            wrappers that give each rank parameters of its own without DTensor. That of a
+            ``ZeroRedundancyOptimizer`` is found by itself. It is not pickled: set it again by
+            building the optimizer anew.
         stochastic_rounding: Round bfloat16 parameters stochastically, so that steps below half a
             unit in the last place are not lost. Equal on replicas, and repeatable.
         rounding_seed: Its seed.
@@ -149,7 +152,8 @@ class STAC(Optimizer):
             msg = "differentiable=True is refused: the sign has no gradient, use torch.optim.AdamW"
             raise ValueError(msg)
         policy = nonfinite_policy(nonfinite, error_if_nonfinite=error_if_nonfinite)
-        self._guard = NonfiniteGuard(policy, skip_limit(max_consecutive_nonfinite), nonfinite_group)
+        deciders = owners() if nonfinite_group is None else Deciders(nonfinite_group)
+        self._guard = NonfiniteGuard(policy, skip_limit(max_consecutive_nonfinite), deciders)
         self._decay = section_decay(weight_decay, sign_weight_decay, adamw_weight_decay)
         self._track_diagnostics = track_diagnostics
         self._tally: Tally | None = None
@@ -297,10 +301,10 @@ class STAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_capture()
-        if any(group["fused"] for group in self.param_groups):
-            prepare_fused(self.param_groups, self.state)
         supplied = getattr(self, "found_inf", None)
-        skip = self._guard.skip(self.param_groups, supplied, on_device=self._stays_on_device())
+        skip = self._guard.skip(
+            self.param_groups, supplied, on_device=self._stays_on_device(), prepare=self._prepare
+        )
         if skip is True:
             return loss
         if self._track_diagnostics:
@@ -311,20 +315,25 @@ class STAC(Optimizer):
             propagate_nan=self._guard.policy == "propagate",
             tally=self._tally,
         )
-        for index, group in enumerate(self.param_groups):
-            lists = GroupLists([], [], [], [], [], [], [], [])
+        filled = [GroupLists([], [], [], [], [], [], [], []) for _ in self.param_groups]
+        for group, lists in zip(self.param_groups, filled, strict=True):
             self._init_group(group, *lists)
+        for index, (group, lists) in enumerate(zip(self.param_groups, filled, strict=True)):
             if lists.params:
                 section = sign_section_ if group["role"] == "sign" else adamw_section_
                 section(group, lists, partial(names_of, index, group, self._names), flags)
         return loss
+
+    def _prepare(self) -> None:
+        if any(group["fused"] for group in self.param_groups):
+            prepare_fused(self.param_groups, self.state)
 
     def _init_group(
         self,
         group: dict[str, Any],
         params: list[Tensor],
         grads: list[Tensor],
-        exp_avgs: list[Tensor],
+        exp_avgs: list[Tensor | None],
         exp_avg_sqs: list[Tensor],
         max_exp_avg_sqs: list[Tensor],
         scales: list[Tensor | None],
@@ -363,8 +372,8 @@ class STAC(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state dict of this optimizer, or of the published package.
 
-        Every state keeps the dtype it was saved in. As in torch, tensors that are already on the
-        right device are taken over, not copied.
+        Every state keeps the dtype it was saved in, and is copied. ``foreach``, ``fused`` and
+        ``capturable`` stay what they are here: they say how this process computes, not what.
 
         Args:
             state_dict: What :meth:`state_dict` returned; names may be missing.

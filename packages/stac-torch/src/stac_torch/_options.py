@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stac_torch._dtypes import dtype_name
 from stac_torch._fused import check_fused_group
+from stac_torch._hosts import refuse_flat
 
 # Bumped when the meaning of a group or of a state key changes; `_legacy` reads older ones.
 FORMAT = 1
@@ -123,6 +124,7 @@ def check_flags(group: Mapping[str, Any]) -> None:
 
 def check_parameters(group: Mapping[str, Any]) -> None:
     """Check that a group's parameters can have the states that its options ask for."""
+    refuse_flat(group["params"])
     option = "sign_state_dtype" if group["role"] == "sign" else "adamw_state_dtype"
     if group[option] is None:
         return

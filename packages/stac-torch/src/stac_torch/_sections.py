@@ -7,11 +7,12 @@ from torch import Tensor
 
 from stac_torch._adamw import AdamWTensors, adamw_step_
 from stac_torch._fused import sign_fused_
+from stac_torch._hosts import distributed, refuse_flat
 from stac_torch._local import is_dtensor, local, local_grad, local_reals
 from stac_torch._report import Tally
 from stac_torch._rounding import Noise, noise_key
 from stac_torch._sign import SignOptions, SignTensors, can_foreach, sign_foreach_, sign_step_
-from stac_torch._state import new_state, new_step, rounds_stochastically
+from stac_torch._state import complete_state, new_state, rounds_stochastically
 
 Names = Callable[[], Sequence[str]]
 
@@ -24,7 +25,7 @@ class GroupLists(NamedTuple):
     Attributes:
         params: Parameters.
         grads: Gradients.
-        exp_avgs: First moments; empty without momentum.
+        exp_avgs: First moments, None for a parameter of the sign section that has none.
         exp_avg_sqs: Second moments of the AdamW section.
         max_exp_avg_sqs: Their running maxima, with amsgrad.
         scales: Scales of int8 moments, None for floating ones.
@@ -35,7 +36,7 @@ class GroupLists(NamedTuple):
 
     params: list[Tensor]
     grads: list[Tensor]
-    exp_avgs: list[Tensor]
+    exp_avgs: list[Tensor | None]
     exp_avg_sqs: list[Tensor]
     max_exp_avg_sqs: list[Tensor]
     scales: list[Tensor | None]
@@ -63,6 +64,9 @@ def fill_lists(
     group: Mapping[str, Any], states: MutableMapping[Tensor, Any], lists: GroupLists
 ) -> None:
     """Fill the lists with what has a gradient, and create the states that are missing."""
+    if distributed():
+        # They may have been wrapped since.
+        refuse_flat(group["params"])
     for position, parameter in enumerate(group["params"]):
         if parameter.grad is None:
             continue
@@ -72,18 +76,15 @@ def fill_lists(
             # An empty entry would tell checkpointers that this parameter has a state.
             if state:
                 states[parameter] = state
+        else:
+            complete_state(group, parameter, state)
         lists.params.append(parameter)
         lists.grads.append(parameter.grad)
         lists.positions.append(position)
         lists.scales.append(state.get("exp_avg_scale"))
-        rounded = rounds_stochastically(group, parameter)
-        if rounded and "step" not in state:
-            # A state may be older than the option, or than the parameter's dtype.
-            state["step"] = new_step(group, parameter)
-        if rounded or group["role"] == "adamw":
+        lists.exp_avgs.append(state.get("exp_avg"))
+        if rounds_stochastically(group, parameter) or group["role"] == "adamw":
             lists.steps.append(state["step"])
-        if "exp_avg" in state:
-            lists.exp_avgs.append(state["exp_avg"])
         if group["role"] == "adamw":
             lists.exp_avg_sqs.append(state["exp_avg_sq"])
             if group["amsgrad"]:
@@ -104,13 +105,9 @@ def sign_section_(group: Mapping[str, Any], lists: GroupLists, names: Names, fla
     grads = lists.grads
     if any(is_dtensor(g) or g.is_complex() for g in grads):
         grads = [local_grad(p, g) for p, g in zip(lists.params, grads, strict=True)]
-    tensors = SignTensors(
-        local_reals(lists.params),
-        local_reals(grads),
-        local_reals(lists.exp_avgs),
-        [None if s is None else local(s) for s in lists.scales],
-        _noises(group, lists, names),
-    )
+    params, grads = local_reals(lists.params), local_reals(grads)
+    scales = [None if s is None else local(s) for s in lists.scales]
+    noises = _noises(group, lists, names)
     # A 1-element tensor would broadcast against 0-d parameters and change their shape.
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     scale = group["sign_lr_scale"]
@@ -124,13 +121,30 @@ def sign_section_(group: Mapping[str, Any], lists: GroupLists, names: Names, fla
         grad_scale=flags.grad_scale,
         tally=flags.tally,
     )
+    held = [m for m in lists.exp_avgs if m is not None]
+    moments = local_reals(held)
+    if len(held) in (0, len(params)):
+        _sign_update_(group, SignTensors(params, grads, moments, scales, noises), options)
+        return
+    # After momentum was lowered to 0, the states made before and since: the former still follow.
+    entries = zip(params, grads, scales, noises, lists.exp_avgs, strict=True)
+    with_moment, without = SignTensors(exp_avgs=moments), SignTensors()
+    for p, g, scale, noise, moment in entries:
+        part = without if moment is None else with_moment
+        part.extend(SignTensors([p], [g], [], [scale], [noise]))
+    for part in (with_moment, without):
+        _sign_update_(group, part, options)
+
+
+def _sign_update_(group: Mapping[str, Any], tensors: SignTensors, options: SignOptions) -> None:
+    """Take the step in the form that the group asks for."""
     if group["fused"]:
         sign_fused_(tensors, options)
         return
     foreach = group["foreach"]
     if foreach is None:
         foreach = all(p.device.type in _FOREACH_DEVICES for p in tensors.params)
-    if foreach and flags.tally is None and can_foreach(tensors):
+    if foreach and options.tally is None and can_foreach(tensors):
         sign_foreach_(tensors, options)
     else:
         sign_step_(tensors, options)

@@ -5,7 +5,7 @@ nothing without momentum), the AdamW section ``step``, ``exp_avg``, ``exp_avg_sq
 amsgrad, ``max_exp_avg_sq``. Stochastic rounding adds ``step`` to the sign section.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -36,12 +36,38 @@ def new_state(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     return state
 
 
+def complete_state(
+    group: Mapping[str, Any], parameter: Tensor, state: MutableMapping[str, Tensor]
+) -> None:
+    """Give a state what the group's options ask for now and did not when it was made."""
+    if rounds_stochastically(group, parameter) and "step" not in state:
+        state["step"] = new_step(group, parameter)
+    if group["role"] == "sign":
+        if group["sign_momentum"] != 0 and "exp_avg" not in state:
+            state.update(_new_momentum(group["sign_state_dtype"], parameter))
+    elif group["amsgrad"] and "max_exp_avg_sq" not in state:
+        state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+
+
 def new_step(group: Mapping[str, Any], parameter: Tensor) -> Tensor:
     """Return the counter of a parameter before its first step."""
+    return torch.zeros((), dtype=step_dtype(group), device=step_device(group, parameter))
+
+
+def step_dtype(group: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype of counters, as torch chooses it: float64 where that is the default dtype.
+
+    Kernels read float32.
+    """
+    double = torch.get_default_dtype() is torch.float64 and not group["fused"]
+    return torch.float64 if double else torch.float32
+
+
+def step_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
+    """Return where the counter of a parameter lives."""
     # On the host it costs no launch; graphs and kernels need it on the device.
     on_device = group["capturable"] or group["fused"]
-    device = local(parameter).device if on_device else "cpu"
-    return torch.zeros((), dtype=torch.float32, device=device)
+    return local(parameter).device if on_device else torch.device("cpu")
 
 
 def _new_momentum(name: str | None, parameter: Tensor) -> dict[str, Tensor]:

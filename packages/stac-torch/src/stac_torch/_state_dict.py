@@ -1,7 +1,8 @@
-"""Loading: everything is checked first, then every tensor keeps the dtype it was saved in.
+"""Loading: everything is checked first, then every tensor is copied in the dtype it was saved in.
 
 ``torch.optim.Optimizer.load_state_dict`` casts each floating state to the parameter's dtype, which
-makes float32 of a bfloat16 or int8 momentum.
+makes float32 of a bfloat16 or int8 momentum; it shares tensors with the state dict, so that two
+optimizers in one process step each other's moments; and it takes over how the saved one computed.
 """
 
 from collections import defaultdict
@@ -13,15 +14,16 @@ import torch
 from torch import Tensor
 
 from stac_torch._fused import same_layout
-from stac_torch._int8 import scale_shape
 from stac_torch._legacy import from_published, is_published
+from stac_torch._loaded_state import check_state
+from stac_torch._local import is_dtensor
 from stac_torch._options import FORMAT, GROUP_DEFAULTS
 from stac_torch._partition import clean_name
+from stac_torch._state import step_device, step_dtype
 
-_KEYS = {
-    "sign": frozenset({"exp_avg", "exp_avg_scale", "step"}),
-    "adamw": frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"}),
-}
+# How this process computes, which is no business of the one that saved: it may have had a compiler
+# or a GPU that this one lacks, or lacked what was asked for here.
+_OWN = ("foreach", "fused", "capturable")
 
 Names = Sequence["tuple[str, ...] | None"]
 
@@ -37,7 +39,7 @@ def normalized(
 
     Raises:
         ValueError: It does not fit: no groups, another number or size of groups, other roles, other
-            shapes, keys of the other section, or a newer format.
+            shapes, keys of the other section, missing ones, or a newer format.
     """
     for key in ("param_groups", "state"):
         if key not in state_dict:
@@ -56,13 +58,13 @@ def normalized(
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         _check_group(index, saved, group)
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        options = _options(saved, group)
         for position, (key, parameter) in enumerate(
             zip(saved["params"], group["params"], strict=True)
         ):
             state = state_dict["state"].get(key)
-            if state is not None:
-                where = f"group {index}, parameter {position}"
-                _check_state(where, state, parameter, group["role"])
+            if state:
+                check_state(f"group {index}, parameter {position}", state, parameter, options)
     return dict(state_dict)
 
 
@@ -88,29 +90,6 @@ def _check_group(index: int, saved: Mapping[str, Any], group: Mapping[str, Any])
             "install a newer stac-torch"
         )
         raise ValueError(msg)
-
-
-def _check_state(where: str, state: Mapping[str, Any], parameter: Tensor, role: str) -> None:
-    unknown = sorted(set(state) - _KEYS[role])
-    if unknown:
-        msg = f"{where} has the state {unknown}, which the {role} section does not know"
-        raise ValueError(msg)
-    exp_avg = state.get("exp_avg")
-    quantized = exp_avg is not None and exp_avg.dtype is torch.int8
-    if quantized != ("exp_avg_scale" in state):
-        msg = f"{where}: an int8 exp_avg and exp_avg_scale come together, got {sorted(state)}"
-        raise ValueError(msg)
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or key == "step":
-            continue
-        scaled = key == "exp_avg_scale"
-        shape = scale_shape(parameter.shape) if scaled else tuple(parameter.shape)
-        if tuple(value.shape) != shape:
-            msg = (
-                f"{where}: saved {key} has shape {tuple(value.shape)}, the parameter needs "
-                f"{shape}: the model has changed"
-            )
-            raise ValueError(msg)
 
 
 def saved_names(state_dict: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
@@ -150,36 +129,47 @@ def rebuilt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) 
     state = defaultdict(dict, {k: v for k, v in state_dict["state"].items() if k not in owned})
     new_groups: list[dict[str, Any]] = []
     for saved, group in zip(saved_groups, groups, strict=True):
-        options = {k: deepcopy(v) for k, v in saved.items() if k not in ("params", "param_names")}
-        # What the saved group does not say, because it is older or another optimizer's, stays.
-        for key in GROUP_DEFAULTS:
-            options.setdefault(key, group[key])
+        options = deepcopy(_options(saved, group))
         for key, parameter in zip(saved["params"], group["params"], strict=True):
-            if key in state_dict["state"]:
+            saved_state = state_dict["state"].get(key)
+            if saved_state:
                 state[parameter] = {
                     name: placed(name, value, parameter, options)
-                    for name, value in state_dict["state"][key].items()
+                    for name, value in saved_state.items()
                 }
         new_groups.append({"params": group["params"], **options})
     return {"state": state, "param_groups": new_groups}
 
 
-def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:
-    """Return a loaded state on its device, in its own dtype.
+def _options(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group after loading."""
+    left = ("params", "param_names", "differentiable", *_OWN)
+    options = {key: value for key, value in saved.items() if key not in left}
+    # What the saved group does not say, because it is older or another optimizer's, stays.
+    return {key: group[key] for key in GROUP_DEFAULTS} | options
+
+
+def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """Return a copy of a loaded state on its device, in its own dtype.
 
     Args:
         key: Its key.
         value: The state; ``step`` may be a number.
         parameter: Its parameter.
-        group: The loaded group: a counter lives on the device in capturable groups.
+        group: The loaded group, which says where a counter lives.
     """
     if key == "step":
-        device = parameter.device if group["capturable"] or group["fused"] else "cpu"
-        return torch.as_tensor(value, dtype=torch.float32, device=device)
-    if not isinstance(value, Tensor):
-        return value
-    value = value.to(parameter.device)
-    if group["fused"] and key != "exp_avg_scale" and not same_layout(value, parameter):
+        double = isinstance(value, Tensor) and value.dtype is torch.float64 and not group["fused"]
+        dtype = torch.float64 if double else step_dtype(group)
+        step = torch.as_tensor(value).detach()
+        return step.to(step_device(group, parameter), dtype, copy=True)
+    value = value.detach()
+    scales = key == "exp_avg_scale"
+    if (
+        not scales
+        and is_dtensor(value) == is_dtensor(parameter)
+        and not same_layout(value, parameter)
+    ):
         # The kernels walk a parameter and its moments in one order of memory.
-        value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return value
+        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    return value.to(parameter.device, copy=True)
