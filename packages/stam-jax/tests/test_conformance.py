@@ -1,4 +1,4 @@
-"""stam and stam_lite held to the float64 oracle: eagerly, under jit, and over eight devices."""
+"""Every optimizer held to the float64 oracle: eagerly, under jit, and over eight devices."""
 
 import os
 import pickle
@@ -17,9 +17,24 @@ import stam_jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optim_conformance import OptimizerConformance
 
-OPTIMIZERS = {"stam": stam_jax.stam, "stam_lite": stam_jax.stam_lite}
+# A slot with its leaf, or the count, wherever chains and partitions have put it.
+SLOT = re.compile(r"(?:^|/)(count|(?:mu|nu|nu_max|s2|tau|e1|e2|beta1|b1_prod)/[^/]+)$")
+
+
+def stac(roles, **hparams):
+    return stam_jax.stac(partition=dict(roles), **hparams)
+
+
+def adamw(**hparams):
+    return stam_jax.stac(partition=lambda tree: jax.tree.map(lambda _: "adamw", tree), **hparams)
+
+
+OPTIMIZERS = {"stam": stam_jax.stam, "stam_lite": stam_jax.stam_lite, "stac": stac, "adamw": adamw}
 # Our first moment of a STAMLite is called by what it is: the state.
-RENAMED = {"stam": {}, "stam_lite": {"mu_dtype": "state_dtype"}}
+RENAMED = {
+    "stam_lite": {"mu_dtype": "state_dtype"},
+    "stac": {"mu_dtype": "sign_state_dtype"},
+}
 
 
 @contextmanager
@@ -83,7 +98,10 @@ class JaxRun:
     def __init__(self, opt, hparams, params, dtype, jit, place):
         self.again = (opt, hparams, params, dtype, jit, place)
         self.double = dtype == "float64"
-        own = {RENAMED[opt].get(name, name): value for name, value in hparams.items()}
+        renamed = RENAMED.get(opt, {})
+        own = {renamed.get(name, name): value for name, value in hparams.items()}
+        if "roles" in own:  # Hashable, as runs with equal settings share a program.
+            own["roles"] = tuple(own["roles"].items())
         if opt == "stam_lite":
             # The suites expect a first moment in the parameter's dtype; our default is float32.
             own.setdefault("state_dtype", None)
@@ -109,8 +127,11 @@ class JaxRun:
     def state(self):
         with double_precision(self.double):
             flat = stam_jax.state_to_dict(self.opt_state)
-        slots = {key.removeprefix("0/"): value for key, value in flat.items() if key[:2] == "0/"}
-        return {key: np.array(v) for key, v in slots.items() if not key.startswith("s/")}
+        found = {key: SLOT.search(key) for key in flat}
+        slots = {match[1]: np.array(flat[key]) for key, match in found.items() if match}
+        if not any(key.startswith(("nu/", "e2/")) for key in slots):
+            del slots["count"]  # Nothing in a sign section depends on it.
+        return slots
 
     def save(self):
         with double_precision(self.double):
@@ -134,7 +155,7 @@ class JaxAdapter:
     def __init__(self, name, *, jit, place=one_device):
         self.name, self.jit, self.place = name, jit, place
         shared = {"f64", "bf16", "f16", "complex", "resume", "lr", "corrected", "stat_sample"}
-        shared |= {"parity", "mu_dtype", "propagate", "zero", "skip"}
+        shared |= {"parity", "mu_dtype", "propagate", "zero", "skip", "maximize", "amsgrad"}
         self.capabilities = frozenset(shared | ({"jit"} if jit else set()))
 
     def optimizers(self):

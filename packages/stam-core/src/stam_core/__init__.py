@@ -5,6 +5,7 @@ the mean that the statistics use (``mean=``). Importing this package loads NumPy
 deep-learning framework.
 """
 
+from stam_core import int8, noise
 from stam_core._means import local_mean, sample_stride, strided_sample
 from stam_core._names import SLOT_BY_NAME, SLOTS, SlotName
 from stam_core._stac import (
@@ -15,11 +16,13 @@ from stam_core._stac import (
     STACHyperparams,
     STACReference,
     STACRole,
+    adamw_direction,
     adamw_update,
     init_adamw,
     init_sign,
     sign_update,
     sign_with_nan,
+    update_sign_moment,
 )
 from stam_core._stam import (
     PARITY,
@@ -49,14 +52,17 @@ from stam_core._stam_lite import (
     update_lite_statistics,
     update_momentum,
 )
+from stam_core._typing import AS_WRITTEN, Exact
 
 __all__ = [
+    "AS_WRITTEN",
     "HYBRID_SIGN_LR_SCALE",
     "PARITY",
     "ROLES",
     "SLOTS",
     "SLOT_BY_NAME",
     "AdamWState",
+    "Exact",
     "STACHyperparams",
     "STACReference",
     "STACRole",
@@ -68,6 +74,7 @@ __all__ = [
     "STAMStatistics",
     "SignState",
     "SlotName",
+    "adamw_direction",
     "adamw_update",
     "clip_beta1",
     "decayed_step",
@@ -77,9 +84,11 @@ __all__ = [
     "init_lite_state",
     "init_sign",
     "init_state",
+    "int8",
     "lite_direction",
     "lite_step",
     "local_mean",
+    "noise",
     "normalised_variance",
     "residual_magnitude",
     "residual_means",
@@ -91,6 +100,7 @@ __all__ = [
     "update_lite_statistics",
     "update_moments",
     "update_momentum",
+    "update_sign_moment",
     "update_statistics",
     "zero_nonfinite",
 ]

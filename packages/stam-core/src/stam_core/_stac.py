@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from stam_core._power import one_minus_power
-from stam_core._typing import Array, Namespace, Scalar
+from stam_core._typing import AS_WRITTEN, Array, Exact, Namespace, Scalar
 from stam_core._validate import NON_NEGATIVE, Range, check_choice, check_number
 
 HALF_OPEN_UNIT = Range("in [0, 1)", 0.0, 1.0, open_high=True)
@@ -148,6 +148,26 @@ def sign_with_nan(x: Array, *, xp: Namespace) -> Array:
     return xp.where(xp.isnan(x), x, xp.sign(x))
 
 
+def update_sign_moment(
+    g: Array, mu: Array, hyperparams: STACHyperparams, *, exact: Exact = AS_WRITTEN
+) -> Array:
+    """Return the sign section's new moment, equation (1).
+
+    Args:
+        g: Gradient, its sign turned to ascend.
+        mu: First moment, same shape.
+        hyperparams: The hyperparameters.
+        exact: How to keep operations apart under a compiler: the sum of two rounded products has
+            the same bits everywhere.
+
+    Example:
+        >>> update_sign_moment(0.5, 0.25, STACHyperparams(sign_momentum=0.5))
+        0.375
+    """
+    sm = hyperparams.sign_momentum
+    return exact.keep(sm * mu) + exact.keep((1 - sm) * g)
+
+
 def sign_update(
     p: Array, g: Array, mu: Array | None, hyperparams: STACHyperparams, *, xp: Namespace
 ) -> tuple[Array, Array | None]:
@@ -174,10 +194,32 @@ def sign_update(
     hp = hyperparams
     g = -g if hp.maximize else g
     if mu is not None:
-        mu = hp.sign_momentum * mu + (1 - hp.sign_momentum) * g
+        mu = update_sign_moment(g, mu, hp)
     lr = hp.sign_lr_scale * hp.learning_rate
     direction = sign_with_nan(g if mu is None else mu, xp=xp)
     return p * (1 - lr * hp.decay("sign")) - lr * direction, mu
+
+
+def adamw_direction(
+    g: Array, state: AdamWState, t: Scalar, hyperparams: STACHyperparams, *, xp: Namespace
+) -> tuple[Array, AdamWState]:
+    """Return the quotient of equation (5) and the new moments, equations (3) and (4).
+
+    Args:
+        g: Gradient, its sign turned to ascend.
+        state: The moments, shape of ``g``.
+        t: Step being taken, from 1.
+        hyperparams: The hyperparameters.
+        xp: The array namespace.
+    """
+    hp = hyperparams
+    magnitude = xp.abs(g)
+    mu = hp.b1 * state.mu + (1 - hp.b1) * g
+    nu = hp.b2 * state.nu + (1 - hp.b2) * (magnitude * magnitude)
+    nu_max = None if state.nu_max is None else xp.maximum(state.nu_max, nu)
+    mu_hat = mu / one_minus_power(hp.b1, t, xp=xp)
+    nu_hat = (nu if nu_max is None else nu_max) / one_minus_power(hp.b2, t, xp=xp)
+    return mu_hat / (xp.sqrt(nu_hat) + hp.eps), AdamWState(mu, nu, nu_max)
 
 
 def adamw_update(
@@ -205,16 +247,9 @@ def adamw_update(
         ([0.89, 2.08], [0.05, -0.025])
     """
     hp = hyperparams
-    g = -g if hp.maximize else g
-    magnitude = xp.abs(g)
-    mu = hp.b1 * state.mu + (1 - hp.b1) * g
-    nu = hp.b2 * state.nu + (1 - hp.b2) * (magnitude * magnitude)
-    nu_max = None if state.nu_max is None else xp.maximum(state.nu_max, nu)
-    mu_hat = mu / one_minus_power(hp.b1, t, xp=xp)
-    nu_hat = (nu if nu_max is None else nu_max) / one_minus_power(hp.b2, t, xp=xp)
+    d, state = adamw_direction(-g if hp.maximize else g, state, t, hp, xp=xp)
     lr = hp.learning_rate
-    p = p * (1 - lr * hp.decay("adamw")) - lr * (mu_hat / (xp.sqrt(nu_hat) + hp.eps))
-    return p, AdamWState(mu, nu, nu_max)
+    return p * (1 - lr * hp.decay("adamw")) - lr * d, state
 
 
 def init_sign(p: Array, hyperparams: STACHyperparams, *, xp: Namespace) -> SignState:
@@ -304,9 +339,11 @@ __all__ = [
     "STACReference",
     "STACRole",
     "SignState",
+    "adamw_direction",
     "adamw_update",
     "init_adamw",
     "init_sign",
     "sign_update",
     "sign_with_nan",
+    "update_sign_moment",
 ]

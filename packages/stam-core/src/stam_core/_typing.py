@@ -1,7 +1,8 @@
 """The names the rules are typed with: any array, any namespace of the Python array API."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from operator import truediv
+from typing import Any, NamedTuple, TypeAlias
 
 Array: TypeAlias = Any
 """An array of the namespace in use (NumPy, jax.numpy, array-api-strict, torch)."""
@@ -14,3 +15,20 @@ Scalar: TypeAlias = Any
 
 Mean: TypeAlias = Callable[[Array], Array]
 """A mean over a tensor: local, across devices, or keeping some axes (then with size-1 dims)."""
+
+
+class Exact(NamedTuple):
+    """How to keep operations that IEEE 754 rounds correctly what they are, under a compiler.
+
+    Attributes:
+        keep: Returns its argument, so that no compiler merges the operation that made it with the
+            next one.
+        divide: Returns the quotient of two arrays of one shape, correctly rounded.
+    """
+
+    keep: Callable[[Array], Array]
+    divide: Callable[[Array, Array], Array]
+
+
+AS_WRITTEN = Exact(keep=lambda x: x, divide=truediv)
+"""For namespaces that round each operation by itself, as NumPy does."""

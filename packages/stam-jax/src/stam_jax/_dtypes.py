@@ -101,3 +101,12 @@ def canonical_float(name: str, dtype: Any) -> np.dtype | None:
         )
         raise ValueError(msg)
     return resolved
+
+
+def stored(x: jax.Array, dtype: Any) -> jax.Array:
+    """Round to a storage dtype, to its largest finite value where ``x`` is too large for it."""
+    if not is_complex(dtype):
+        largest = float(jnp.finfo(dtype).max)
+        if largest < float(jnp.finfo(x.dtype).max):
+            x = jnp.clip(x, -largest, largest)
+    return x.astype(dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 H = TypeVar("H")
 
-DECAYS = ("b1_base", "b2", "tau_decay", "moment_decay")
+DECAYS = ("b1_base", "b1", "b2", "tau_decay", "moment_decay", "sign_momentum")
 
 
 def is_dynamic(value: Any) -> bool:

@@ -1,14 +1,16 @@
 """Applying updates to bfloat16 parameters without losing the small ones."""
 
+import math
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import stam_core
 from jax import lax
 
-from stam_jax._dtypes import is_narrow
+from stam_jax import _dtypes
 
 
 def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
@@ -46,7 +48,7 @@ def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
         if p is None or u is None:
             return p
         dtype = jnp.asarray(p).dtype
-        if is_narrow(dtype):
+        if _dtypes.is_narrow(dtype):
             return (p.astype(jnp.float32) + u.astype(jnp.float32)).astype(dtype)
         if dtype != jnp.bfloat16:
             return optax.apply_updates(p, u)
@@ -75,9 +77,95 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
         >>> [float(v) for v in jnp.unique(rounded)], f"{rounded.astype(float).mean():.3f}"
         ([1.0, 1.0078125], '1.002')
     """
-    x = x.astype(jnp.float32)
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    return _carried(x.astype(jnp.float32), noise)
+
+
+def _carried(x: jax.Array, noise: jax.Array) -> jax.Array:
+    """Round float32 to bfloat16 with 16 random bits, uint32, for each entry."""
     carried = lax.bitcast_convert_type(x, jnp.uint32) + noise
     truncated = (carried >> 16).astype(jnp.uint16)
     rounded = lax.bitcast_convert_type(truncated, jnp.bfloat16)
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+
+
+class RoundingState(NamedTuple):
+    """State of :func:`round_updates_stochastically`.
+
+    Attributes:
+        count: Steps taken, int32 scalar.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (optax's name)
+
+
+def _is_bfloat16(leaf: Any) -> bool:
+    return _dtypes.dtype_of(leaf) == jnp.bfloat16
+
+
+def round_updates_stochastically(seed: int) -> optax.GradientTransformationExtraArgs:
+    """Move each update of a bfloat16 leaf to where it leads to a number that bfloat16 holds.
+
+    The sum of parameter and update is rounded to one of its two neighbours, with the noise of
+    ``stam_core.noise``: a hash of seed, dotted path, step and position. The new update is the
+    difference in float32, so that ``optax.apply_updates`` arrives there.
+
+    Args:
+        seed: The seed.
+    """
+
+    def init(params: Any) -> RoundingState:
+        del params
+        return RoundingState(jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: Any, state: RoundingState, params: Any = None, **extra: Any
+    ) -> tuple[Any, RoundingState]:
+        del extra
+        if params is None:
+            msg = (
+                "params are missing, and stochastic rounding needs them: call "
+                "update(grads, state, params)"
+            )
+            raise ValueError(msg)
+        count = jnp.asarray(optax.safe_increment(state.count))
+
+        def rounded(path: Any, u: Any, p: Any) -> Any:
+            if u is None or not _is_bfloat16(p):
+                return u
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            key = jnp.asarray(stam_core.noise.noise_key(seed, name), jnp.uint32)
+            low, high = _positions(jnp.shape(p))
+            noise = stam_core.noise.random_bits(key, count.astype(jnp.uint32), low, high, xp=jnp)
+            wide = p.astype(jnp.float32)
+            return _carried(wide + u, noise).astype(jnp.float32) - wide
+
+        new = jax.tree_util.tree_map_with_path(
+            rounded, updates, params, is_leaf=lambda x: x is None
+        )
+        return new, RoundingState(count)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+
+
+def _positions(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Return the C-order position of every entry, its lower and its higher 32 bits."""
+    low = jnp.zeros(shape, jnp.uint32)
+    high = jnp.zeros(shape, jnp.uint32)
+    stride = math.prod(shape)
+    for axis, length in enumerate(shape):
+        stride //= max(length, 1)
+        index = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        step_low, step_high = _product(index, stride)
+        low, carry = low + step_low, (low > ~step_low).astype(jnp.uint32)
+        high = high + step_high + carry
+    return low, high
+
+
+def _product(x: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+    """Return the lower and the higher 32 bits of a product of 32-bit numbers."""
+    a, b = x & 0xFFFF, x >> 16
+    c, d = n & 0xFFFF, n >> 16
+    low, middle = a * c, b * c
+    other = a * d + (middle & 0xFFFF) + (low >> 16)
+    return (other << 16) | (low & 0xFFFF), b * d + (middle >> 16) + (other >> 16)

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import optax
 
+from stam_jax._layers import Partition
 from stam_jax._means import AxisName
+from stam_jax._stac import stac
 from stam_jax._stam import stam
 from stam_jax._stam_lite import stam_lite
 from stam_jax._tree import StatAxes
 
-__all__ = ["STAM", "STAMLite"]
+__all__ = ["STAC", "STAM", "STAMLite"]
 
 
 class _Descent:
@@ -202,5 +204,90 @@ class STAMLite(_Descent):
             nonfinite=nonfinite,
             parity=parity,
             eps_root=eps_root,
+        )
+        super().__init__(transformation)
+
+
+class STAC(_Descent):
+    """STAC with updates that are subtracted: ``params = p - u`` for every leaf.
+
+    Args:
+        learning_rate: As all the arguments, see :func:`stam_jax.stac`.
+        sign_momentum: Decay of the sign section's moment.
+        b1: Decay of the AdamW section's first moment.
+        b2: Decay of its second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay of both sections.
+        partition: Which leaves are trained by sign, and which by AdamW.
+        sign_lr_scale: Step size of the sign section over the learning rate.
+        sign_weight_decay: Decay of the sign section.
+        adamw_weight_decay: Decay of the AdamW section.
+        mask: Which leaves are decayed.
+        sign_state_dtype: Storage of the sign section's moment.
+        adamw_state_dtype: Storage of the AdamW section's moments.
+        amsgrad: Divide by the running maximum of the second moment.
+        maximize: Ascend.
+        stochastic_rounding: Round bfloat16 leaves stochastically.
+        rounding_seed: Its seed.
+        axis_name: Mapped axes over which gradients are spread.
+        nonfinite: What a gradient with nan or infinity does.
+
+    Raises:
+        ValueError: A hyperparameter is out of range.
+        TypeError: A hyperparameter is not a number.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> optimizer = STAC(learning_rate=0.1)
+        >>> params = {"body": jnp.asarray([1.0, -2.0]), "head": jnp.asarray([3.0])}
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> print(updates["head"])
+        [0.1]
+    """
+
+    def __init__(
+        self,
+        learning_rate: optax.ScalarOrSchedule = 1e-3,
+        sign_momentum: float = 0.9,
+        b1: float = 0.9,
+        b2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: optax.ScalarOrSchedule = 0.0,
+        *,
+        partition: Partition = None,
+        sign_lr_scale: float | None = None,
+        sign_weight_decay: optax.ScalarOrSchedule | None = None,
+        adamw_weight_decay: optax.ScalarOrSchedule | None = None,
+        mask: Any = None,
+        sign_state_dtype: Any = None,
+        adamw_state_dtype: Any = None,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
+        axis_name: AxisName | None = None,
+        nonfinite: str = "skip",
+    ) -> None:
+        transformation = stac(
+            learning_rate,
+            sign_momentum,
+            b1,
+            b2,
+            eps,
+            weight_decay,
+            partition=partition,
+            sign_lr_scale=sign_lr_scale,
+            sign_weight_decay=sign_weight_decay,
+            adamw_weight_decay=adamw_weight_decay,
+            mask=mask,
+            sign_state_dtype=sign_state_dtype,
+            adamw_state_dtype=adamw_state_dtype,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            stochastic_rounding=stochastic_rounding,
+            rounding_seed=rounding_seed,
+            axis_name=axis_name,
+            nonfinite=nonfinite,
         )
         super().__init__(transformation)
