@@ -149,5 +149,5 @@ def test_too_few_descriptors_are_not_taken_for_damage(run_folder, make_document,
             load(run_folder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert type(caught.value) is oc.CheckpointError
+    assert type(caught.value) is oc.CheckpointReadError
     assert load(run_folder).step == 3
