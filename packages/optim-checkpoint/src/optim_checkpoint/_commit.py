@@ -41,6 +41,7 @@ from optim_checkpoint._folder import (
     TEMPORARY,
     GenerationName,
     StrPath,
+    check_in_place,
     check_step,
     free_name,
     generations,
@@ -136,6 +137,7 @@ def commit(
         with _fs.opened(make_root(path)) as root, locked(root, path):
             target, present = prepare(root, path, step, needed, replace=replace)
             _write(root, target, files, document)
+            check_in_place(root, path, step)
             if keep is not None:
                 try_retire(root, target, present, keep)
     except OSError as error:

@@ -170,6 +170,23 @@ def make_root(path: StrPath) -> int:
     return current
 
 
+def check_in_place(root: int, path: StrPath, step: int) -> None:
+    """Check that what was committed in an open root is found under its path.
+
+    Raises:
+        CheckpointWriteError: If the folder was moved away, removed or exchanged meanwhile.
+    """
+    try:
+        same = os.path.samestat(os.stat(path), os.fstat(root))
+    except (FileNotFoundError, NotADirectoryError):
+        same = False
+    if not same:
+        raise CheckpointWriteError(
+            f"step {step} was committed, but not to what is {os.fspath(path)} now: the folder was "
+            "renamed, removed or exchanged during the save"
+        )
+
+
 @contextlib.contextmanager
 def locked(root: int, path: StrPath) -> Generator[None]:
     """Hold the writer's lock of a root, or say who should wait.

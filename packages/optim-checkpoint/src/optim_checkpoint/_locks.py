@@ -44,7 +44,7 @@ _held: set[Held] = set()
 
 
 def _count() -> None:
-    global _forks  # noqa: PLW0603 - the hook of the fork has no other place
+    global _forks
     _forks += 1
 
 

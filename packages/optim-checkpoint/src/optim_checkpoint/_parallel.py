@@ -74,9 +74,10 @@ class _Crew:
     def _work(self) -> None:
         while not self._failed:
             with self._next:
-                number, batch = next(self._left, (-1, []))
-            if number < 0:
+                taken = next(self._left, None)
+            if taken is None:
                 return
+            number, batch = taken
             try:
                 for job in batch:
                     job()

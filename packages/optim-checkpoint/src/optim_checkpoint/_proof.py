@@ -91,9 +91,9 @@ def examine(root: int, name: GenerationName, *, whole: bool) -> State:
     except OSError:
         marks = None
     known, state = _found.get(_key(root, name), (None, State.UNKNOWN))
-    if marks is not None and known == marks:
-        if state is State.DAMAGED or state >= (State.SOUND if whole else State.HEADERS_SOUND):
-            return state
+    enough = State.SOUND if whole else State.HEADERS_SOUND
+    if marks is not None and known == marks and (state >= enough or state is State.DAMAGED):
+        return state
 
     def look() -> None:
         with Generation(root, name) as generation:
@@ -102,7 +102,7 @@ def examine(root: int, name: GenerationName, *, whole: bool) -> State:
 
     try:
         _reading.afresh(look)
-        state = State.SOUND if whole else State.HEADERS_SOUND
+        state = enough
     except CorruptCheckpointError:
         state = State.DAMAGED
     except (CheckpointError, MemoryError):

@@ -30,6 +30,9 @@ class _FailingFlush:
     Leaving with `os._exit` would set it too, and skip whatever else wants to be done at the end.
     """
 
+    # A closed stream would not be flushed.
+    closed = False
+
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
@@ -37,7 +40,7 @@ class _FailingFlush:
         return getattr(self._stream, name)
 
     def flush(self) -> None:
-        if self._stream is not None:
+        if not getattr(self._stream, "closed", True):
             self._stream.flush()
         if sys.is_finalizing():
             raise OSError("a save in the background has failed")
