@@ -85,7 +85,7 @@ def find_root(path: StrPath) -> int | None:
         os.close(root)
         raise CheckpointNotFoundError(
             f"{os.fspath(path)} is one generation of a run, not the folder of the run: pass "
-            f"{inside.parent} and a step"
+            f"{inside[0]} and step={inside[1].step}"
         )
     return root
 
@@ -101,10 +101,13 @@ def open_root(path: StrPath) -> int:
     return root
 
 
-def _generation_at(root: int, path: StrPath) -> Path | None:
-    """Return where an open folder really is, if it is a generation."""
+def _generation_at(root: int, path: StrPath) -> tuple[Path, GenerationName] | None:
+    """Return in which folder an open one really is, and its name, if it is a generation."""
     place = Path(path).resolve()
-    return place if parse_name(place.name) and has_manifest(".", root) else None
+    name = parse_name(place.name)
+    if name is None or not has_manifest(".", root):
+        return None
+    return place.parent, name
 
 
 def has_manifest(name: str, folder: int) -> bool:
@@ -165,7 +168,7 @@ def make_root(path: StrPath) -> int:
         os.close(current)
         raise CheckpointWriteError(
             f"{os.fspath(path)} is one generation of a run, which would take what is saved in it "
-            f"along when it is retired: save to {inside.parent}"
+            f"along when it is retired: save to {inside[0]}"
         )
     return current
 
@@ -177,7 +180,7 @@ def check_in_place(root: int, path: StrPath, step: int) -> None:
         CheckpointWriteError: If the folder was moved away, removed or exchanged meanwhile.
     """
     try:
-        same = os.path.samestat(os.stat(path), os.fstat(root))
+        same = os.path.samestat(Path(path).stat(), os.fstat(root))
     except (FileNotFoundError, NotADirectoryError):
         same = False
     if not same:
