@@ -176,7 +176,7 @@ def test_one_generation_in_the_place_of_the_run_says_where_the_run_is(
 
 def test_nothing_is_saved_into_a_generation(run_folder, make_document):
     inside = run_folder / "step-00000002"
-    with pytest.raises(oc.CheckpointWriteError, match=f"is one generation .* to {run_folder}"):
+    with pytest.raises(oc.CheckpointWriteError, match=rf"is one generation .* to {run_folder}$"):
         commit(inside, make_document(3))
     assert sorted(path.name for path in inside.iterdir()) == ["manifest.json", "model", "optim"]
 

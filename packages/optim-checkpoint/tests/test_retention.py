@@ -58,6 +58,15 @@ def test_a_damaged_older_step_does_not_shorten_what_can_be_restored(run, make_do
     assert oc.steps(run) == [30, 40, 50]
 
 
+def test_what_a_restore_found_damaged_is_known_to_the_next_save(run, make_document, load):
+    for step in (20, 30):
+        flip(run, step)
+    with pytest.warns(oc.CheckpointWarning):
+        assert load(run).step == 10
+    commit(run, make_document(40), keep=2)
+    assert oc.steps(run) == [10, 20, 30, 40]
+
+
 def test_a_step_that_cannot_be_read_takes_no_place_either(run, make_document, monkeypatch):
     generation = _proof.Generation
 
