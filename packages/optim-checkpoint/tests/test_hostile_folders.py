@@ -189,7 +189,7 @@ def test_a_run_may_be_called_like_a_generation(tmp_path, make_document, load, ch
 
 def test_a_step_that_was_written_again_is_listed_once(run_folder, make_document, load):
     commit(run_folder, make_document(1), replace=True)
-    with pytest.raises(oc.CheckpointNotFoundError, match="has no step 99; newest steps: 1, 2$"):
+    with pytest.raises(oc.CheckpointNotFoundError, match=r"has no step 99; newest steps: 1, 2$"):
         load(run_folder, 99)
 
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,3 +216,23 @@ def test_of_two_writers_without_locks_none_loses_what_it_was_told_is_saved(
             break
     assert failed > 10
     assert at > 20
+
+
+def test_a_folder_that_is_being_swept_cannot_be_committed_half_removed(
+    run_folder, make_document, monkeypatch
+):
+    sealed = run_folder / ".tmp-step-00000007-0123456789abcdef"
+    shutil.copytree(run_folder / "step-00000002", sealed)
+    tried = []
+
+    class Racing(_fs.FileOps):
+        def remove(self, name, folder):
+            tried.append(name)
+            with contextlib.suppress(FileNotFoundError):
+                sealed.rename(run_folder / "step-00000007")
+            super().remove(name, folder)
+
+    monkeypatch.setattr(_fs, "ops", Racing())
+    commit(run_folder, make_document(3))
+    assert "manifest.json" in tried
+    assert oc.steps(run_folder) == [1, 2, 3]
