@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optim_checkpoint as oc
 import pytest
-from optim_checkpoint import _generation, _manifest, _select
+from optim_checkpoint import _generation, _manifest, _reading, _select
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._shard import Entry
 
@@ -33,7 +33,7 @@ MUTANTS = {
         "rename",
     ),
     "symbolic links": (
-        _generation,
+        _reading,
         "_OPEN = os.O_RDONLY | os.O_NOFOLLOW",
         "_OPEN = os.O_RDONLY",
         "link",
@@ -123,6 +123,8 @@ def test_without_the_check_the_damage_would_pass(run_folder, monkeypatch, name, 
     namespace = mutated(module, old, new)
     if module is _manifest:
         monkeypatch.setattr(_manifest, "parse", namespace["parse"])
+    elif module is _reading:
+        monkeypatch.setattr(_reading, "open_regular", namespace["open_regular"])
     else:
         monkeypatch.setattr(_select, "Generation", namespace["Generation"])
         monkeypatch.setattr(oc._api, "Generation", namespace["Generation"])

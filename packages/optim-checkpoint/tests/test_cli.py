@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import optim_checkpoint.cli as cli
 import pytest
@@ -91,7 +93,7 @@ def test_export_of_a_damaged_step_leaves_nothing(run, run_folder, tmp_path):
         (["inspect", "nowhere"], "nowhere is not a folder of checkpoints"),
         (["export", "nowhere", "x"], "nowhere is not a folder of checkpoints"),
         (["inspect", ".", "--step", "-1"], "step is -1; it must be an integer"),
-        (["ls", "a" * 300], "[Errno "),
+        (["ls", "a" * 300], f"{'a' * 300}: cannot be opened: ENAMETOOLONG (File name too long)"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_1(run, tmp_path, monkeypatch, arguments, message):
@@ -106,3 +108,24 @@ def test_bad_input_is_one_line_and_exit_1(run, tmp_path, monkeypatch, arguments,
 def test_export_of_a_part_that_is_not_there(run, run_folder, tmp_path):
     code, _, err = run("export", run_folder, tmp_path / "x", "--part", "train")
     assert (code, err) == (1, "optim-checkpoint: step 2 has no part train\n")
+
+
+def test_what_cannot_be_read_is_neither_sound_nor_damaged(run, run_folder, monkeypatch):
+    def refuse(fd, buffers, offset):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    code, out, err = run("verify", run_folder, "--all")
+    assert (code, out) == (1, "")
+    assert [line.split(": ")[:2] for line in err.splitlines()] == [
+        [f"step {step}", "NOT READ"] for step in (1, 2)
+    ]
+    code, out, _ = run("ls", run_folder)
+    assert out.count(" not readable: step-0000000") == 2
+    assert "damaged:" not in out
+
+
+def test_one_generation_is_not_taken_for_an_empty_run(run, run_folder):
+    code, _, err = run("ls", run_folder / "step-00000002")
+    assert code == 1
+    assert err.endswith(f"pass {run_folder} and step=2\n")

@@ -187,9 +187,10 @@ def test_a_root_that_another_process_just_made_is_made_durable_too(
 
 
 def test_leftovers_of_a_killed_writer_are_swept(run_folder, make_document):
-    (run_folder / ".tmp-step-00000009-aa" / "model").mkdir(parents=True)
-    (run_folder / ".tmp-step-00000009-aa" / "model" / "x").write_bytes(b"x")
-    (run_folder / ".trash-step-00000001-bb").mkdir()
+    temporary = run_folder / ".tmp-step-00000009-0123456789abcdef"
+    (temporary / "model").mkdir(parents=True)
+    (temporary / "model" / "x").write_bytes(b"x")
+    (run_folder / ".trash-step-00000001.g2-fedcba9876543210").mkdir()
     commit(run_folder, make_document(3))
     assert names(run_folder) == [".lock", "step-00000001", "step-00000002", "step-00000003"]
 
@@ -264,7 +265,7 @@ def test_only_one_file_touches_the_disk():
         if calls.search(line) and path.name != "_fs.py"
     }
     # The lock is the one file that is opened to write elsewhere; nothing is written to it.
-    assert {name for name, _ in found} == {"_folder.py", "_generation.py"}
+    assert {name for name, _ in found} == {"_folder.py", "_reading.py"}
     assert all("os.open(" in line for _, line in found)
 
 

@@ -149,5 +149,62 @@ def test_too_few_descriptors_are_not_taken_for_damage(run_folder, make_document,
             load(run_folder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert type(caught.value) is oc.CheckpointError
+    assert type(caught.value) is oc.CheckpointReadError
     assert load(run_folder).step == 3
+
+
+@pytest.mark.parametrize(
+    "read", [lambda p, load: load(p), lambda p, load: oc.steps(p), lambda p, load: oc.verify(p)]
+)
+@pytest.mark.parametrize("way", ["path", "link", "working folder"])
+def test_one_generation_in_the_place_of_the_run_says_where_the_run_is(
+    run_folder, load, monkeypatch, tmp_path, read, way
+):
+    given = run_folder / "step-00000002"
+    if way == "link":
+        (tmp_path / "latest").symlink_to(given)
+        given = tmp_path / "latest"
+    elif way == "working folder":
+        monkeypatch.chdir(given)
+        given = "."
+    with pytest.raises(
+        oc.CheckpointNotFoundError,
+        match=rf"{given} is one generation of a run, .*: pass {run_folder.resolve()} and step=2$",
+    ):
+        read(given, load)
+
+
+def test_nothing_is_saved_into_a_generation(run_folder, make_document):
+    inside = run_folder / "step-00000002"
+    with pytest.raises(oc.CheckpointWriteError, match=rf"is one generation .* to {run_folder}$"):
+        commit(inside, make_document(3))
+    assert sorted(path.name for path in inside.iterdir()) == ["manifest.json", "model", "optim"]
+
+
+def test_a_run_may_be_called_like_a_generation(tmp_path, make_document, load, check):
+    commit(tmp_path / "step-00000100", make_document(1))
+    check(load(tmp_path / "step-00000100").value, 1)
+    assert oc.steps(tmp_path / "step-00000100") == [1]
+
+
+def test_a_step_that_was_written_again_is_listed_once(run_folder, make_document, load):
+    commit(run_folder, make_document(1), replace=True)
+    with pytest.raises(oc.CheckpointNotFoundError, match=r"has no step 99; newest steps: 1, 2$"):
+        load(run_folder, 99)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_save_to_a_folder_that_was_moved_away_meanwhile_is_no_save(
+    run_folder, make_document, monkeypatch, back
+):
+    class Moving(_fs.FileOps):
+        def rename(self, old, new, folder):
+            super().rename(old, new, folder)
+            run_folder.rename(run_folder.with_name("moved"))
+            if back:
+                run_folder.mkdir()
+
+    monkeypatch.setattr(_fs, "ops", Moving())
+    with pytest.raises(oc.CheckpointWriteError, match="step 3 was committed, but not to what is"):
+        commit(run_folder, make_document(3), keep=1)
+    assert oc.steps(run_folder.with_name("moved")) == [1, 2, 3]

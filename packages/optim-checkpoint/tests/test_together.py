@@ -1,5 +1,7 @@
 """Several writers, here threads: a fault at every call of every one of them loses nothing."""
 
+import errno
+import os
 import re
 import shutil
 import threading
@@ -466,3 +468,21 @@ def test_ranks_that_see_different_generations_under_one_name_restore_none(tmp_pa
         r"processes need one file system",
         str(results[0]),
     )
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES], ids=errno.errorcode.get)
+def test_what_one_rank_cannot_read_is_an_error_in_all(run_folder, monkeypatch, code):
+    read, refused = os.preadv, []
+
+    def preadv(fd, buffers, offset):
+        refused.append(threading.get_ident())
+        if refused[0] == threading.get_ident():
+            raise OSError(code, "no luck")
+        return read(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    results = choose_together([run_folder] * RANKS)
+    assert [type(result) for result in results] == [oc.CheckpointReadError] * RANKS
+    assert {result.errno for result in results} == {code}
+    assert all("step-00000002/" in result.filename for result in results)
+    assert sorted("(process" in str(result) for result in results) == [False, True, True]

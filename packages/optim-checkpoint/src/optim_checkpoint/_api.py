@@ -1,15 +1,18 @@
 # pyright: strict
 """What can be asked of a folder of checkpoints without any framework."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
-from optim_checkpoint import _fs
-from optim_checkpoint._errors import CheckpointNotFoundError, CorruptCheckpointError
-from optim_checkpoint._folder import StrPath, check_step, generations, open_root
+from optim_checkpoint import _fs, _reading
+from optim_checkpoint._errors import CorruptCheckpointError
+from optim_checkpoint._folder import StrPath, check_step, find_root, generations, open_root
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._select import candidates
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,20 @@ def steps(path: StrPath) -> list[int]:
 
     A folder that does not exist has none. Only names are read: a listed step was committed, whether
     it is still sound is for `verify` to say.
+
+    Raises:
+        CheckpointNotFoundError: If `path` is one generation of a run.
+        CheckpointReadError: If the folder is there and cannot be listed.
     """
-    try:
-        with _fs.opened(open_root(path)) as root:
-            return sorted({name.step for name in generations(root)})
-    except CheckpointNotFoundError:
-        return []
+
+    def listed() -> list[int]:
+        root = find_root(path)
+        if root is None:
+            return []
+        with _fs.opened(root):
+            return sorted({name.step for name in generations(root, path)})
+
+    return _reading.afresh(listed)
 
 
 def latest_step(path: StrPath) -> int | None:
@@ -68,19 +79,25 @@ def latest_step(path: StrPath) -> int | None:
     The data is not read: `restore` may still fall back to an earlier step.
 
     Raises:
-        CheckpointError: If a newer release of this package wrote the newest step.
+        CheckpointReadError: If the newest step cannot be read: it may be sound.
+        CheckpointError: If a newer release of this package wrote the newest step, or `path` is one
+            generation of a run.
     """
-    try:
-        with _fs.opened(open_root(path)) as root:
-            for name in reversed(generations(root)):
+
+    def newest() -> int | None:
+        root = find_root(path)
+        if root is None:
+            return None
+        with _fs.opened(root):
+            for name in reversed(generations(root, path)):
                 try:
                     with Generation(root, name):
                         return name.step
                 except CorruptCheckpointError:
                     continue
-    except CheckpointNotFoundError:
-        pass
-    return None
+        return None
+
+    return _reading.afresh(newest)
 
 
 def verify(path: StrPath, step: int | None = None) -> VerifyReport:
@@ -96,20 +113,33 @@ def verify(path: StrPath, step: int | None = None) -> VerifyReport:
     Raises:
         CheckpointNotFoundError: If there is no such step.
         CorruptCheckpointError: At the first difference, with the file and the tensor.
+        CheckpointReadError: If something cannot be read; it may be sound.
     """
+    return _on_one(path, step, _verify)
+
+
+def _on_one(path: StrPath, step: int | None, use: Callable[[Generation, Path], T]) -> T:
     wanted = None if step is None else check_step(step)
-    with _fs.opened(open_root(path)) as root:
-        name = candidates(root, path, wanted)[0]
-        with Generation(root, name) as generation:
-            nbytes = generation.read(lambda part, key, info: None)
-            return VerifyReport(
-                Path(path) / str(name),
-                name.step,
-                len(generation.files),
-                len(generation.keys()),
-                nbytes,
-                generation.manifest.checkpoint_id,
-            )
+
+    def attempt() -> T:
+        with _fs.opened(open_root(path)) as root:
+            name = candidates(root, path, wanted)[0]
+            with Generation(root, name) as generation:
+                return use(generation, Path(path) / str(name))
+
+    return _reading.afresh(attempt)
+
+
+def _verify(generation: Generation, path: Path) -> VerifyReport:
+    nbytes = generation.read(lambda part, key, info: None)
+    return VerifyReport(
+        path,
+        generation.name.step,
+        len(generation.files),
+        len(generation.keys()),
+        nbytes,
+        generation.manifest.checkpoint_id,
+    )
 
 
 def inspect(path: StrPath, step: int | None = None) -> Inspection:
@@ -125,12 +155,9 @@ def inspect(path: StrPath, step: int | None = None) -> Inspection:
     Raises:
         CheckpointNotFoundError: If there is no such step.
         CorruptCheckpointError: If its manifest, a size or a header is damaged.
+        CheckpointReadError: If something cannot be read; it may be sound.
     """
-    wanted = None if step is None else check_step(step)
-    with _fs.opened(open_root(path)) as root:
-        name = candidates(root, path, wanted)[0]
-        with Generation(root, name) as generation:
-            return _describe(generation, Path(path) / str(name))
+    return _on_one(path, step, _describe)
 
 
 def _describe(generation: Generation, path: Path) -> Inspection:

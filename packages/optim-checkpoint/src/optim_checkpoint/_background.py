@@ -1,6 +1,7 @@
 # pyright: strict
 """Saving in the background: training waits for a copy in memory, not for the disk."""
 
+import os
 import threading
 import warnings
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from optim_checkpoint import _parallel
+from optim_checkpoint import _parallel, _unreported
 from optim_checkpoint._commit import Document, check_keep, check_not_spread, commit
-from optim_checkpoint._errors import CheckpointError, CheckpointWarning, CheckpointWriteError
+from optim_checkpoint._errors import CheckpointWarning, CheckpointWriteError
 from optim_checkpoint._folder import StrPath
 from optim_checkpoint._numpy import copy_bytes
 from optim_checkpoint._shard import Entry
@@ -31,19 +32,26 @@ class BackgroundCheckpointer:
     The copy goes into memory that is kept from save to save: touching new pages costs several times
     the copy itself. A second save waits for the first, so at most one copy of the state exists.
 
+    A failure that no call has raised is printed to the standard error stream when the process ends,
+    whose exit status is then 120. In a forked process the checkpointer saves nothing: the thread
+    and what it saves stay with the process that made it.
+
     Args:
-        path: The folder of the run.
+        path: The folder of the run; a relative one is that of the working folder now.
         keep: How many generations to keep; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.
     """
 
     def __init__(self, path: StrPath, *, keep: int | None = None, replace: bool = False) -> None:
-        self._path = path
+        # A later change of the working folder must not split the run.
+        self._path = Path(path).absolute()
+        self._process = os.getpid()
         self._keep = check_keep(keep)
         self._replace = replace
         self._thread: threading.Thread | None = None
         self._submitting = threading.Lock()
         self._error: BaseException | None = None
+        self._failure = object()
         self._last: Path | None = None
         self._staging: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -62,7 +70,7 @@ class BackgroundCheckpointer:
         # The error that ended the block must not be hidden by a second one.
         try:
             self.wait()
-        except CheckpointError as failed:
+        except Exception as failed:  # noqa: BLE001 - whatever it was, the block's own error counts
             warnings.warn(f"the pending save failed: {failed}", CheckpointWarning, stacklevel=2)
 
     def wait(self) -> Path | None:
@@ -74,6 +82,8 @@ class BackgroundCheckpointer:
         Raises:
             CheckpointError: If the pending save failed; once.
         """
+        if os.getpid() != self._process:
+            return self._last
         # While it waits, a signal handler may start a save of its own.
         while (pending := self._thread) is not None:
             pending.join()
@@ -81,11 +91,13 @@ class BackgroundCheckpointer:
                 self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
+            _unreported.told(self._failure)
             raise error
         return self._last
 
     def _submit(self, document: Document) -> None:
         check_not_spread(document)
+        self._check_process(document.step)
         # There is one staging memory: what is being copied into it must not be mixed with more.
         if not self._submitting.acquire(blocking=False):
             raise CheckpointWriteError(
@@ -97,16 +109,37 @@ class BackgroundCheckpointer:
             staged = self._stage(document)
             # Not a daemon: the interpreter does not end before the save has.
             thread = threading.Thread(target=self._commit, args=(staged,), daemon=False)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise CheckpointWriteError(
+                    f"step {document.step} was not saved: {error}; save() needs no thread"
+                ) from error
             # Only now: a thread that could not be started cannot be waited for.
             self._thread = thread
         finally:
             self._submitting.release()
 
+    def _check_process(self, step: int) -> None:
+        if os.getpid() != self._process:
+            raise CheckpointWriteError(
+                f"step {step} was not saved: this checkpointer belongs to process {self._process}, "
+                f"which forked {os.getpid()}; make one in the process that saves"
+            )
+
     def _stage(self, document: Document) -> Document:
         total = sum(entry.nbytes for entries in document.parts.values() for entry in entries)
         if total > self._staging.nbytes:
-            self._staging = np.empty(total, np.uint8)
+            # Without the old one beside the new one.
+            self._staging = np.empty(0, np.uint8)
+            try:
+                self._staging = np.empty(total, np.uint8)
+            except MemoryError as error:
+                raise CheckpointWriteError(
+                    f"step {document.step} was not saved: no memory for a copy of {total} bytes; "
+                    "save() needs none",
+                    needed=total,
+                ) from error
         parts: dict[str, Sequence[Entry]] = {}
         start = waiting = 0
         jobs: list[_parallel.Job] = []
@@ -131,3 +164,5 @@ class BackgroundCheckpointer:
             self._last = commit(self._path, document, keep=self._keep, replace=self._replace)
         except BaseException as error:  # noqa: BLE001 - raised by the next wait
             self._error = error
+            text = f"a save in the background failed, and nothing has asked for it since: {error}"
+            _unreported.note(self._failure, text)

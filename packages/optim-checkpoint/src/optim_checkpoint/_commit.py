@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from optim_checkpoint import _fs, _manifest
+from optim_checkpoint import _fs, _manifest, _reading
 from optim_checkpoint._boxes import Shape
 from optim_checkpoint._errors import (
     CheckpointExistsError,
+    CheckpointReadError,
     CheckpointWriteError,
     CorruptCheckpointError,
     UnsupportedStateError,
@@ -40,7 +41,9 @@ from optim_checkpoint._folder import (
     TEMPORARY,
     GenerationName,
     StrPath,
+    check_in_place,
     check_step,
+    free_name,
     generations,
     locked,
     make_root,
@@ -134,6 +137,7 @@ def commit(
         with _fs.opened(make_root(path)) as root, locked(root, path):
             target, present = prepare(root, path, step, needed, replace=replace)
             _write(root, target, files, document)
+            check_in_place(root, path, step)
             if keep is not None:
                 try_retire(root, target, present, keep)
     except OSError as error:
@@ -157,7 +161,7 @@ def prepare(
         The new name and the generations that are there.
     """
     sweep(root)
-    present = generations(root)
+    present = generations(root, path)
     target = _target(root, path, step, present, replace=replace)
     _check_space(root, path, needed)
     return target, present
@@ -168,27 +172,37 @@ def _target(
 ) -> GenerationName:
     same = [name for name in present if name.step == step]
     if not same:
-        return GenerationName(step)
-    if not replace and _is_sound(root, same[-1]):
+        return free_name(root, step, 0)
+    if not replace and _is_sound(root, path, same[-1]):
         raise CheckpointExistsError(
             f"{os.fspath(path)} already holds step {step} ({same[-1]}); pass replace=True to write "
             "a newer generation of it"
         )
     # A fresh name, never the old one: there is no moment with neither generation in place.
-    return GenerationName(step, same[-1].index + 1)
+    return free_name(root, step, same[-1].index + 1)
 
 
-def _is_sound(root: int, name: GenerationName) -> bool:
+def _is_sound(root: int, path: StrPath, name: GenerationName) -> bool:
     """Say whether every bit of a generation verifies.
 
     A restore passes a damaged one over, and training that goes on from the step before comes here
-    again: that must not end it.
+    again: that must not end it. One that cannot be read is no such case.
     """
-    try:
+
+    def read() -> None:
         with Generation(root, name) as generation:
             generation.read(lambda part, key, info: None)
+
+    try:
+        _reading.afresh(read)
     except CorruptCheckpointError:
         return False
+    except CheckpointReadError as error:
+        raise CheckpointWriteError(
+            f"{os.fspath(path)} already holds step {name.step}, and whether it is sound cannot be "
+            f"read: {error}; pass replace=True to write a newer generation of it",
+            errno=error.errno,
+        ) from error
     return True
 
 
@@ -216,11 +230,13 @@ def write_error(path: StrPath, step: int, needed: int, error: OSError) -> Checkp
     except OSError:
         free = None
     name = errno.errorcode.get(error.errno or 0, "error")
+    reason = str(error) if isinstance(error, CheckpointReadError) else f"{name} ({error.strerror})"
     return CheckpointWriteError(
-        f"step {step} was not saved to {os.fspath(path)}: {name} ({error.strerror}); it needs "
+        f"step {step} was not saved to {os.fspath(path)}: {reason}; it needs "
         f"{needed} bytes, {'unknown' if free is None else free} free; earlier steps are untouched",
         needed=needed,
         free=free,
+        errno=error.errno,
     )
 
 

@@ -1,6 +1,8 @@
 # pyright: strict
 """What can go wrong, one class per question a caller asks."""
 
+import errno
+import os
 from collections.abc import Sequence
 
 SHOWN = 200
@@ -46,6 +48,28 @@ class CorruptCheckpointError(CheckpointError):
         super().__init__(f"{where}: {detail}")
 
 
+class CheckpointReadError(CheckpointError, OSError):
+    """Something could not be read, which says nothing about what is in it; also an `OSError`.
+
+    Attributes:
+        errno: What the system said, after a few attempts where that may pass.
+        strerror: The same in words.
+        filename: Path of the file inside the folder of the run, or of that folder.
+        detail: What could not be done.
+    """
+
+    def __init__(self, file: str, detail: str, cause: OSError, advice: str = "") -> None:
+        number = cause.errno or 0
+        super().__init__(number, cause.strerror or os.strerror(number), file)
+        self.detail = detail
+        self.advice = advice
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.errno or 0, "error")
+        text = f"{self.filename}: {self.detail}: {name} ({self.strerror})"
+        return f"{text}; {self.advice}" if self.advice else text
+
+
 class IncompatibleCheckpointError(CheckpointError):
     """The checkpoint is sound but does not fit what it is restored into.
 
@@ -80,11 +104,20 @@ class CheckpointWriteError(CheckpointError):
     Attributes:
         needed: Bytes the save needs, where known.
         free: Bytes free on the file system, where known.
+        errno: What the system said, where it was the system.
     """
 
-    def __init__(self, detail: str, *, needed: int | None = None, free: int | None = None) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        needed: int | None = None,
+        free: int | None = None,
+        errno: int | None = None,
+    ) -> None:
         self.needed = needed
         self.free = free
+        self.errno = errno
         super().__init__(detail)
 
 

@@ -3,9 +3,10 @@
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
-from optim_checkpoint import _fs
+from optim_checkpoint import _fs, _reading
 from optim_checkpoint._collect import Staging, read_staged
 from optim_checkpoint._errors import (
     CheckpointExistsError,
@@ -14,6 +15,7 @@ from optim_checkpoint._errors import (
 )
 from optim_checkpoint._folder import StrPath, check_step, open_root
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._header import TensorInfo
 from optim_checkpoint._select import candidates
 from optim_checkpoint._shard import Entry, lay_out, write_shard
 
@@ -43,6 +45,7 @@ def export(
     Raises:
         CheckpointNotFoundError: If there is no such step, or it has no such part.
         CorruptCheckpointError: If the generation is damaged.
+        CheckpointReadError: If something of it cannot be read.
         CheckpointExistsError: If `target` exists and `force` is false.
         CheckpointWriteError: If it cannot be written.
     """
@@ -50,19 +53,24 @@ def export(
     if goal.exists() and not force:
         raise CheckpointExistsError(f"{goal} exists; pass --force to replace it")
     wanted = None if step is None else check_step(step)
-    with (
-        _fs.opened(open_root(path)) as root,
-        Generation(root, candidates(root, path, wanted)[0]) as generation,
-    ):
-        infos = generation.tensors(part)
-        if not infos:
-            raise CheckpointNotFoundError(f"step {generation.name.step} has no part {part}")
-        staging = Staging.of(generation, part)
-        for key, info in infos.items():
-            staging.memory[key] = memoryview(bytearray(info.nbytes))
-        read_staged(generation, staging)
+
+    def read() -> tuple[Mapping[str, TensorInfo], Mapping[str, memoryview]]:
+        with (
+            _fs.opened(open_root(path)) as root,
+            Generation(root, candidates(root, path, wanted)[0]) as generation,
+        ):
+            infos = generation.tensors(part)
+            if not infos:
+                raise CheckpointNotFoundError(f"step {generation.name.step} has no part {part}")
+            staging = Staging.of(generation, part)
+            for key, info in infos.items():
+                staging.memory[key] = memoryview(bytearray(info.nbytes))
+            read_staged(generation, staging)
+            return infos, staging.memory
+
+    infos, memory = _reading.afresh(read)
     entries = [
-        Entry(key, info.dtype, info.shape, lambda key=key: staging.memory[key])
+        Entry(key, info.dtype, info.shape, lambda key=key: memory[key])
         for key, info in infos.items()
     ]
     try:

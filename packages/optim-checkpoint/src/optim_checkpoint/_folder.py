@@ -2,8 +2,6 @@
 """The folder of a run: which generations it holds and who may write to it."""
 
 import contextlib
-import errno
-import fcntl
 import operator
 import os
 import re
@@ -12,14 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsIndex
 
-from optim_checkpoint import _fs
-from optim_checkpoint._errors import CheckpointNotFoundError, CheckpointWriteError
+from optim_checkpoint import _fs, _locks, _reading
+from optim_checkpoint._errors import (
+    CheckpointNotFoundError,
+    CheckpointReadError,
+    CheckpointWriteError,
+)
 
 LOCK = ".lock"
+MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
 MAX_STEP = 10**18
-_NAME = re.compile(r"step-([0-9]{8,19})(?:\.g([1-9][0-9]{0,8}))?\Z", re.ASCII)
+_GENERATION = r"step-([0-9]{8,19})(?:\.g([1-9][0-9]{0,8}))?"
+_NAME = re.compile(rf"{_GENERATION}\Z", re.ASCII)
+_LEFTOVER = re.compile(rf"\.(?:tmp|trash)-({_GENERATION})-[0-9a-f]{{16}}\Z", re.ASCII)
 StrPath = str | os.PathLike[str]
 
 
@@ -44,6 +49,12 @@ def parse_name(name: str) -> GenerationName | None:
     return parsed if str(parsed) == name else None
 
 
+def is_leftover(name: str) -> bool:
+    """Say whether a folder has a name that a writer gives its temporary or retired folders."""
+    match = _LEFTOVER.match(name)
+    return match is not None and parse_name(match[1]) is not None
+
+
 def check_step(step: object) -> int:
     """Return `step` if it is an integer from 0 to 10**18."""
     # NumPy and zero-dimensional arrays count as integers where they say they are.
@@ -56,19 +67,84 @@ def check_step(step: object) -> int:
     return number
 
 
-def open_root(path: StrPath) -> int:
-    """Open the folder of a run to read."""
+def find_root(path: StrPath) -> int | None:
+    """Open the folder of a run to read; None where there is no such folder.
+
+    Raises:
+        CheckpointNotFoundError: If it is one generation of a run.
+        CheckpointReadError: If it cannot be opened.
+    """
     try:
-        return _fs.open_folder(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
+        root = _reading.retried(lambda: _fs.open_folder(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CheckpointReadError(os.fspath(path), "cannot be opened", error) from error
+    inside = _generation_at(root, path)
+    if inside is not None:
+        os.close(root)
         raise CheckpointNotFoundError(
-            f"{os.fspath(path)} is not a folder of checkpoints: {error.strerror}"
-        ) from None
+            f"{os.fspath(path)} is one generation of a run, not the folder of the run: pass "
+            f"{inside[0]} and step={inside[1].step}"
+        )
+    return root
 
 
-def generations(root: int) -> list[GenerationName]:
-    """List the committed generations of an open root, oldest first."""
-    return sorted(name for name in map(parse_name, os.listdir(root)) if name is not None)
+def open_root(path: StrPath) -> int:
+    """Open the folder of a run to read, which must be there."""
+    root = find_root(path)
+    if root is None:
+        raise CheckpointNotFoundError(
+            f"{os.fspath(path)} is not a folder of checkpoints: "
+            + ("it is no folder" if os.path.lexists(path) else "there is no such folder")
+        )
+    return root
+
+
+def _generation_at(root: int, path: StrPath) -> tuple[Path, GenerationName] | None:
+    """Return in which folder an open one really is, and its name, if it is a generation."""
+    place = Path(path).resolve()
+    name = parse_name(place.name)
+    if name is None or not has_manifest(".", root):
+        return None
+    return place.parent, name
+
+
+def has_manifest(name: str, folder: int) -> bool:
+    """Say whether a folder has what every generation of ours has, were it damaged otherwise."""
+    with contextlib.suppress(OSError):
+        os.stat(f"{name}/{MANIFEST}", dir_fd=folder, follow_symlinks=False)
+        return True
+    return False
+
+
+def generations(root: int, path: StrPath) -> list[GenerationName]:
+    """List the committed generations of an open root, oldest first.
+
+    Raises:
+        CheckpointReadError: If it cannot be listed.
+    """
+    try:
+        found = _reading.retried(lambda: _entries(root))
+    except OSError as error:
+        raise CheckpointReadError(os.fspath(path), "cannot be listed", error) from error
+    return sorted(name for name in map(parse_name, found) if name is not None)
+
+
+def _entries(root: int) -> list[str]:
+    """List what is no plain file: one that is called like a step was never committed."""
+    with os.scandir(root) as entries:
+        return [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+
+
+def free_name(root: int, step: int, index: int) -> GenerationName:
+    """Return the first name of a step, from `index` on, that nothing in the root has."""
+    name = GenerationName(step, index)
+    with contextlib.suppress(FileNotFoundError):
+        while True:
+            os.stat(str(name), dir_fd=root, follow_symlinks=False)
+            name = GenerationName(step, name.index + 1)
+    return name
 
 
 def make_root(path: StrPath) -> int:
@@ -87,30 +163,49 @@ def make_root(path: StrPath) -> int:
             _fs.ops.sync(current)
             following = os.open(folder.name, _fs.DIRECTORY, dir_fd=current)
         current = following
+    inside = _generation_at(current, path)
+    if inside is not None:
+        os.close(current)
+        raise CheckpointWriteError(
+            f"{os.fspath(path)} is one generation of a run, which would take what is saved in it "
+            f"along when it is retired: save to {inside[0]}"
+        )
     return current
+
+
+def check_in_place(root: int, path: StrPath, step: int) -> None:
+    """Check that what was committed in an open root is found under its path.
+
+    Raises:
+        CheckpointWriteError: If the folder was moved away, removed or exchanged meanwhile.
+    """
+    try:
+        same = os.path.samestat(Path(path).stat(), os.fstat(root))
+    except (FileNotFoundError, NotADirectoryError):
+        same = False
+    if not same:
+        raise CheckpointWriteError(
+            f"step {step} was committed, but not to what is {os.fspath(path)} now: the folder was "
+            "renamed, removed or exchanged during the save"
+        )
 
 
 @contextlib.contextmanager
 def locked(root: int, path: StrPath) -> Generator[None]:
-    """Hold the writer's lock of a root, or say who should wait."""
+    """Hold the writer's lock of a root, or say who should wait.
+
+    A process forked meanwhile does not hold it. Where the file system has no locks, two writers
+    are told apart by what is atomic there all the same: a temporary folder is renamed by its writer
+    or by who sweeps it, and a generation's name is taken once.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _fs.opened(os.open(LOCK, flags, 0o666, dir_fd=root)) as fd:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+    held = _locks.take(lambda: os.open(LOCK, flags, 0o666, dir_fd=root))
+    try:
+        if not _locks.exclude(held, os.fspath(path)):
             raise CheckpointWriteError(
                 f"another writer holds {os.fspath(path)}/{LOCK}; one folder has one writer: wait "
                 "for it or give each run its own folder"
-            ) from None
-        try:
-            yield
-        finally:
-            unlock(fd)
-
-
-def unlock(fd: int) -> None:
-    """Give a lock back; closing alone does not while a process forked meanwhile has a copy."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_UN)
+            )
+        yield
+    finally:
+        held.release()

@@ -115,12 +115,22 @@ def open_folder(name: str | os.PathLike[str], folder: int | None = None) -> int:
 
 
 def remove_tree(name: str, folder: int) -> None:
-    """Remove a folder of at most two levels, files and links alike, as far as it goes."""
+    """Remove a folder with what is in it, as far as it goes.
+
+    Raises:
+        OSError: The first thing that could not be removed; the others were tried.
+    """
+    failed: OSError | None = None
     with opened(open_folder(name, folder)) as inner:
         for entry in sorted(os.listdir(inner)):  # noqa: PTH208 - pathlib knows no folder descriptors
-            status = os.stat(entry, dir_fd=inner, follow_symlinks=False)
-            if (status.st_mode & 0o170000) == 0o040000:
-                remove_tree(entry, inner)
-            else:
-                ops.remove(entry, inner)
+            try:
+                status = os.stat(entry, dir_fd=inner, follow_symlinks=False)
+                if (status.st_mode & 0o170000) == 0o040000:
+                    remove_tree(entry, inner)
+                else:
+                    ops.remove(entry, inner)
+            except OSError as error:
+                failed = failed or error
+    if failed is not None:
+        raise failed
     ops.remove_folder(name, folder)

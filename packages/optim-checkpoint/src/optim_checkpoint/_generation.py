@@ -6,10 +6,7 @@ what is verified is what is used: a file that changes under the reader shows as 
 """
 
 import contextlib
-import errno
-import fcntl
 import os
-import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +16,15 @@ from typing import Self
 
 import numpy as np
 
-from optim_checkpoint import _fs, _manifest, _parallel
+from optim_checkpoint import _fs, _locks, _manifest, _parallel, _reading
 from optim_checkpoint._boxes import Offset, Region, Shape, grid_fault
 from optim_checkpoint._digest import digest, new_tensor_digest
-from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError, shown
+from optim_checkpoint._errors import CorruptCheckpointError, shown
 from optim_checkpoint._files import SHARDING, index_name, index_of, sharding_info
-from optim_checkpoint._folder import GenerationName, unlock
+from optim_checkpoint._folder import GenerationName
 from optim_checkpoint._header import BITS, TensorInfo, element_count, read_header
 from optim_checkpoint._manifest import FileRecord, Manifest
 
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 Sink = Callable[[str, str, TensorInfo], Sequence[Region] | None]
 # Hashed while it is still in the processor's cache; what is only verified needs no more memory.
 CHUNK = 1 << 20
@@ -45,41 +41,6 @@ class StoredFile:
     fd: int
     tensors: Mapping[str, TensorInfo]
     data_start: int
-
-
-def _opening_error(file: str, what: str, error: OSError) -> CheckpointError:
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        # Not damage: a sound generation must not be passed over for an older one.
-        return CheckpointError(
-            f"{file}: {what}: {error.strerror}; all files of a generation are open at once: raise "
-            "the limit with ulimit -n"
-        )
-    return CorruptCheckpointError(file, f"{what}: {error.strerror}")
-
-
-def _open_regular(name: str, folder: int, file: str) -> tuple[int, int]:
-    try:
-        fd = os.open(name, _OPEN, dir_fd=folder)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise CorruptCheckpointError(file, "is a symbolic link") from None
-        raise _opening_error(file, "cannot be opened", error) from None
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise CorruptCheckpointError(file, "is not a regular file")
-    return fd, status.st_size
-
-
-def _read_into(fd: int, out: memoryview, offset: int, file: str) -> None:
-    while out:
-        try:
-            count = os.preadv(fd, [out], offset)
-        except OSError as error:
-            raise CorruptCheckpointError(file, f"cannot be read: {error.strerror}") from None
-        if count == 0:
-            raise CorruptCheckpointError(file, f"ends at byte {offset}")
-        out, offset = out[count:], offset + count
 
 
 def _scratch(own: threading.local, size: int) -> memoryview:
@@ -106,9 +67,9 @@ class Generation:
         try:
             self._folder = self._open_folder(str(name), root, str(name))
             # Keeps retention away while we read; a file system without locks does without.
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                self._stack.callback(unlock, self._folder)
+            release = _locks.share(self._folder)
+            if release is not None:
+                self._stack.callback(release)
             self.manifest = self._read_manifest()
             folders: dict[str, int] = {}
             for record in self.manifest.files:
@@ -136,22 +97,19 @@ class Generation:
         self._stack.close()
 
     def _open_folder(self, name: str, folder: int, file: str) -> int:
-        try:
-            fd = _fs.open_folder(name, folder)
-        except OSError as error:
-            raise _opening_error(file, "is not a folder that can be opened", error) from None
+        fd = _reading.open_folder(name, folder, file)
         self._stack.callback(os.close, fd)
         return fd
 
     def _read_small(self, name: str, folder: int, file: str) -> bytes:
-        fd, size = _open_regular(name, folder, file)
+        fd, size = _reading.open_regular(name, folder, file)
         with _fs.opened(fd):
             if size > _manifest.MAX_MANIFEST:
                 raise CorruptCheckpointError(
                     file, f"of {size} bytes, the limit is {_manifest.MAX_MANIFEST}"
                 )
             raw = bytearray(size)
-            _read_into(fd, memoryview(raw), 0, file)
+            _reading.read_into(fd, memoryview(raw), 0, file)
         return bytes(raw)
 
     def _read_manifest(self) -> Manifest:
@@ -165,14 +123,11 @@ class Generation:
 
     def _open_file(self, record: FileRecord, folder: int) -> StoredFile:
         file = f"{self.name}/{record.name}"
-        fd, size = _open_regular(record.base, folder, file)
+        fd, size = _reading.open_regular(record.base, folder, file)
         self._stack.callback(os.close, fd)
         if size != record.size:
             raise CorruptCheckpointError(file, f"has {size} bytes, {record.size} were written")
-        try:
-            header = read_header(fd, size, file)
-        except OSError as error:
-            raise CorruptCheckpointError(file, f"cannot be read: {error.strerror}") from None
+        header = read_header(fd, size, file)
         actual = digest(header.raw)
         if actual != record.header:
             raise CorruptCheckpointError(
@@ -305,7 +260,7 @@ class Generation:
         for done in range(0, info.nbytes, piece or CHUNK):
             size = min(piece, info.nbytes - done)
             chunk = _scratch(own, size) if out is None else out[done : done + size]
-            _read_into(stored.fd, chunk, start + done, file)
+            _reading.read_into(stored.fd, chunk, start + done, file)
             state.update(chunk)
             if info.dtype == "BOOL" and bytes(chunk).translate(None, b"\0\1"):
                 valid = False

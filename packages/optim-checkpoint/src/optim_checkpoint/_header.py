@@ -7,7 +7,6 @@ names, leading space, any number of dimensions); this reader accepts less than t
 differential test holds it to that.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import cast
 
 from optim_checkpoint._errors import CorruptCheckpointError, shown
 from optim_checkpoint._json import Limits, as_array, as_object, loads
+from optim_checkpoint._reading import read_some
 
 BITS: Mapping[str, int] = {
     "BOOL": 8,
@@ -218,11 +218,11 @@ def _metadata(file: str, value: object) -> dict[str, str]:
 
 def read_header(fd: int, size: int, file: str) -> Header:
     """Read and check the header of the open file `fd` without moving its position."""
-    prefix = os.pread(fd, 8, 0)
+    prefix = read_some(fd, 8, 0, file)
     length = header_length(prefix, size, file)
     raw = prefix
     while len(raw) < 8 + length:
-        more = os.pread(fd, 8 + length - len(raw), len(raw))
+        more = read_some(fd, 8 + length - len(raw), len(raw), file)
         if not more:
             break
         raw += more

@@ -2,8 +2,8 @@
 """Work on the tensors of a checkpoint from a few threads."""
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Sequence
 
 # Below this a thread costs more than it saves; above it, copies and digests leave the GIL alone.
 BATCH = 8 << 20
@@ -37,21 +37,49 @@ def run(jobs: Iterable[Job]) -> None:
             size = 0
         batches[-1].append(job)
         size += nbytes
-    count = min(workers(), len(batches))
-    if count == 1:
-        for batch in batches:
-            _run(batch)
-        return
-    with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(_run, batch) for batch in batches]
+    _Crew(batches).work_with(min(workers(), len(batches)) - 1)
+
+
+class _Crew:
+    """Threads that take one batch after the other, this one among them.
+
+    Not a `ThreadPoolExecutor`, which has no thread to give where a process may start no more or
+    where the interpreter is ending, as it may be while a save in the background goes on.
+    """
+
+    def __init__(self, batches: Sequence[list[Callable[[], None]]]) -> None:
+        self._left = iter(enumerate(batches))
+        self._next = threading.Lock()
+        self._failed: dict[int, BaseException] = {}
+
+    def work_with(self, helpers: int) -> None:
+        threads: list[threading.Thread] = []
         try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            for _ in range(helpers):
+                thread = threading.Thread(target=self._work)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    break
+                threads.append(thread)
+            self._work()
+        finally:
+            with self._next:
+                self._left = iter(())
+            for thread in threads:
+                thread.join()
+        if self._failed:
+            raise self._failed[min(self._failed)]
 
-
-def _run(batch: list[Callable[[], None]]) -> None:
-    for job in batch:
-        job()
+    def _work(self) -> None:
+        while not self._failed:
+            with self._next:
+                taken = next(self._left, None)
+            if taken is None:
+                return
+            number, batch = taken
+            try:
+                for job in batch:
+                    job()
+            except BaseException as error:  # noqa: BLE001 - raised where the work was asked for
+                self._failed[number] = error

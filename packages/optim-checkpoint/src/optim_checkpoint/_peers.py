@@ -9,6 +9,7 @@ from optim_checkpoint._errors import (
     CheckpointError,
     CheckpointExistsError,
     CheckpointNotFoundError,
+    CheckpointReadError,
     CheckpointWriteError,
     CorruptCheckpointError,
     IncompatibleCheckpointError,
@@ -123,6 +124,10 @@ class Team:
         if kind == UnsupportedStateError.__name__:
             path = str(error["path"])
             return UnsupportedStateError(path, f"{text.removeprefix(f'{path}: ')} ({where})")
+        if kind == CheckpointReadError.__name__:
+            cause = OSError(error["errno"], error["strerror"])
+            advice = f"{error['advice']} ({where})"
+            return CheckpointReadError(str(error["file"]), str(error["detail"]), cause, advice)
         if kind == IncompatibleCheckpointError.__name__:
             return IncompatibleCheckpointError(cast("list[str]", error["differences"]))
         if kind in _PLAIN:
@@ -139,6 +144,9 @@ def _describe(error: BaseException) -> dict[str, object]:
     detail: dict[str, object] = {"kind": type(error).__name__, "text": str(error)}
     if isinstance(error, CorruptCheckpointError):
         detail |= {"file": error.file, "detail": error.detail, "tensor": error.tensor}
+    elif isinstance(error, CheckpointReadError):
+        detail |= {name: getattr(error, name) for name in ("errno", "strerror", "detail", "advice")}
+        detail["file"] = error.filename
     elif isinstance(error, UnsupportedStateError):
         detail |= {"path": error.path}
     elif isinstance(error, IncompatibleCheckpointError):

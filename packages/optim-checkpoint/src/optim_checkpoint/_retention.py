@@ -3,6 +3,11 @@
 
 A generation is first renamed to the trash, and the root synced; only then its files go. So one that
 is half removed is never taken for a checkpoint.
+
+`keep` counts sound generations. A damaged one, or one that cannot be read, takes no place and goes
+when it is older than those that are kept. How sound is proved: what this process wrote or read in
+full is known; of another, manifest, sizes and headers are read, once in a process; and where it is
+newer than what is being saved, so that training has gone back for some reason, every byte is.
 """
 
 import errno
@@ -12,56 +17,118 @@ import secrets
 import warnings
 from collections.abc import Sequence
 
-from optim_checkpoint import _fs
+from optim_checkpoint import _fs, _locks
 from optim_checkpoint._errors import CheckpointWarning
-from optim_checkpoint._folder import TEMPORARY, TRASH, GenerationName
+from optim_checkpoint._folder import TRASH, GenerationName, has_manifest, is_leftover
+from optim_checkpoint._proof import State, examine, forget, remember
+
+_warned: set[tuple[str, int, int, int]] = set()
 
 
-def discard(name: str, root: int) -> None:
-    """Remove a folder as far as it goes: the next save sweeps what stays, and no reader looks."""
+def discard(name: str, root: int) -> OSError | None:
+    """Remove a folder as far as it goes: the next save sweeps what stays, and no reader looks.
+
+    Returns:
+        The first error.
+    """
     try:
         _fs.remove_tree(name, root)
-    except OSError:
-        return
+    except OSError as error:
+        return error
+    return None
 
 
 def sweep(root: int) -> None:
-    """Remove what an interrupted writer left; only the holder of the lock may call this."""
-    for name in sorted(os.listdir(root)):
-        if name.startswith((TEMPORARY, TRASH)):
-            discard(name, root)
+    """Remove what interrupted writers left; only the holder of the lock may call this.
+
+    Where there are no locks, a folder may be that of a writer at work. Renamed, it can no longer be
+    committed, and one that was committed first cannot be renamed: none is half removed.
+    """
+    for name in filter(is_leftover, sorted(os.listdir(root))):
+        trash = name
+        if not name.startswith(TRASH):
+            trash = f"{TRASH}{name.removeprefix('.tmp-')}"
+            try:
+                _fs.ops.rename(name, trash, root)
+            except OSError:
+                continue
+        discard(trash, root)
 
 
 def try_retire(
     root: int, new: GenerationName, present: Sequence[GenerationName], keep: int
 ) -> None:
-    """Retire old generations, with a warning where that fails: the new one is committed."""
-    try:
-        _retire(root, new, present, keep)
-    except OSError as error:
+    """Retire old generations, with a warning for each that cannot be: the new one is committed."""
+    remember(root, new, State.SOUND)
+    failed = _retire(root, _unwanted(root, new, present, keep))
+    news = {name: error for name, error in failed.items() if _is_news(root, name)}
+    if news:
+        listed = ", ".join(
+            f"{name} ({errno.errorcode.get(error.errno or 0, 'error')}: {error.strerror})"
+            for name, error in news.items()
+        )
         warnings.warn(
-            f"step {new.step} is saved, but older generations could not be removed: {error}",
+            f"step {new.step} is saved, but older generations could not be removed: {listed}; "
+            "every save tries again without a further word",
             CheckpointWarning,
             stacklevel=4,
         )
 
 
-def _retire(root: int, new: GenerationName, present: Sequence[GenerationName], keep: int) -> None:
-    latest = {name.step: name for name in present}
-    latest.pop(new.step, None)
-    # The new generation stays even where training went back to an earlier step.
-    kept = {latest[step] for step in sorted(latest, reverse=True)[: keep - 1]} | {new}
-    trashed: list[str] = []
-    for name in present:
-        if name in kept:
-            continue
+def _is_news(root: int, name: GenerationName) -> bool:
+    key = (str(name), 0, 0, 0)
+    try:
+        status = os.stat(str(name), dir_fd=root, follow_symlinks=False)
+        key = (str(name), status.st_dev, status.st_ino, status.st_mtime_ns)
+    except OSError:
+        return True
+    known = key in _warned
+    _warned.add(key)
+    return not known
+
+
+def _unwanted(
+    root: int, new: GenerationName, present: Sequence[GenerationName], keep: int
+) -> list[GenerationName]:
+    """Return what is to go: the new generation stays even where training went back to it."""
+    kept = {new.step}
+    unwanted: list[GenerationName] = []
+    for name in sorted(present, reverse=True):
+        full = len(kept) == keep
+        if name.step in kept or (full and name < new):
+            unwanted.append(name)
+        elif examine(root, name, whole=name > new) >= State.HEADERS_SOUND:
+            if full:
+                unwanted.append(name)
+            else:
+                kept.add(name.step)
+    return unwanted
+
+
+def _retire(root: int, names: Sequence[GenerationName]) -> dict[GenerationName, OSError]:
+    """Remove generations and go on past what cannot be removed, which is returned."""
+    failed: dict[GenerationName, OSError] = {}
+    trashed: dict[GenerationName, str] = {}
+    for name in names:
         trash = f"{TRASH}{name}-{secrets.token_hex(8)}"
-        if rename_unread(root, str(name), trash):
-            trashed.append(trash)
-    if trashed:
-        _fs.ops.sync(root)
-    for trash in trashed:
-        discard(trash, root)
+        try:
+            if not has_manifest(str(name), root):
+                raise OSError(errno.EPERM, "without a manifest it may be somebody else's folder")
+            if rename_unread(root, str(name), trash):
+                trashed[name] = trash
+                forget(root, name)
+        except OSError as error:
+            failed[name] = error
+    try:
+        if trashed:
+            _fs.ops.sync(root)
+    except OSError as error:
+        return failed | dict.fromkeys(trashed, error)
+    for name, trash in trashed.items():
+        error = discard(trash, root)
+        if error is not None:
+            failed[name] = error
+    return failed
 
 
 def rename_unread(root: int, name: str, trash: str) -> bool:
@@ -71,7 +138,7 @@ def rename_unread(root: int, name: str, trash: str) -> bool:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             # A file system that cannot lock folders, as NFS, does without, as readers do there.
-            if error.errno in (errno.EAGAIN, errno.EACCES):
+            if error.errno in _locks.BUSY:
                 return False
         _fs.ops.rename(name, trash, root)
     return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
-from optim_checkpoint import _fs
+from optim_checkpoint import _fs, _proof, _reading
 from optim_checkpoint._errors import (
     CheckpointNotFoundError,
     CheckpointWarning,
@@ -53,13 +53,14 @@ def candidates(root: int, path: StrPath, step: int | None) -> list[GenerationNam
     Raises:
         CheckpointNotFoundError: If there is none.
     """
-    present = generations(root)
+    present = generations(root, path)
     wanted = present if step is None else [name for name in present if name.step == step]
     if wanted:
         return wanted[::-1]
     if step is None:
         raise CheckpointNotFoundError(f"{os.fspath(path)} holds no checkpoint")
-    listed = ", ".join(str(name.step) for name in present[-10:]) or "none"
+    newest = list(dict.fromkeys(str(name.step) for name in present))[-10:]
+    listed = ", ".join(newest) or "none"
     raise CheckpointNotFoundError(f"{os.fspath(path)} has no step {step}; newest steps: {listed}")
 
 
@@ -80,6 +81,7 @@ def choose(
     Raises:
         CheckpointNotFoundError: If nothing can be tried.
         CorruptCheckpointError: If everything that could be tried is damaged; the newest's error.
+        CheckpointReadError: If one cannot be read: whether it is damaged is then not known.
     """
     readers = alone() if team is None else team
     skipped: list[Skipped] = []
@@ -89,6 +91,7 @@ def choose(
             value = _read_together(path, name, read, readers)
         except CorruptCheckpointError as error:
             first = first or error
+            _proof.note_damage(path, name)
             skipped.append(Skipped(Path(path) / str(name), str(error)))
             continue
         for item in skipped:
@@ -124,7 +127,8 @@ def _agreed_candidates(path: StrPath, step: int | None, team: Team) -> list[Gene
             return {"names": [str(name) for name in candidates(root, path, wanted)]}
 
     # A folder may change while the processes look: they go by what the first one saw.
-    names = cast("list[str]", team.agree(listed)[0]["names"])
+    answers = team.agree(lambda: _reading.afresh(listed))
+    names = cast("list[str]", answers[0]["names"])
     return [name for name in map(parse_name, names) if name is not None]
 
 
@@ -153,7 +157,7 @@ def _read_together(
             answer["differences"] = list(error.differences)
         return answer
 
-    answers = team.agree(attempt)
+    answers = team.agree(lambda: _reading.afresh(attempt))
     for rank, answer in enumerate(answers):
         if damage is None and "damage" in answer:
             file, detail, tensor = cast("tuple[str, str, str | None]", answer["damage"])

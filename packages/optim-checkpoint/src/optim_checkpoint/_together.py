@@ -32,7 +32,7 @@ from optim_checkpoint._commit import (
 )
 from optim_checkpoint._digest import new_tensor_digest
 from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError, shown
-from optim_checkpoint._folder import StrPath, locked, make_root
+from optim_checkpoint._folder import StrPath, check_in_place, locked, make_root
 from optim_checkpoint._peers import Answer, Team
 from optim_checkpoint._plan import Place, Plan, Ranked, check_same, describe, make_plan, place_of
 from optim_checkpoint._retention import discard, try_retire
@@ -203,6 +203,7 @@ class _Lead:
         )
         publish(self._root, self._temporary, self._target)
         self._committed = str(self._target)
+        check_in_place(self._root, self._path, self._document.step)
         if self._keep is not None:
             try_retire(self._root, self._target, self._present, self._keep)
         return {"generation": self._committed}

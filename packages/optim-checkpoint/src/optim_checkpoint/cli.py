@@ -15,6 +15,7 @@ from optim_checkpoint._api import inspect, steps, verify
 from optim_checkpoint._errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    CheckpointReadError,
     CorruptCheckpointError,
     shown,
 )
@@ -130,19 +131,22 @@ def verify_steps(
         raise CheckpointNotFoundError(f"{folder} holds no checkpoint")
     if every and step is not None:
         raise ValueError("--step and --all exclude each other")
-    damaged = 0
+    failed = False
     for number in wanted:
         try:
             report = verify(folder, number)
         except CorruptCheckpointError as error:
-            damaged += 1
+            failed = True
             typer.echo(f"step {number}: DAMAGED: {error}", err=True)
+        except CheckpointReadError as error:
+            failed = True
+            typer.echo(f"step {number}: NOT READ: {error}", err=True)
         else:
             typer.echo(
                 f"step {number}: sound, {report.tensors} tensors in {report.files} files, "
                 f"{_size(report.nbytes)}"
             )
-    if damaged:
+    if failed:
         raise typer.Exit(1)
 
 

@@ -289,6 +289,16 @@ def test_a_save_in_the_background_survives_donation(tmp_path):
     assert found.params["a"].tolist() == [float(i + 2) for i in range(64)]
 
 
+def test_a_relative_folder_is_that_of_the_start(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with ckpt.AsyncCheckpointer("run") as checkpointer:
+        checkpointer.save(1, params={"a": jnp.zeros(3)})
+        monkeypatch.chdir("elsewhere")
+        checkpointer.save(2, params={"a": jnp.zeros(3)})
+    assert oc.steps(tmp_path / "run") == [1, 2]
+
+
 def test_damage_falls_back_to_the_step_before(tmp_path):
     for step in (1, 2):
         ckpt.save(tmp_path, step, params={"a": jnp.full(3, step)})

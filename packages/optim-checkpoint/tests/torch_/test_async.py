@@ -164,7 +164,33 @@ def test_a_thread_that_cannot_start_does_not_end_all_saves(tmp_path, monkeypatch
     checkpointer = ckpt.AsyncCheckpointer(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="can't start new thread"):
+        with pytest.raises(
+            oc.CheckpointWriteError, match=r"step 1 .*: can't start new thread; save\(\) needs no"
+        ):
             checkpointer.save(1)
     checkpointer.save(2)
     assert checkpointer.wait() == tmp_path / "step-00000002"
+
+
+def test_a_relative_folder_is_that_of_the_start(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with ckpt.AsyncCheckpointer("run") as checkpointer:
+        checkpointer.save(1)
+        monkeypatch.chdir("elsewhere")
+        checkpointer.save(2)
+    assert oc.steps(tmp_path / "run") == [1, 2]
+
+
+def test_too_little_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    for step in (1, 2):
+        ckpt.save(tmp_path, step, extra={"t": torch.ones(3)}, rng=False)
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", refuse)
+        with pytest.raises(MemoryError, match=r"no memory for extra.* of 12 bytes: DefaultCPU"):
+            ckpt.restore(tmp_path, rng=False)
+    assert ckpt.restore(tmp_path, rng=False).step == 2

@@ -11,10 +11,12 @@ class AsyncCheckpointer(BackgroundCheckpointer):
     """Saves in the background; use it as a context manager.
 
     `save` returns as soon as the state is copied to host memory; its arrays may then be donated.
-    A failed save is raised by the next `save`, by `wait` or at the end of the ``with`` block.
+    A failed save is raised by the next `save`, by `wait` or at the end of the ``with`` block; one
+    that nothing has asked for is printed when the process ends, with exit status 120. In a forked
+    process it saves nothing.
 
     Args:
-        path: The folder of the run.
+        path: The folder of the run; a relative one is that of the working folder now.
         keep: How many generations to keep; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.
     """

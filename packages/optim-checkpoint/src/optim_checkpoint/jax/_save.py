@@ -210,6 +210,7 @@ def restore(
     Raises:
         CheckpointNotFoundError: If there is no such generation.
         CorruptCheckpointError: If every candidate is damaged.
+        CheckpointReadError: If the generation cannot be read; no older one is taken for it.
         IncompatibleCheckpointError: With every difference between checkpoint and templates.
         UnsupportedStateError: If a template has keys that cannot be stored.
     """

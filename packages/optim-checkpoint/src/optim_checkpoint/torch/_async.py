@@ -14,10 +14,11 @@ class AsyncCheckpointer(BackgroundCheckpointer):
 
     `save` returns as soon as the state is copied to host memory, so the next training step may
     change it; the disk is written meanwhile. A failed save is raised by the next `save`, by `wait`
-    or at the end of the ``with`` block.
+    or at the end of the ``with`` block; one that nothing has asked for is printed when the process
+    ends, with exit status 120. In a forked process it saves nothing.
 
     Args:
-        path: The folder of the run.
+        path: The folder of the run; a relative one is that of the working folder now.
         keep: How many generations to keep; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.
     """

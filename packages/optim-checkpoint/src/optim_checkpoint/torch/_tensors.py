@@ -187,6 +187,11 @@ class TorchStaging:
             try:
                 tensor = torch.empty(info.shape, dtype=BY_NAME[info.dtype])
             except RuntimeError as error:
+                if info.nbytes:
+                    # Not damage: the file is as long as its header says.
+                    raise MemoryError(
+                        f"no memory for {name} of {info.nbytes} bytes: {error}"
+                    ) from error
                 raise CorruptCheckpointError(
                     self.staging.file, f"cannot be allocated: {shown(str(error))}", tensor=name
                 ) from None

@@ -1,0 +1,112 @@
+# pyright: strict
+"""What is known of the generations of a run, so that retention need not read them again and again.
+
+What was found out about a generation holds as long as no file of it has changed: that costs a
+`stat` per file, where parsing a manifest of 100,000 tensors takes a second.
+"""
+
+import os
+from enum import IntEnum
+
+from optim_checkpoint import _fs, _reading
+from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError
+from optim_checkpoint._folder import GenerationName, StrPath, find_root
+from optim_checkpoint._generation import Generation
+
+Marks = tuple[tuple[str, int, int, int, int], ...]
+
+
+class State(IntEnum):
+    """What is known of a generation."""
+
+    DAMAGED = 0
+    UNKNOWN = 1
+    HEADERS_SOUND = 2
+    SOUND = 3
+
+
+_found: dict[tuple[int, int, GenerationName], tuple[Marks, State]] = {}
+
+
+def _key(root: int, name: GenerationName) -> tuple[int, int, GenerationName]:
+    status = os.fstat(root)
+    return status.st_dev, status.st_ino, name
+
+
+def _marks(name: str, folder: int, path: str = "") -> Marks:
+    """Return what tells a changed file from an unchanged one, for each file of a folder."""
+    found: list[tuple[str, int, int, int, int]] = []
+    with _fs.opened(_fs.open_folder(name, folder)) as inner:
+        for entry in sorted(os.listdir(inner)):  # noqa: PTH208 - pathlib knows no folder descriptors
+            status = os.stat(entry, dir_fd=inner, follow_symlinks=False)
+            if (status.st_mode & 0o170000) == 0o040000:
+                found += _marks(entry, inner, f"{path}{entry}/")
+            else:
+                found.append(
+                    (
+                        f"{path}{entry}",
+                        status.st_ino,
+                        status.st_size,
+                        status.st_mtime_ns,
+                        status.st_ctime_ns,
+                    )
+                )
+    return tuple(found)
+
+
+def remember(root: int, name: GenerationName, state: State) -> None:
+    """Note what was found out about a generation."""
+    try:
+        _found[_key(root, name)] = _marks(str(name), root), state
+    except OSError:
+        forget(root, name)
+
+
+def forget(root: int, name: GenerationName) -> None:
+    """Drop what is known of a generation."""
+    _found.pop(_key(root, name), None)
+
+
+def note_damage(path: StrPath, name: GenerationName) -> None:
+    """Note that a restore found a generation damaged, so that no save counts it as sound."""
+    try:
+        root = find_root(path)
+    except CheckpointError:
+        return
+    if root is not None:
+        with _fs.opened(root):
+            remember(root, name, State.DAMAGED)
+
+
+def examine(root: int, name: GenerationName, *, whole: bool) -> State:
+    """Say what is known of a generation after looking at it, where it was not known before.
+
+    Args:
+        root: The open folder of the run.
+        name: The generation.
+        whole: Whether every byte counts, not only the manifest, the sizes and the headers.
+    """
+    try:
+        marks = _marks(str(name), root)
+    except OSError:
+        marks = None
+    known, state = _found.get(_key(root, name), (None, State.UNKNOWN))
+    enough = State.SOUND if whole else State.HEADERS_SOUND
+    if marks is not None and known == marks and (state >= enough or state is State.DAMAGED):
+        return state
+
+    def look() -> None:
+        with Generation(root, name) as generation:
+            if whole:
+                generation.read(lambda part, key, info: None)
+
+    try:
+        _reading.afresh(look)
+        state = enough
+    except CorruptCheckpointError:
+        state = State.DAMAGED
+    except (CheckpointError, MemoryError):
+        return State.UNKNOWN
+    if marks is not None:
+        _found[_key(root, name)] = marks, state
+    return state
