@@ -96,7 +96,7 @@ def train(
     sizes: list[tuple[int, int]] = []
     state_bytes = 0
     status, error = "ok", None
-    opened = open_session(workload, info, hyperparameters, initial, device)
+    opened = open_session(workload, info, hyperparameters, initial, device, spec.seed)
     try:
         with opened as session:
             try:
