@@ -11,6 +11,12 @@ class BenchError(Exception):
     status = 1
 
 
+class UsageError(BenchError):
+    """What was typed cannot be meant: a name, a value or a combination of options."""
+
+    status = 2
+
+
 class StoppedError(BenchError):
     """The user pressed Ctrl-C, or a scheduler ended the process.
 

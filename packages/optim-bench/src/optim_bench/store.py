@@ -104,6 +104,12 @@ class Store:
         """
         path = self.root / "plan.json"
         if path.is_file() and self.plan().to_json() != plan.to_json():
+            if changed := _only_sources_differ(self.plan(), plan):
+                raise BenchError(
+                    f"the source of {', '.join(changed)} is not what it was when {path} was "
+                    "written, and runs of both must not meet; choose another --output, or move "
+                    "that file away to train it anew beside the runs that are there"
+                )
             raise BenchError(
                 f"{path} registers another comparison; choose another --output, or move that file "
                 "away to plan anew over the runs that are there"
@@ -148,3 +154,16 @@ class Store:
                 "which repeats this run alone"
             ) from error
         return record
+
+
+def _only_sources_differ(old: Plan, new: Plan) -> list[str]:
+    """Return the optimizers whose source changed where nothing else did."""
+
+    def rest(plan: Plan) -> dict[str, object]:
+        cells = [{**cell.to_json(), "source": None} for cell in plan.cells]
+        return {**plan.to_json(), "cells": cells}
+
+    if rest(old) != rest(new):
+        return []
+    pairs = zip(old.cells, new.cells, strict=True)
+    return list(dict.fromkeys(a.optimizer for a, b in pairs if a.source != b.source))
