@@ -328,6 +328,11 @@ def test_best_of_is_infinite_while_only_diverged_trials_can_be_drawn():
     assert found[-1].expected == 1.0
 
 
+def test_best_of_takes_a_score_of_minus_infinity_beside_a_diverged_one():
+    found = [best.expected for best in best_of([-math.inf, 0.0, math.inf])]
+    assert found == [math.inf, -math.inf, -math.inf]
+
+
 @pytest.mark.parametrize("scores", [[], [1.0, math.nan]])
 def test_best_of_refuses_nothing_and_nan(scores):
     with pytest.raises(ValueError, match="at least one score and no NaN"):

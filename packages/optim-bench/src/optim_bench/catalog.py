@@ -59,7 +59,7 @@ def build_plan(request: Request) -> Plan:
     """Return the plan for a request.
 
     Raises:
-        BenchError: a name is unknown, a hyperparameter out of range, or a count out of range.
+        UsageError: a name is unknown, a hyperparameter out of range, or a count out of range.
     """
     if request.tier not in TIERS:
         raise unknown_name("tier", request.tier, TIERS)
@@ -82,7 +82,7 @@ def build_plan(request: Request) -> Plan:
             workloads={w.name: _facts(w) for w in workloads},
         )
     except ValueError as error:
-        raise BenchError(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 def check_installed(plan: Plan, executor: str) -> None:
@@ -218,16 +218,16 @@ def _offered(name: str, framework: str) -> bool:
     return key in OPTIMIZERS or key in OPTIONAL or key in discover().optimizers
 
 
-def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> BenchError:
+def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> UsageError:
     if ":" in name:
         try:
             resolve(name, frameworks[0])
         except ValueError as error:
-            return BenchError(str(error))
+            return UsageError(str(error))
     everything = {**all_optimizers(), **OPTIONAL}
     elsewhere = [info.framework for info in everything.values() if info.name == name]
     if elsewhere:
-        return BenchError(
+        return UsageError(
             f"{name} is an optimizer of {elsewhere[0]}, not of {' or '.join(frameworks)}; use "
             f"--framework {elsewhere[0]}"
         )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optim_bench.errors import BenchError, os_reason
+from optim_bench.errors import BenchError, UsageError, os_reason
 from optim_bench.executors._backlog import Backlog, Group, group_of
 from optim_bench.executors._base import checked_record, failed_record
 from optim_bench.executors._process import ProcessExecutor
@@ -88,7 +88,7 @@ class RayExecutor:
         given = dict(options or {})
         address = given.pop("address", None)
         if given:
-            raise BenchError(f"ray has no option {', '.join(sorted(given))}; it takes address")
+            raise UsageError(f"ray has no option {', '.join(sorted(given))}; it takes address")
         if address is not None:
             _check_address(address)
         self._options = {

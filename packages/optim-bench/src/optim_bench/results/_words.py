@@ -46,7 +46,7 @@ def verdict_sentence(comparison: Mapping[str, Any], baseline_title: str) -> str:
         change = f"test loss {ratio}"
         detail = f"95 % interval {_interval_in_words(comparison)}; {seeds}"
     else:
-        ratio, change, detail = "", comparison["reason"], seeds
+        ratio, change, detail = "", f"though {comparison['reason']}", seeds
     if verdict in {"better", "worse"}:
         return (
             f"{title} on {workload}: {verdict} than {baseline_title}, {change} "
