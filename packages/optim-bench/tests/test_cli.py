@@ -299,7 +299,7 @@ def test_what_retry_cannot_repeat_it_does_not_forget(bench, finished):
         path.write_text(json.dumps(changed | {"status": "failed", "error": "no luck"}))
     before = {path: path.read_bytes() for path in finished.glob("runs/*")}
     status, _, err = bench("retry", finished, "--executor", "inline", "--jobs", "2")
-    assert (status, "needs worker processes" in err) == (1, True)
+    assert (status, "needs worker processes" in err) == (2, True)
     assert {path: path.read_bytes() for path in finished.glob("runs/*")} == before
     status, out, _ = bench("retry", finished, "--executor", "inline")
     assert (status, "1 failed runs to repeat" in out) == (0, True)
@@ -328,6 +328,9 @@ def test_what_a_sync_tool_left_is_named_and_left_alone(bench, finished, command)
 
 def test_another_source_in_a_folder_is_refused(bench, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
+    trained = importlib.import_module("fake_trainer")
+    monkeypatch.setitem(trained.RATIO, "my_edited:opt", 0.9)
+    monkeypatch.setitem(trained.STATE, "my_edited:opt", 1)
     factory = tmp_path / "my_edited.py"
     folder = tmp_path / "out"
 
@@ -339,7 +342,8 @@ def test_another_source_in_a_folder_is_refused(bench, tmp_path, monkeypatch):
         return bench(*SMOKE, *names, "--output", folder)
 
     first = "import optax\n\ndef opt(learning_rate):\n    return optax.sgd(learning_rate)\n"
-    assert run(first)[0] == 0
+    done = run(first)
+    assert done[0] == 0, done
     assert run(first)[0] == 0
     before = {path.name for path in (folder / "runs").iterdir()}
     status, _, err = run(first.replace("sgd", "adam"))

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo
@@ -80,14 +80,16 @@ def _modules_of(part: Any) -> Iterator[tuple[str, Any]]:
             if callable(value):
                 yield from _modules_of(value)
         return
-    # A bound method, a decorated function, a class, an object with __call__.
-    plain = inspect.unwrap(getattr(part, "__func__", part))
+    # A bound method, a function, a class, or an object with __call__.
+    plain = getattr(part, "__func__", part)
     owner = plain if hasattr(plain, "__name__") else type(plain)
-    if owner.__module__:
-        yield owner.__module__, owner
-    for cell in getattr(plain, "__closure__", None) or ():
-        if callable(cell.cell_contents):
-            yield from _modules_of(cell.cell_contents)
+    yield owner.__module__ or "builtins", owner
+    # A decorated function calls itself by the name and module of what it wraps.
+    if isinstance(plain, FunctionType):
+        yield plain.__globals__.get("__name__", "builtins"), owner
+        for cell in plain.__closure__ or ():
+            if callable(cell.cell_contents):
+                yield from _modules_of(cell.cell_contents)
 
 
 def _collect(name: str, origin: Any, parts: dict[str, bytes], distributions: set[str]) -> None:
