@@ -76,6 +76,12 @@ def test_no_framework_is_imported():
     assert found == ["LOADED [] 0"] * 3
 
 
+def test_scipy_is_loaded_by_what_computes_alone():
+    code = "import sys, optim_bench.cli; print('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.slow
 def test_the_module_is_the_command():
     done = subprocess.run(

@@ -15,7 +15,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,10 @@ class RayExecutor:
                 if record is not None:
                     self._dispatch()
                     return record
+
+    def withdraw(self, keys: Collection[str]) -> list[str]:
+        """Forget queued runs that have not started."""
+        return self._backlog.withdraw(keys)
 
     def close(self) -> None:
         """Stop the actors and forget what is queued."""

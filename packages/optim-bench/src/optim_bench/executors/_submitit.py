@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,10 @@ class SubmititExecutor:
             self._collect()
             if not self._ready:
                 time.sleep(_POLL_SECONDS)
+
+    def withdraw(self, keys: Collection[str]) -> list[str]:
+        """Forget queued runs that have not started."""
+        return self._backlog.withdraw(keys)
 
     def close(self) -> None:
         """Cancel the jobs and forget what is queued."""

@@ -18,7 +18,6 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 # 2 ** 19 sums: 4 MB and a few milliseconds.
 MAX_EXACT_PAIRS = 20
@@ -114,6 +113,9 @@ def compare_paired(
     if len(differences) > 1:
         squares = math.fsum((value - mean) ** 2 for value in differences)
         deviation = math.sqrt(squares / (len(differences) - 1))
+        # Imported here: SciPy is most of what starting the command line would cost.
+        from scipy import special
+
         quantile = float(special.stdtrit(len(differences) - 1, 0.5 + level / 2))
         half = quantile * deviation / math.sqrt(len(differences))
         low, high = mean - half, mean + half
@@ -206,6 +208,8 @@ def smallest_detectable(
         return None
     if deviation == 0:
         return 0.0
+    from scipy import optimize, special
+
     freedom = pairs - 1
     critical = float(special.stdtrit(freedom, 1 - alpha / 2))
 
