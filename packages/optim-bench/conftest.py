@@ -219,6 +219,22 @@ class AnyExecutor:
             executor.wait()
 
     @staticmethod
+    def what_is_withdrawn_never_runs_and_the_rest_does(kind, build, make_spec):
+        executor = build(kind)
+        specs = [make_spec(seed) for seed in range(12)]
+        for spec in specs:
+            executor.submit(spec)
+        unwanted = [spec.key() for spec in specs[6:]]
+        gone = executor.withdraw([*unwanted, make_spec(99).key()])
+        # What has been sent to a worker stays there.
+        assert set(gone) <= set(unwanted)
+        left = {spec.key() for spec in specs} - set(gone)
+        assert {executor.wait().spec.key() for _ in left} == left
+        assert gone
+        with pytest.raises(RuntimeError, match="nothing is queued"):
+            executor.wait()
+
+    @staticmethod
     def closing_forgets_the_queue_and_may_be_repeated(kind, build, make_spec):
         executor = build(kind)
         executor.submit(make_spec())

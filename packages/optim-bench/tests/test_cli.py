@@ -1,11 +1,13 @@
 """The command line: what it does, and the one line a user gets for bad input."""
 
+import importlib
 import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,12 @@ def test_no_framework_is_imported():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = [line for line in done.stdout.splitlines() if line.startswith("LOADED")]
     assert found == ["LOADED [] 0"] * 3
+
+
+def test_scipy_is_loaded_by_what_computes_alone():
+    code = "import sys, optim_bench.cli; print('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.slow
@@ -146,7 +154,7 @@ def test_a_second_run_in_the_same_folder_waits_its_turn(bench, finished):
     assert bench(*SMOKE, *ONE_CELL, "--output", finished)[0] == 0
 
 
-BAD_INPUT = [
+BAD_NAMES = [
     (["run", "--tier", "quik"], "unknown tier 'quik'; did you mean 'quick'? choose from"),
     (
         ["run", "--workload", "digit-cnn"],
@@ -177,11 +185,26 @@ BAD_INPUT = [
         "--executor process takes no --executor-option; partition belongs to submitit or ray",
     ),
     (["run", "--executor", "inline", "--jobs", "3"], "--jobs 3 needs worker processes"),
-    (["run", "--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
     (["run", "--data-dir", "/nowhere/at/all"], "no folder /nowhere/at/all; --data-dir is where"),
+    (["show", "stak"], "unknown name 'stak'; did you mean 'stam'?"),
+    (["run", "--optimizer", "adamw,b1=NaN"], "b1 is NaN; it has to be a finite number"),
+    (["run", "--optimizer", "adamw,b1=-Infinity"], "b1 is -Infinity; it has to be a finite"),
+    (["run", "--optimizer", "adamw,learning_rate=1e999"], "learning_rate is 1e999; it has to be a"),
+    (["run", "--optimizer", f"adamw,eps=1{'0' * 400}"], "eps is 1000"),
+    (["run", "--optimizer", f"adamw,eps=1{'0' * 9000}"], "eps is 1000"),
+    (["run", "--optimizer", "adamw,b1=[0.9]"], "b1 is [0.9]; it has to be a number, true, false"),
+    (["run", "--optimizer", "adamw,b1=0.9,b1=0.8"], "gives b1 twice; leave one of them away"),
+    (
+        ["run", "--optimizer", "optim_bench.optimizers._torch_stac:stac"],
+        "is a plain factory, which may be for JAX or for PyTorch; say which: --framework jax or",
+    ),
+]
+
+
+BAD_FILES = [
+    (["run", "--output", "/proc/nowhere"], "cannot write to /proc/nowhere"),
     (["run", "--workload", "mnist-cnn"], "say where it lies with --data-dir"),
     (["run", "--workload", "mnist-cnn", "--data-dir", "."], "mnist-cnn: . holds no"),
-    (["show", "stak"], "unknown name 'stak'; did you mean 'stam'?"),
     (["status", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
     (["report", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
     (["retry", "/nowhere/at/all"], "no comparison in /nowhere/at/all; start one: optim-bench run"),
@@ -190,11 +213,16 @@ BAD_INPUT = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT)
-def test_bad_input_gets_one_line_and_status_1(bench, tmp_path, monkeypatch, arguments, message):
+@pytest.mark.parametrize(
+    ("arguments", "message", "expected"),
+    [(*row, 2) for row in BAD_NAMES] + [(*row, 1) for row in BAD_FILES],
+)
+def test_bad_input_gets_one_line_and_its_status(
+    bench, tmp_path, monkeypatch, arguments, message, expected
+):
     monkeypatch.chdir(tmp_path)
     status, _, err = bench(*arguments)
-    assert status == 1
+    assert status == expected
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
@@ -277,12 +305,90 @@ def test_what_retry_cannot_repeat_it_does_not_forget(bench, finished):
         path.write_text(json.dumps(changed | {"status": "failed", "error": "no luck"}))
     before = {path: path.read_bytes() for path in finished.glob("runs/*")}
     status, _, err = bench("retry", finished, "--executor", "inline", "--jobs", "2")
-    assert (status, "needs worker processes" in err) == (1, True)
+    assert (status, "needs worker processes" in err) == (2, True)
     assert {path: path.read_bytes() for path in finished.glob("runs/*")} == before
     status, out, _ = bench("retry", finished, "--executor", "inline")
     assert (status, "1 failed runs to repeat" in out) == (0, True)
     # What another plan left in the folder is not this one's to repeat, or to forget.
     assert stranger.read_bytes() == before[stranger]
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_what_a_sync_tool_left_is_named_and_left_alone(bench, finished, command):
+    runs = finished / "runs"
+    (first, *_) = sorted(runs.glob("*.json"))
+    for name in (f"{first.stem} (conflicted copy).json", ".DS_Store", f"._{first.name}"):
+        (runs / name).write_bytes(b"not ours")
+    (runs / f".{first.name}.abcd").write_bytes(b"a run that was killed while it was written")
+    (runs / "sync").mkdir()
+    before = (finished / "results.json").read_bytes()
+    status, out, err = bench(command, finished)
+    assert (status, err) == (0, "")
+    assert f"Note: no run, and not read: .DS_Store, ._{first.name}, {first.stem} " in " ".join(
+        out.split()
+    )
+    assert "and 1 more" in out
+    assert (finished / "results.json").read_bytes() == before
+    assert (runs / ".DS_Store").exists()
+
+
+def test_another_source_in_a_folder_is_refused(bench, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    trained = importlib.import_module("fake_trainer")
+    monkeypatch.setitem(trained.RATIO, "my_edited:opt", 0.9)
+    monkeypatch.setitem(trained.STATE, "my_edited:opt", 1)
+    factory = tmp_path / "my_edited.py"
+    folder = tmp_path / "out"
+
+    def run(text: str):
+        factory.write_text(text)
+        sys.modules.pop("my_edited", None)
+        importlib.invalidate_caches()
+        names = ["--optimizer", "my_edited:opt", "--framework", "jax", "--workload", "digits-cnn"]
+        return bench(*SMOKE, *names, "--output", folder)
+
+    first = "import optax\n\ndef opt(learning_rate):\n    return optax.sgd(learning_rate)\n"
+    done = run(first)
+    assert done[0] == 0, done
+    assert run(first)[0] == 0
+    before = {path.name for path in (folder / "runs").iterdir()}
+    status, _, err = run(first.replace("sgd", "adam"))
+    assert status == 1
+    assert err == (
+        f"error: the source of my_edited:opt is not what it was when {folder / 'plan.json'} was "
+        "written, and runs of both must not meet; choose another --output, or move that file away "
+        "to train it anew beside the runs that are there\n"
+    )
+    status, _, err = bench("retry", folder)
+    assert (status, err.split(";")[0]) == (
+        1,
+        "error: the source of my_edited:opt is not what it was when this comparison was planned",
+    )
+    assert bench("status", folder)[0] == 0
+    (folder / "plan.json").rename(folder / "old.json")
+    assert run(first.replace("sgd", "adam"))[0] == 0
+    after = {path.name for path in (folder / "runs").iterdir()}
+    # AdamW's runs are taken over, those of the old source are not.
+    assert before < after
+
+
+def test_help_keeps_what_stands_in_brackets(bench):
+    status, out, _ = bench("run", "--help")
+    assert status == 0
+    assert "[default: the two of the main job]" in " ".join(out.split())
+
+
+def test_the_version_is_told(bench):
+    assert bench("--version")[:2] == (0, f"optim-bench {metadata.version('optim-bench')}\n")
+
+
+@pytest.mark.slow
+def test_a_module_beside_the_user_is_found(tmp_path):
+    (tmp_path / "my_own.py").write_text("def opt(learning_rate):\n    raise RuntimeError('mine')\n")
+    command = [Path(sys.executable).with_name("optim-bench"), "memory", "--workload", "digits-cnn"]
+    command += ["--framework", "jax", "--optimizer", "my_own:opt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stderr == "error: 1 runs failed, first with RuntimeError: mine\n"
 
 
 def test_what_the_system_refuses_is_one_line(bench, finished, monkeypatch):

@@ -141,7 +141,7 @@ def test_a_file_of_the_users_own_is_fetched_only_with_its_digest(server, bench, 
         ((), "unknown data set 'train.bin'; choose from cifar10, fashion-mnist, mnist"),
     ):
         status, _, err = bench(*fetch, *extra)
-        assert status == 1
+        assert status == 2
         assert message in err
         assert err.count("\n") == 1
     assert asked == []

@@ -385,6 +385,16 @@ def test_ticks_are_round_few_and_inside(low, high):
     assert all(float(f"{tick:.3g}") == tick for tick in ticks)
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(1e-300, 1e300), (5e-324, 2.0), (5e-324, 5e-324), (1e-9, 1e9), (1e308, 1.7e308)],
+)
+def test_ticks_stay_few_at_the_ends_of_what_a_float_holds(low, high):
+    ticks = log_ticks(low, high)
+    assert len(ticks) <= 20
+    assert all(low <= tick <= high for tick in ticks)
+
+
 @pytest.mark.slow
 def test_a_browser_draws_every_chart_without_a_complaint(visit, page):
     dom, log = visit()

@@ -1,5 +1,7 @@
 """Verdicts on hand-made logs with known answers: the scoring engine is held to these."""
 
+import json
+
 import numpy as np
 import pytest
 from optim_bench.protocol import Budget, next_specs
@@ -249,3 +251,78 @@ def test_the_schema_refuses_a_verdict_without_its_interval(score):
     results = score({"stam": [0.5] * SEEDS, "adamw": [1.0] * SEEDS})
     results["comparisons"][0]["low"] = None
     assert validate_results(results) == ["at comparisons.0.low: None is not of type 'number'"]
+
+
+@pytest.mark.parametrize("loss", [1e10, 1e60, 1e300])
+@pytest.mark.parametrize("seeds", [2, 8])
+def test_an_exploded_but_finite_run_still_gives_a_report(score, loss, seeds):
+    budget = Budget(3, 1, seeds, 0, defaults=True)
+    losses = [loss, *[1.0] * (seeds - 1)]
+    found = comparison(score({"stam": losses, "adamw": [1.0] * seeds}, budget=budget))
+    assert found["verdict"] == ("too few seeds" if seeds == 2 else "no difference")
+    assert found["ratio"] == pytest.approx(loss ** (1 / seeds))
+    assert found["sentence"].endswith(".")
+    assert (found["high"] is None) == ("no bound" in found["sentence"])
+
+
+def test_bounds_beyond_a_float_are_none(score):
+    budget = Budget(3, 1, 2, 0, defaults=False)
+    found = comparison(score({"stam": [1e60, 1.0], "adamw": [1.0, 1.0]}, budget=budget))
+    assert (found["low"], found["high"], found["detectable_ratio"]) == (None, None, None)
+    assert "95 % interval no bound to no bound" in found["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "verdict"), [(1e-300, 1e300, "better"), (1e300, 1e-300, "worse")]
+)
+def test_a_ratio_beyond_a_float_has_a_verdict_and_says_why_it_has_no_number(
+    score, mine, theirs, verdict
+):
+    found = comparison(score({"stam": [mine] * SEEDS, "adamw": [theirs] * SEEDS}))
+    assert (found["verdict"], found["ratio"]) == (verdict, None)
+    assert found["reason"] == "a ratio is beyond the range of a float"
+    assert f"{verdict} than ADAMW, though a ratio is beyond" in found["sentence"]
+    assert all(abs(value) > 1381 for value in found["log_ratios"])
+
+
+@pytest.mark.parametrize(
+    ("zeros", "verdict"), [(SEEDS, "better"), (SEEDS - 1, "better"), (1, "no difference")]
+)
+def test_losses_of_exactly_zero_have_a_verdict_with_a_reason(score, zeros, verdict):
+    losses = [0.0] * zeros + [1.0] * (SEEDS - zeros)
+    results = score({"stam": losses, "adamw": [1.0] * SEEDS})
+    found = comparison(results)
+    assert (found["verdict"], found["ratio"], found["low"]) == (verdict, None, None)
+    assert found["reason"] == "a loss of exactly 0 has no ratio"
+    assert "though a loss of exactly 0 has no ratio (10 paired seeds" in found["sentence"]
+
+
+def test_zero_against_the_default_rate_too_confirms(score):
+    budget = Budget(3, 1, SEEDS, 0, defaults=True)
+    results = score({"stam": [0.0] * SEEDS, "adamw": [1.0] * SEEDS}, budget=budget)
+    assert comparison(results)["verdict"] == "better"
+
+
+def test_the_largest_losses_have_a_mean(score):
+    largest = 1.7e308
+    results = score({"stam": [largest] * SEEDS, "adamw": [1.0] * SEEDS})
+    mine = next(cell for cell in results["cells"] if cell["label"] == "stam")
+    assert mine["fresh"]["mean"]["test_loss"] == pytest.approx(largest)
+
+
+@pytest.mark.parametrize("losses", [(0.0, None), (0.0, 0.0), (5e-324, 1.7e308), (0.0, 1.7e308)])
+def test_searches_over_zeros_and_divergence_have_a_curve(make_plan, make_record, losses):
+    plan = make_plan(JAX_PAIR, BUDGET)
+    records = {}
+    for cell in plan.cells:
+        while specs := next_specs(cell, plan.budget, records):
+            for spec in specs:
+                above = spec.hyperparameters["learning_rate"] >= cell.centre
+                records[spec.key()] = make_record(spec, losses[above])
+    results = build_results(plan, records)
+    assert validate_results(json.loads(json.dumps(results, allow_nan=False))) == []
+    for cell in results["cells"]:
+        expected = cell["tuning"]["best_of"]["expected"]
+        assert len(expected) == len(cell["tuning"]["trials"])
+        assert (expected[0] is None) == (None in losses)
+    assert all(c["reason"] or c["verdict"] == "no difference" for c in results["comparisons"])

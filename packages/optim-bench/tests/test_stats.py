@@ -124,9 +124,32 @@ def test_sign_flip_refuses_sizes_outside_its_range(values):
         sign_flip_p_value(values)
 
 
-def test_sign_flip_refuses_infinities():
-    with pytest.raises(ValueError, match="diverged runs have no place"):
-        sign_flip_p_value([0.1, INF])
+def test_sign_flip_refuses_what_is_no_number():
+    with pytest.raises(ValueError, match="a difference is NaN"):
+        sign_flip_p_value([0.1, math.nan])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_infinite_differences_are_the_largest_there_are(seed):
+    rng = np.random.default_rng(seed)
+    large = 1e6
+    finite = rng.normal(size=7)
+    at = rng.choice(7, size=rng.integers(1, 7), replace=False)
+    signs = rng.choice([-1.0, 1.0], size=len(at))
+    stand_in, infinite = finite.copy(), finite.copy()
+    stand_in[at], infinite[at] = large * signs, np.inf * signs
+    assert sign_flip_p_value(infinite.tolist()) == sign_flip_p_value(stand_in.tolist())
+
+
+def test_zero_losses_decide_as_far_as_their_number_goes():
+    ones = dict.fromkeys(range(8), 1.0)
+    all_zero = compare_paired(dict.fromkeys(range(8), 0.0), ones)
+    assert (all_zero.log_ratio, all_zero.low, all_zero.high) == (-math.inf, None, None)
+    assert all_zero.p_value == 2 / 2**8
+    one_zero = compare_paired({**ones, 3: 0.0}, ones)
+    assert (one_zero.log_ratio, one_zero.p_value) == (-math.inf, 1.0)
+    balanced = compare_paired({**ones, 0: 0.0, 1: 2.0}, {**ones, 2: 0.0})
+    assert balanced.log_ratio == pytest.approx(math.log(2) / 8)
 
 
 def test_false_alarms_stay_below_the_level():
@@ -303,6 +326,11 @@ def test_best_of_is_infinite_while_only_diverged_trials_can_be_drawn():
     assert [math.isinf(best.expected) for best in found] == [True, True, False, False]
     assert found[2].expected == pytest.approx(1.25)
     assert found[-1].expected == 1.0
+
+
+def test_best_of_takes_a_score_of_minus_infinity_beside_a_diverged_one():
+    found = [best.expected for best in best_of([-math.inf, 0.0, math.inf])]
+    assert found == [math.inf, -math.inf, -math.inf]
 
 
 @pytest.mark.parametrize("scores", [[], [1.0, math.nan]])

@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from optim_bench.campaign import progress_of, run_campaign
+from optim_bench.campaign import failed_runs, progress_of, run_campaign
 from optim_bench.errors import BenchError
 from optim_bench.executors import InlineExecutor
 from optim_bench.protocol import Budget, Phase
@@ -248,3 +248,40 @@ def test_cells_that_need_the_same_run_share_it(tmp_path, trainer, make_plan):
     assert seen[-1].new == len(store.records()) == 10
     assert {cell.phase for cell in seen[-1].cells.values()} == {Phase.DONE}
     assert seen[-1].finished == seen[-1].expected == 15
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_optimizer_whose_first_runs_fail_is_given_up(tmp_path, make_plan, make_record, resumed):
+    plan = make_plan({"jax": ("stam", "adamw")}, BUDGET)
+    store = Store(tmp_path / "out")
+    store.open()
+
+    class Broken:
+        def __init__(self):
+            self.queue = []
+            self.ran = []
+
+        def submit(self, spec):
+            self.queue.append(spec)
+
+        def wait(self):
+            spec = self.queue.pop(0)
+            self.ran.append(spec)
+            broken = {"status": "failed", "error": "no luck"} if spec.optimizer == "stam" else {}
+            return make_record(spec, None if broken else 1.0, **broken)
+
+        def withdraw(self, keys):
+            gone = [spec.key() for spec in self.queue if spec.key() in keys]
+            self.queue = [spec for spec in self.queue if spec.key() not in gone]
+            return gone
+
+    executor = Broken()
+    run_campaign(plan, store, executor, lambda progress: None)
+    assert sum(spec.optimizer == "stam" for spec in executor.ran) == 2
+    if resumed:
+        executor = Broken()
+        run_campaign(plan, store, executor, lambda progress: None)
+        assert executor.ran == []
+    (found,) = build_results(plan, store.records())["comparisons"]
+    assert (found["verdict"], found["reason"]) == ("incomplete", "STAM: 2 tuning runs failed")
+    assert failed_runs(plan, store.records())

@@ -103,7 +103,7 @@ def test_files_that_the_user_brings_are_looked_for_where_they_lie(capfd, tmp_pat
     assert run_app(build_app(), [*arguments, "--data-dir", str(tmp_path)]) == 1
     assert f"mnist-cnn: {tmp_path} holds no train-images-idx3-ubyte" in capfd.readouterr().err
     preset = {"time": "step-speed", "memory": "state-bytes"}[command]
-    assert run_app(build_app(), [command, "--preset", preset, "--data-dir", str(tmp_path)]) == 1
+    assert run_app(build_app(), [command, "--preset", preset, "--data-dir", str(tmp_path)]) == 2
     assert "--preset has its own" in capfd.readouterr().err
 
 
@@ -114,5 +114,5 @@ def test_the_measuring_process_reads_the_users_files(tmp_path):
 
 def test_a_folder_and_names_exclude_each_other(capfd, tmp_path):
     arguments = ["time", "--directory", str(tmp_path), "--optimizer", "stam"]
-    assert run_app(build_app(), arguments) == 1
+    assert run_app(build_app(), arguments) == 2
     assert "--directory times what its plan names" in capfd.readouterr().err

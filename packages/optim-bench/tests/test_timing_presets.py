@@ -189,7 +189,7 @@ def test_more_threads_than_cores_are_refused():
     ],
 )
 def test_the_command_refuses_what_it_would_ignore(arguments, message, capfd):
-    assert run_app(build_app(), ["time", *arguments]) == 1
+    assert run_app(build_app(), ["time", *arguments]) == 2
     assert message in capfd.readouterr().err
 
 

@@ -73,11 +73,17 @@ def failed_runs(plan: Plan, records: Mapping[str, RunRecord]) -> list[str]:
     return [key for key in records if key in known and records[key].status == "failed"]
 
 
+# One run may have met a bad moment of the machine; after two and none that worked, the optimizer is
+# broken, and the rest of its plan would fail the same way.
+HOPELESS_AFTER = 2
+
 Listener = Callable[[Progress], None]
 
 
 def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listener) -> None:
     """Run what the plan still needs, keeping each record as soon as it is there.
+
+    A cell whose first runs all failed is given up, and stays incomplete until `retry`.
 
     Args:
         plan: what is compared.
@@ -116,8 +122,13 @@ def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listene
         for state in states:
             state.in_flight -= 1
             state.finished += 1
+            state.count(record)
+        hopeless = {key for key, mine in owners.items() if all(s.hopeless for s in mine)}
+        for key in executor.withdraw(hopeless) if hopeless else ():
+            for state in owners.pop(key):
+                state.in_flight -= 1
         for state in states:
-            if state.in_flight == 0:
+            if state.in_flight == 0 and not state.hopeless:
                 advance(state)
         report(record, new)
 
@@ -129,14 +140,33 @@ class _CellState:
         self.cell = cell
         self.budget = budget
         self.in_flight = self.finished = self.expected = 0
+        self.failed, self.worked = 0, False
         self.phase = Phase.TUNING
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether runs failed and none worked."""
+        return self.failed >= HOPELESS_AFTER and not self.worked
+
+    def count(self, record: RunRecord) -> None:
+        """Take in how a run ended."""
+        if record.status == "failed":
+            self.failed += 1
+        else:
+            self.worked = True
 
     def update(self, records: Mapping[str, RunRecord]) -> list[RunSpec]:
         """Look at the records anew and return the runs to submit."""
         specs = next_specs(self.cell, self.budget, records)
         known = known_specs(self.cell, self.budget, records)
+        self.failed = 0
+        for spec in known:
+            if (record := records.get(spec.key())) is not None:
+                self.count(record)
+        if self.hopeless:
+            specs = []
         self.in_flight = len(specs)
-        self.finished = len(known) - len(specs)
+        self.finished = sum(spec.key() in records for spec in known)
         self.expected = expected_runs(self.cell, self.budget, records)
         self.phase = phase_of(self.cell, self.budget, records)
         return specs

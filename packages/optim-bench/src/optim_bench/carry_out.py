@@ -13,7 +13,7 @@ from rich.console import Console
 
 from optim_bench import ui
 from optim_bench.campaign import run_campaign
-from optim_bench.errors import BenchError, StoppedError, unknown_name
+from optim_bench.errors import BenchError, StoppedError, UsageError, unknown_name
 from optim_bench.executors import EXECUTORS, make_executor
 from optim_bench.protocol import Plan
 from optim_bench.report import write_report
@@ -50,17 +50,17 @@ def execution_of(
     """Return the execution that a user's options mean.
 
     Raises:
-        BenchError: the executor is unknown, an option is no `key=value`, or there is no folder.
+        UsageError: the executor is unknown, an option is no `key=value`, or there is no folder.
     """
     if executor not in EXECUTORS:
         raise unknown_name("executor", executor, EXECUTORS)
     if data_dir is not None and not data_dir.is_dir():
-        raise BenchError(f"no folder {data_dir}; --data-dir is where the full-size data sets lie")
+        raise UsageError(f"no folder {data_dir}; --data-dir is where the full-size data sets lie")
     pairs: dict[str, str] = {}
     for text in options or ():
         key, _, value = text.partition("=")
         if not (key and value):
-            raise BenchError(f"--executor-option is {text!r}; write key=value")
+            raise UsageError(f"--executor-option is {text!r}; write key=value")
         pairs[key] = value
     return Execution(executor, pairs, jobs, timeout, data_dir)
 
@@ -155,6 +155,18 @@ def show_results(console: Console, results: Mapping[str, Any]) -> None:
         console.print(f"- {sentence}", markup=False, highlight=False)
     for caution in results["cautions"]:
         note(console, caution)
+
+
+def name_strangers(store: Store, console: Console) -> None:
+    """Name the files in `runs/` that are no runs; they are left alone."""
+    if strangers := store.strangers():
+        shown = ", ".join(strangers[:_MOST_NAMES])
+        more = len(strangers) - _MOST_NAMES
+        rest = f" and {more} more" if more > 0 else ""
+        note(console, f"no run, and not read: {shown}{rest} in {store.runs}")
+
+
+_MOST_NAMES = 3
 
 
 def note(console: Console, text: str) -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optim_bench.data import DamagedDataError
-from optim_bench.errors import BenchError, unknown_name
+from optim_bench.errors import BenchError, UsageError, unknown_name
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo, discover, resolve
 from optim_bench.protocol import BASELINE, TIERS, Cell, Plan
 from optim_bench.records import FRAMEWORKS, Hyperparameter
 from optim_bench.requirements import installed, require
+from optim_bench.source import source_of
 from optim_bench.workloads import WORKLOADS, Workload
 
 DEFAULT_WORKLOADS = ("digits-cnn", "diamonds-mlp")
@@ -48,6 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Choice:
+    name: str
     label: str
     info: OptimizerInfo
     hyperparameters: Mapping[str, Hyperparameter]
@@ -57,7 +59,7 @@ def build_plan(request: Request) -> Plan:
     """Return the plan for a request.
 
     Raises:
-        BenchError: a name is unknown, a hyperparameter out of range, or a count out of range.
+        UsageError: a name is unknown, a hyperparameter out of range, or a count out of range.
     """
     if request.tier not in TIERS:
         raise unknown_name("tier", request.tier, TIERS)
@@ -80,7 +82,7 @@ def build_plan(request: Request) -> Plan:
             workloads={w.name: _facts(w) for w in workloads},
         )
     except ValueError as error:
-        raise BenchError(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 def check_installed(plan: Plan, executor: str) -> None:
@@ -99,10 +101,17 @@ def check_installed(plan: Plan, executor: str) -> None:
         optimizers=[info for info in OPTIMIZERS.values() if (info.name, info.framework) in names],
     )
     try:
-        infos = [resolve(name, framework) for name, framework in names]
+        infos = {key: resolve(*key) for key in names}
+        for cell in plan.cells:
+            info = infos[cell.optimizer, cell.framework]
+            if source_of(info, cell.optimizer, _workload(cell.workload)) != cell.source:
+                raise BenchError(
+                    f"the source of {cell.optimizer} is not what it was when this comparison was "
+                    "planned; start another one: optim-bench run --output NEW_FOLDER"
+                )
     except ValueError as error:
         raise BenchError(str(error)) from error
-    require(frameworks, executor=executor, optimizers=infos)
+    require(frameworks, executor=executor, optimizers=infos.values())
 
 
 def check_data(plan: Plan, data_dir: Path | None) -> None:
@@ -137,9 +146,16 @@ def _choices(request: Request, framework: str) -> list[_Choice]:
                 raise _unknown_optimizer(name, request.frameworks)
             continue
         info = resolve(name, framework)
+        if info.open_parameters and len(request.frameworks) > 1:
+            raise UsageError(
+                f"{name} is a plain factory, which may be for JAX or for PyTorch; say which: "
+                "--framework jax or --framework torch"
+            )
         merged = info.validate(hyperparameters)
         label = ",".join([info.name, *(f"{k}={v}" for k, v in hyperparameters.items())])
-        choices.setdefault(label, _Choice(label, info, merged))
+        # A declaration may have a name of its own, by which no worker could find it.
+        found = name if ":" in name else info.name
+        choices.setdefault(label, _Choice(found, label, info, merged))
     if set(choices) == {BASELINE} and BASELINE not in request.optimizers:
         return []
     baseline = choices.pop(BASELINE)
@@ -152,7 +168,7 @@ def parse_optimizer(text: str) -> tuple[str, dict[str, Hyperparameter]]:
     Values are read as JSON where they are JSON (numbers, true, false, null) and as text otherwise.
 
     Raises:
-        ValueError: a part has no `=`.
+        ValueError: a part has no `=`, or a value is neither a finite number nor a text.
 
     Example:
         >>> parse_optimizer("adamw,b1=0.95,eps=1e-6")
@@ -164,11 +180,31 @@ def parse_optimizer(text: str) -> tuple[str, dict[str, Hyperparameter]]:
         key, equals, value = part.partition("=")
         if not (key and equals and value):
             raise ValueError(f"{text!r} has a part {part!r}; write name,hyperparameter=value")
-        try:
-            hyperparameters[key] = json.loads(value)
-        except json.JSONDecodeError:
-            hyperparameters[key] = value
+        if key in hyperparameters:
+            raise ValueError(f"{text!r} gives {key} twice; leave one of them away")
+        hyperparameters[key] = _value(key, value)
     return name, hyperparameters
+
+
+def _value(key: str, text: str) -> Hyperparameter:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    except ValueError:  # Python reads no number of so many digits
+        value = math.inf
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"{key} is {text}; it has to be a number, true, false, null or a text")  # noqa: TRY004
+    if isinstance(value, (int, float)) and not _is_finite(value):
+        raise ValueError(f"{key} is {text[:40]}; it has to be a finite number")
+    return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of a float
+        return False
 
 
 def _offered(name: str, framework: str) -> bool:
@@ -182,16 +218,16 @@ def _offered(name: str, framework: str) -> bool:
     return key in OPTIMIZERS or key in OPTIONAL or key in discover().optimizers
 
 
-def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> BenchError:
+def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> UsageError:
     if ":" in name:
         try:
             resolve(name, frameworks[0])
         except ValueError as error:
-            return BenchError(str(error))
+            return UsageError(str(error))
     everything = {**all_optimizers(), **OPTIONAL}
     elsewhere = [info.framework for info in everything.values() if info.name == name]
     if elsewhere:
-        return BenchError(
+        return UsageError(
             f"{name} is an optimizer of {elsewhere[0]}, not of {' or '.join(frameworks)}; use "
             f"--framework {elsewhere[0]}"
         )
@@ -225,7 +261,7 @@ def _cell(request: Request, workload: Workload, choice: _Choice) -> Cell:
         workload=workload.name,
         workload_version=workload.version,
         framework=choice.info.framework,
-        optimizer=choice.info.name,
+        optimizer=choice.name,
         label=choice.label,
         hyperparameters={**choice.hyperparameters, "learning_rate": float(centre)},
         centre=float(centre),
@@ -233,6 +269,7 @@ def _cell(request: Request, workload: Workload, choice: _Choice) -> Cell:
         high=MAX_LEARNING_RATE if declared.high is None else declared.high,
         steps=workload.steps[request.tier],
         schedule=choice.info.schedule or workload.schedule,
+        source=source_of(choice.info, choice.name, workload),
     )
 
 

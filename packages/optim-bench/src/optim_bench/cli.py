@@ -1,13 +1,14 @@
 """The command line: options in, one function call, tables out.
 
 Nothing here imports a framework. What a user can mend ends as one line on the standard error and a
-non-zero exit status: 1 for what is wrong with names, files and installations, 2 for the usage of
-the command line, 130 for Ctrl-C and 143 for SIGTERM.
+non-zero exit status: 2 for what was typed (names, values, options), 1 for what is wrong with files,
+installations and runs, 130 for Ctrl-C and 143 for SIGTERM.
 """
 
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from optim_bench import ui
 from optim_bench.campaign import failed_runs, progress_of
-from optim_bench.carry_out import carry_out, execution_of, note
+from optim_bench.carry_out import carry_out, execution_of, name_strangers, note
 from optim_bench.catalog import (
     Request,
     absent_optimizers,
@@ -60,11 +61,23 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         trainer: `"module:function"` that turns a spec into a record.
     """
     app = typer.Typer(
-        help="Compare optimizers: real data, equal tuning budgets, paired intervals.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        # Markup takes `[default: ...]` in a help text for a style, and drops it.
+        rich_markup_mode=None,
     )
+
+    @app.callback()
+    def top(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", callback=_version, is_eager=True, help="Print the version and stop."
+            ),
+        ] = False,
+    ) -> None:
+        """Compare optimizers: real data, equal tuning budgets, paired intervals."""
 
     @app.command()
     def run(  # pyright: ignore[reportUnusedFunction] - typer calls it
@@ -99,6 +112,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         store.open()
         with store.exclusive():
             store.records()
+            name_strangers(store, console())
             store.register(plan)
             carry_out(plan, store, trainer, execution, console())
 
@@ -134,6 +148,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         """Rebuild results.json, report.html, summary.md and the figures from the stored runs."""
         store = Store(directory)
         results = results_of(store)
+        name_strangers(store, console())
         path = write_report(store.root, results)
         if readme is not None:
             update_readme(readme, results)
@@ -146,6 +161,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         """Show how far a comparison is."""
         store = Store(directory)
         plan, records = store.plan(), store.records()
+        name_strangers(store, console())
         console().print(ui.status_table(progress_of(plan, records), list(records.values())))
 
     @app.command("list")
@@ -196,6 +212,12 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
     return app
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        console().print(f"optim-bench {metadata.version('optim-bench')}", highlight=False)
+        raise typer.Exit
+
+
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
@@ -236,4 +258,8 @@ def _complain(message: str) -> None:
 
 def main() -> None:
     """Entry point of `optim-bench`."""
+    # `--optimizer my_module:factory` finds the user's file, as `python -m optim_bench` does; behind
+    # everything installed, so that no file there can stand in for a module of ours.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     sys.exit(run_app(build_app()))

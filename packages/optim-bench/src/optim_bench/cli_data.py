@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from optim_bench.data import DOWNLOADS, FetchError, RemoteFile, fetch
-from optim_bench.errors import BenchError, unknown_name
+from optim_bench.errors import BenchError, UsageError, unknown_name
 
 _HEX_DIGITS = 64
 
@@ -56,10 +56,10 @@ def build_data_app() -> typer.Typer:
 
 def _given(name: str, url: str | None, sha256: str | None) -> RemoteFile:
     if url is None or sha256 is None:
-        raise BenchError("--url and --sha256 come together: what is fetched is always checked")
+        raise UsageError("--url and --sha256 come together: what is fetched is always checked")
     digest = sha256.lower()
     if len(digest) != _HEX_DIGITS or set(digest) - set("0123456789abcdef"):
-        raise BenchError(f"--sha256 is {sha256!r}; it has to be {_HEX_DIGITS} hex digits")
+        raise UsageError(f"--sha256 is {sha256!r}; it has to be {_HEX_DIGITS} hex digits")
     if "/" in name or name in (".", ".."):
-        raise BenchError(f"{name!r} is no file name; the file goes into --data-dir under this name")
+        raise UsageError(f"{name!r} is no file name; the file goes into --data-dir under this name")
     return RemoteFile(url, digest, file_name=name)

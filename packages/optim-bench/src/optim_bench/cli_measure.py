@@ -19,7 +19,7 @@ from optim_bench.cli_options import (
     console,
     frameworks_of,
 )
-from optim_bench.errors import BenchError, unknown_name
+from optim_bench.errors import BenchError, UsageError, unknown_name
 from optim_bench.executors import make_executor
 from optim_bench.protocol import Cell, Plan
 from optim_bench.report import replace_section
@@ -73,13 +73,13 @@ def add_measure_commands(app: typer.Typer, trainer: str) -> None:
         """Time training steps: warmed, interleaved, compilation apart, with an A/A band."""
         if preset is not None:
             if workload or optimizer or directory or data_dir:
-                raise BenchError("--preset has its own problems and optimizers; leave the others")
+                raise UsageError("--preset has its own problems and optimizers; leave the others")
             _time_preset(preset, frameworks_of(framework), rounds, threads, json_file, readme)
             return
         if readme is not None or threads != 1:
-            raise BenchError("--update-readme and --threads are for --preset; leave them away")
+            raise UsageError("--update-readme and --threads are for --preset; leave them away")
         if directory is not None and (workload or optimizer):
-            raise BenchError("--directory times what its plan names; leave the others away")
+            raise UsageError("--directory times what its plan names; leave the others away")
         plan = (
             _measured_plan(workload, optimizer, framework)
             if directory is None
@@ -125,11 +125,11 @@ def add_measure_commands(app: typer.Typer, trainer: str) -> None:
         """Count the exact bytes of each optimizer's state."""
         if preset is not None:
             if workload or optimizer or data_dir:
-                raise BenchError("--preset has its own models and optimizers; leave the others")
+                raise UsageError("--preset has its own models and optimizers; leave the others")
             _memory_preset(preset, frameworks_of(framework), json_file, readme)
             return
         if readme is not None or json_file is not None:
-            raise BenchError("--json and --update-readme are for --preset; leave them away")
+            raise UsageError("--json and --update-readme are for --preset; leave them away")
         plan = _measured_plan(workload, optimizer, framework)
         check_installed(plan, "process")
         check_data(plan, data_dir)

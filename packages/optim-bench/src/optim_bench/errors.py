@@ -11,6 +11,12 @@ class BenchError(Exception):
     status = 1
 
 
+class UsageError(BenchError):
+    """What was typed cannot be meant: a name, a value or a combination of options."""
+
+    status = 2
+
+
 class StoppedError(BenchError):
     """The user pressed Ctrl-C, or a scheduler ended the process.
 
@@ -34,7 +40,7 @@ def os_reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> BenchError:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Return the error for a name that is not registered, with the nearest one that is.
 
     Example:
@@ -44,4 +50,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> BenchError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return BenchError(f"unknown {kind} {name!r}{hint} choose from {', '.join(names) or 'nothing'}")
+    return UsageError(f"unknown {kind} {name!r}{hint} choose from {', '.join(names) or 'nothing'}")

@@ -54,7 +54,10 @@ def write_bytes(path: Path, data: bytes) -> None:
             Path(name).unlink()
         if not isinstance(error, OSError):
             raise
-        raise BenchError(f"cannot write {path} ({os_reason(error)}); free some space") from error
+        raise BenchError(
+            f"cannot write {path} ({os_reason(error)}); free some space and repeat the command: "
+            "every file written before is whole and kept"
+        ) from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

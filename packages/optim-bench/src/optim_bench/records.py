@@ -39,6 +39,8 @@ class RunSpec:
         steps: the horizon T in optimizer steps, at least 1.
         schedule: `"cosine"` (5 % linear warmup, then cosine to 0) or `"constant"`.
         protocol: version of the comparison's rules.
+        source: identity of the code that comes from outside this package (`optim_bench.source`),
+            None where nothing does; it is then no part of the key.
 
     Raises:
         ValueError: a field is outside its range; the message names the field and its value.
@@ -61,6 +63,7 @@ class RunSpec:
     steps: int
     schedule: str
     protocol: str = "v1"
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.framework not in FRAMEWORKS:
@@ -87,6 +90,8 @@ class RunSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the spec as a plain dictionary that strict JSON can hold."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.source is None:
+            del values["source"]
         # 1 and 1.0 are one learning rate and have to give one key.
         rate = float(cast("float", self.hyperparameters["learning_rate"]))
         return {**values, "hyperparameters": {**self.hyperparameters, "learning_rate": rate}}
@@ -194,7 +199,8 @@ def _is_number(value: object) -> bool:
 
 def _check_fields(cls: type[RunSpec] | type[RunRecord], data: Mapping[str, Any]) -> None:
     expected = {field.name for field in dataclasses.fields(cls)}
-    if missing := sorted(expected - set(data)):
+    # Absent where there is none, as in every record of an earlier version.
+    if missing := sorted(expected - set(data) - {"source"}):
         raise ValueError(f"{cls.__name__} lacks {', '.join(missing)}")
     if unknown := sorted(set(data) - expected):
         raise ValueError(f"{cls.__name__} has unknown fields {', '.join(unknown)}")

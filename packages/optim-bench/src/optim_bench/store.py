@@ -9,6 +9,7 @@ Who runs a comparison holds a lock on `DIR/.lock`, which goes with the process, 
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -89,12 +90,21 @@ class Store:
             (self.runs / f"{key}.json").unlink(missing_ok=True)
 
     def records(self) -> dict[str, RunRecord]:
-        """Return every record by its key.
+        """Return every record by its key; files of other names are left alone.
 
         Raises:
             BenchError: a file is damaged, or does not hold what its name says.
         """
-        return {path.stem: self._read(path) for path in sorted(self.runs.glob("*.json"))}
+        paths = sorted(self.runs.glob("*.json"))
+        return {path.stem: self._read(path) for path in paths if _is_run(path)}
+
+    def strangers(self) -> list[str]:
+        """Return the names in `runs/` that are no run's, such as a sync tool's second copies."""
+        if not self.runs.is_dir():
+            return []
+        # Ours are hidden while they are written, and stay so where a run was killed meanwhile.
+        names = [p.name for p in self.runs.iterdir() if not (_is_run(p) or _is_unfinished(p))]
+        return sorted(names)
 
     def register(self, plan: Plan) -> None:
         """Write down what is compared, once: a family chosen after its results would be no test.
@@ -104,6 +114,12 @@ class Store:
         """
         path = self.root / "plan.json"
         if path.is_file() and self.plan().to_json() != plan.to_json():
+            if changed := _only_sources_differ(self.plan(), plan):
+                raise BenchError(
+                    f"the source of {', '.join(changed)} is not what it was when {path} was "
+                    "written, and runs of both must not meet; choose another --output, or move "
+                    "that file away to train it anew beside the runs that are there"
+                )
             raise BenchError(
                 f"{path} registers another comparison; choose another --output, or move that file "
                 "away to plan anew over the runs that are there"
@@ -145,6 +161,30 @@ class Store:
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise BenchError(
                 f"{path} is damaged ({error}); delete it and repeat your optim-bench run, "
-                "which repeats this run alone"
+                "which repeats this run alone: every other one is kept"
             ) from error
         return record
+
+
+_KEY = re.compile(r"[0-9a-f]{64}\.json")
+
+
+def _is_run(path: Path) -> bool:
+    return _KEY.fullmatch(path.name) is not None
+
+
+def _is_unfinished(path: Path) -> bool:
+    return path.name.startswith(".") and _KEY.match(path.name, 1) is not None
+
+
+def _only_sources_differ(old: Plan, new: Plan) -> list[str]:
+    """Return the optimizers whose source changed where nothing else did."""
+
+    def rest(plan: Plan) -> dict[str, object]:
+        cells = [{**cell.to_json(), "source": None} for cell in plan.cells]
+        return {**plan.to_json(), "cells": cells}
+
+    if rest(old) != rest(new):
+        return []
+    pairs = zip(old.cells, new.cells, strict=True)
+    return list(dict.fromkeys(a.optimizer for a, b in pairs if a.source != b.source))

@@ -33,6 +33,12 @@ class Backlog:
         """Queue specs that were taken and never ran, before all others."""
         self._specs[:0] = specs
 
+    def withdraw(self, keys: Collection[str]) -> list[str]:
+        """Forget the specs of these keys, and return the keys of those that were there."""
+        gone = [key for spec in self._specs if (key := spec.key()) in keys]
+        self._specs = [spec for spec in self._specs if spec.key() not in gone]
+        return gone
+
     def clear(self) -> None:
         """Forget everything."""
         self._specs.clear()

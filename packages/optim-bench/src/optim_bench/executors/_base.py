@@ -7,7 +7,7 @@ and cluster jobs have to find it again. It takes a `RunSpec` and the data folder
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,10 @@ class Executor(Protocol):
         Raises:
             RuntimeError: nothing is queued or running.
         """
+        ...
+
+    def withdraw(self, keys: Collection[str]) -> list[str]:
+        """Forget the queued runs of these keys that have not started, and return their keys."""
         ...
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Runs in this process, one after the other: for debugging, and for the smallest comparisons."""
 
 from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 
 from optim_bench.executors._base import DEFAULT_TRAINER, load_trainer, run_spec
@@ -29,6 +30,12 @@ class InlineExecutor:
         if not self._queue:
             raise RuntimeError("nothing is queued")
         return run_spec(self._trainer, self._queue.popleft(), self._data_dir)
+
+    def withdraw(self, keys: Collection[str]) -> list[str]:
+        """Forget queued runs."""
+        gone = [key for spec in self._queue if (key := spec.key()) in keys]
+        self._queue = deque(spec for spec in self._queue if spec.key() not in gone)
+        return gone
 
     def close(self) -> None:
         """Forget what is queued."""

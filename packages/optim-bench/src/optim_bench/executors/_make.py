@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from optim_bench.errors import BenchError, unknown_name
+from optim_bench.errors import UsageError, unknown_name
 from optim_bench.executors._base import DEFAULT_TRAINER, Executor
 from optim_bench.executors._inline import InlineExecutor
 from optim_bench.executors._pinning import available_cores
@@ -41,7 +41,7 @@ def make_executor(
         options: what only this executor understands, as text.
 
     Raises:
-        BenchError: the name is unknown, or the executor cannot do what an option asks.
+        UsageError: the name is unknown, or the executor cannot do what an option asks.
         ModuleNotFoundError: its extra is not installed; `optim_bench.requirements` finds that out
             beforehand.
     """
@@ -49,14 +49,14 @@ def make_executor(
         raise unknown_name("executor", name, EXECUTORS)
     options = options or {}
     if name in ("inline", "process") and options:
-        raise BenchError(
+        raise UsageError(
             f"--executor {name} takes no --executor-option; {', '.join(sorted(options))} belongs "
             "to submitit or ray"
         )
     if name == "inline":
         for option, value, only in (("--jobs", jobs, 1), ("--timeout", timeout, None)):
             if value not in (None, only):
-                raise BenchError(
+                raise UsageError(
                     f"{option} {value:g} needs worker processes; use --executor process"
                 )
         return InlineExecutor(trainer, data_dir=data_dir)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -101,6 +101,10 @@ class ProcessExecutor:
                 return checked_record(spec, RunRecord.from_json(json.loads(line)))
             except (TypeError, ValueError) as error:
                 return failed_record(spec, f"the worker's answer is no record ({error})")
+
+    def withdraw(self, keys: Collection[str]) -> list[str]:
+        """Forget queued runs that have not started."""
+        return self._backlog.withdraw(keys)
 
     def close(self) -> None:
         """Stop the workers and forget what is queued."""

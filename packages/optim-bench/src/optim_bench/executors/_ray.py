@@ -15,12 +15,12 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optim_bench.errors import BenchError, os_reason
+from optim_bench.errors import BenchError, UsageError, os_reason
 from optim_bench.executors._backlog import Backlog, Group, group_of
 from optim_bench.executors._base import checked_record, failed_record
 from optim_bench.executors._process import ProcessExecutor
@@ -88,7 +88,7 @@ class RayExecutor:
         given = dict(options or {})
         address = given.pop("address", None)
         if given:
-            raise BenchError(f"ray has no option {', '.join(sorted(given))}; it takes address")
+            raise UsageError(f"ray has no option {', '.join(sorted(given))}; it takes address")
         if address is not None:
             _check_address(address)
         self._options = {
@@ -131,6 +131,10 @@ class RayExecutor:
                 if record is not None:
                     self._dispatch()
                     return record
+
+    def withdraw(self, keys: Collection[str]) -> list[str]:
+        """Forget queued runs that have not started."""
+        return self._backlog.withdraw(keys)
 
     def close(self) -> None:
         """Stop the actors and forget what is queued."""

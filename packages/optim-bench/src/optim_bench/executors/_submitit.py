@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from optim_bench.errors import BenchError
+from optim_bench.errors import BenchError, UsageError
 from optim_bench.executors._backlog import Backlog, group_of
 from optim_bench.executors._base import checked_record, failed_record
 from optim_bench.executors._batch import Batch, make_folders, record_path, serve
@@ -140,6 +140,10 @@ class SubmititExecutor:
             if not self._ready:
                 time.sleep(_POLL_SECONDS)
 
+    def withdraw(self, keys: Collection[str]) -> list[str]:
+        """Forget queued runs that have not started."""
+        return self._backlog.withdraw(keys)
+
     def close(self) -> None:
         """Cancel the jobs and forget what is queued."""
         self._backlog.clear()
@@ -235,14 +239,14 @@ def _parameters(options: dict[str, str]) -> tuple[str, dict[str, Any]]:
     """Return the cluster and submitit's parameters for the options of a user."""
     cluster = options.pop("cluster", "slurm")
     if cluster not in CLUSTERS:
-        raise BenchError(f"cluster is {cluster!r}; submitit runs on {' or '.join(CLUSTERS)}")
+        raise UsageError(f"cluster is {cluster!r}; submitit runs on {' or '.join(CLUSTERS)}")
     if cluster == "local":
         if options:
-            raise BenchError(f"cluster=local takes no {', '.join(options)}; they belong to slurm")
+            raise UsageError(f"cluster=local takes no {', '.join(options)}; they belong to slurm")
         # A job may not be ended by submitit's own clock: that one is for SLURM to keep.
         return cluster, {"timeout_min": 60 * 24 * 365}
     if unknown := sorted(set(options) - set(_SLURM)):
-        raise BenchError(
+        raise UsageError(
             f"submitit has no option {', '.join(unknown)}; choose from "
             f"{', '.join(('cluster', *_SLURM))} (sbatch reads all others from SBATCH_ variables)"
         )
@@ -261,7 +265,7 @@ def _parameters(options: dict[str, str]) -> tuple[str, dict[str, Any]]:
         name, kind = _SLURM[key]
         if kind is int and (not text.isdecimal() or int(text) < 1):
             unit = "minutes" if key == "time" else "GB"
-            raise BenchError(f"{key} is {text!r}; it has to be a whole number of {unit}")
+            raise UsageError(f"{key} is {text!r}; it has to be a whole number of {unit}")
         parameters[name] = kind(text)
     return cluster, parameters
 

@@ -43,6 +43,7 @@ class Cell:
         high: largest learning rate that may be tried.
         steps: horizon of every run.
         schedule: `"cosine"` or `"constant"`.
+        source: as `RunSpec` has it.
     """
 
     workload: str
@@ -56,6 +57,7 @@ class Cell:
     high: float
     steps: int
     schedule: str
+    source: str | None = None
 
     @property
     def name(self) -> str:
@@ -86,6 +88,7 @@ class Cell:
             seed=seed,
             steps=self.steps,
             schedule=self.schedule,
+            source=self.source,
         )
 
     @property
@@ -95,7 +98,10 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as a plain dictionary."""
-        return {**vars(self), "hyperparameters": dict(self.hyperparameters)}
+        values = {**vars(self), "hyperparameters": dict(self.hyperparameters)}
+        if self.source is None:
+            del values["source"]
+        return values
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ def check_types(data: Mapping[str, Any]) -> None:
         where = f"cells.{index}"
         _expect(where, cell, dict)
         _check_fields(where, Cell, cell)
+        if cell.get("source") is not None:
+            _expect(f"{where}.source", cell["source"], str)
         _expect(f"{where}.hyperparameters", cell["hyperparameters"], dict)
         for name, value in cell["hyperparameters"].items():
             if not isinstance(value, (int, float, str, bool, type(None))):

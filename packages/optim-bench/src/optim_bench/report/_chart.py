@@ -1,7 +1,7 @@
 """What every chart has in common: its table, its theme, its legend and its scales."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,24 @@ def ratio_domain(data: Sequence[Mapping[str, Any]]) -> list[float]:
     return [max(0.1, min([*ends, 0.95])), min(10.0, max([*ends, 1.05]))]
 
 
+# Where an interval without a bound ends on a chart: far beyond the axis.
+NO_BOUND = {"low": 1e-6, "high": 1e6}
+
+
+def drawn_interval(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Return a comparison's ratio, low and high as a chart draws them."""
+    ends = {n: end if comparison[n] is None else comparison[n] for n, end in NO_BOUND.items()}
+    return {"ratio": comparison["ratio"], **ends}
+
+
+def on_log_axis(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without its losses of exactly 0, which have no place on a log scale."""
+    return {name: None if name in _LOSSES and value == 0 else value for name, value in row.items()}
+
+
+_LOSSES = frozenset({"loss", "median", "low", "high"})
+
+
 def loss_axis(title: str, data: Sequence[Mapping[str, Any]]) -> Spec:
     """Return the log scale of a loss, with its ticks."""
     found = [v for row in data for name in ("low", "high") if (v := row.get(name))]
@@ -116,21 +134,34 @@ def log_ticks(low: float, high: float) -> list[float]:
         >>> log_ticks(0.86, 1.07), log_ticks(0.02, 3.0)
         ([0.9, 0.95, 1.0, 1.05], [0.03, 0.1, 0.3, 1.0, 3.0])
     """
+    ticks: list[float] = []
+    for series in _tick_series(low, high):
+        ticks = [tick for tick in series if low <= tick <= high]
+        if len(ticks) >= _FEWEST_TICKS:
+            break
+    return ticks[:: math.ceil(len(ticks) / _MOST_TICKS) or 1]
+
+
+def _tick_series(low: float, high: float) -> Iterator[list[float]]:
+    """Give lists of round numbers, from the widest apart on; each is made when it is needed."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    series = [[float(f"{m}e{d}") for d in decades for m in found] for found in _MANTISSAS]
+    for found in _MANTISSAS:
+        yield [float(f"{m}e{d}") for d in decades for m in found]
     # Within less than a decade nothing on a log scale is round: even steps read better.
-    series += [_multiples(float(f"{m}e{d}"), high) for d in reversed(decades) for m in (5, 2, 1)]
-    series += [_multiples(float(f"{m}e{decades[0] - 1}"), high) for m in (5, 2, 1)]
-    fitting = [[tick for tick in ticks if low <= tick <= high] for ticks in series]
-    return next((ticks for ticks in fitting if len(ticks) >= _FEWEST_TICKS), fitting[-1])
+    for d in (*reversed(decades), decades[0] - 1):
+        for m in (5, 2, 1):
+            yield _multiples(float(f"{m}e{d}"), high)
 
 
 _FEWEST_TICKS = 4
+_MOST_TICKS = 20
 _MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 
 
 def _multiples(step: float, high: float) -> list[float]:
-    return [float(f"{i * step:.6g}") for i in range(1, math.floor(high / step) + 1)]
+    # Below the range of a float there are no steps.
+    count = math.floor(high / step) if 0 < step < math.inf else 0
+    return [float(f"{i * step:.6g}") for i in range(1, count + 1)]
 
 
 def band(y: Spec) -> Spec:

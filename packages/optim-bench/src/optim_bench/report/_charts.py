@@ -12,15 +12,17 @@ from optim_bench.report._chart import (
     Chart,
     Spec,
     band,
+    drawn_interval,
     line,
     log_ticks,
     loss_axis,
+    on_log_axis,
     points,
     ratio_domain,
 )
 from optim_bench.report._markdown import number
 from optim_bench.report._select import by_workload, labels_of, of_framework, titles_of
-from optim_bench.results import LABELS
+from optim_bench.results import LABELS, has_interval, interval_text, ratio_text
 
 ROW_HEIGHT = 34
 
@@ -29,18 +31,15 @@ Cell = Mapping[str, Any]
 
 def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     """Ratios to the baseline with their intervals."""
-    shown = [
-        c
-        for c in of_framework(results["comparisons"], framework)
-        if c["ratio"] and c["low"] is not None
-    ]
+    shown = [c for c in of_framework(results["comparisons"], framework) if has_interval(c)]
     if not shown:
         return
+    # An end without a bound is drawn to the end of the axis.
     data = [
         {
             "label": c["label"],
             "row": f"{c['workload']}   {c['title']}",
-            **{name: c[name] for name in ("ratio", "low", "high")},
+            **drawn_interval(c),
             "verdict": LABELS[c["verdict"]],
         }
         for c in shown
@@ -92,8 +91,8 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         [
             c["workload"],
             c["title"],
-            f"{c['ratio']:.3f}",
-            f"{c['low']:.3f} to {c['high']:.3f}",
+            ratio_text(c["ratio"]),
+            interval_text(c),
             number(c["p_value"], ".3g"),
             number(c["p_adjusted"], ".3g"),
             str(c["pairs"]),
@@ -140,7 +139,7 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
                 if whole:
                     middle = _geometric_mean(losses)
                     row |= {"loss": middle, "low": min(losses), "high": max(losses)}
-                data.append(row)
+                data.append(on_log_axis(row))
                 rows.append(
                     [
                         cell["title"],
@@ -221,7 +220,8 @@ def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             continue
         x: Spec = {"field": "step", "type": "quantitative", "title": "step"}
         x["axis"] = {"grid": False, "tickCount": 5}
-        y = loss_axis("validation loss", data)
+        drawn = [on_log_axis(row) for row in data]
+        y = loss_axis("validation loss", drawn)
         tooltip = [
             {"field": "optimizer"},
             {"field": "step"},
@@ -234,7 +234,7 @@ def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             kind="curves",
             framework=framework,
             title=workload,
-            data=data,
+            data=drawn,
             layers=[
                 {
                     "mark": {"type": "area", "opacity": 0.14},

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optim_bench.report._chart import Chart, Spec, log_ticks, points, ratio_domain
+from optim_bench.report._chart import Chart, Spec, drawn_interval, log_ticks, points, ratio_domain
 from optim_bench.report._markdown import state_ratio
 from optim_bench.report._select import by_workload, labels_of, titles_of
+from optim_bench.results import has_interval, interval_text, ratio_text
 
 
 def pareto(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
@@ -113,7 +114,10 @@ def _rows(
         ratio = 1.0 if found is None else found["ratio"]
         if ratio is not None:
             row = {"label": cell["label"], "optimizer": cell["title"], "ratio": ratio}
-            row |= {name: found[name] if found else 1.0 for name in ("low", "high")}
+            interval = found is not None and has_interval(found)
+            drawn = drawn_interval(found) if found and interval else {}
+            row |= {name: drawn.get(name) if found else 1.0 for name in ("low", "high")}
+            row["interval"] = interval_text(found) if found and interval else ""
             yield row, cell
 
 
@@ -145,8 +149,7 @@ def _place(data: Sequence[dict[str, Any]]) -> None:
 
 
 def _texts(row: Mapping[str, Any]) -> list[str]:
-    interval = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] is not None else ""
-    return [f"{row['ratio']:.3f}", interval, "yes" if row["front"] else ""]
+    return [ratio_text(row["ratio"]), row["interval"], "yes" if row["front"] else ""]
 
 
 def _layers(

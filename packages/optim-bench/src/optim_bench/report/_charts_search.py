@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optim_bench.report._chart import Chart, Spec, band, line, loss_axis
+from optim_bench.report._chart import Chart, Spec, band, line, loss_axis, on_log_axis
 from optim_bench.report._markdown import number
 from optim_bench.report._select import by_workload, labels_of, of_framework, titles_of
 
@@ -27,7 +27,8 @@ def search(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         ]
         if not any(row["loss"] for row in data):
             continue
-        drawn = [row for row in data if row["loss"] is not None and row["high"] is not None]
+        known = [row for row in data if row["loss"] is not None and row["high"] is not None]
+        drawn = [on_log_axis(row) for row in known]
         x: Spec = {"field": "trials", "type": "quantitative", "title": "learning rates tried"}
         x |= {"axis": {"grid": False, "tickMinStep": 1}, "scale": {"zero": False, "padding": 8}}
         y = loss_axis("best validation loss", drawn)

@@ -17,13 +17,12 @@ from optim_bench.report._markdown import (
     AGGREGATE_NOTE,
     aggregate_rows,
     number,
-    ratio_columns,
     search_rows,
     state_ratio,
 )
 from optim_bench.report._pack import as_written, pack
 from optim_bench.report._theme import THEMES, colour_of, marks_of, page_themes
-from optim_bench.results import FRAMEWORK_TITLES, LABELS
+from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
 
 Results = Mapping[str, Any]
 

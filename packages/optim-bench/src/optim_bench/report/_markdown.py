@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from optim_bench.report._markers import replace_section
-from optim_bench.results import FRAMEWORK_TITLES, LABELS
+from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
 
 AGGREGATE_NOTE = (
     "Conditional on these workloads, and against AdamW at its selected rate, so wins that are not "
@@ -156,17 +156,6 @@ def _search_table(results: Mapping[str, Any], framework: str) -> Iterator[str]:
     for row in rows:
         cells = [row["workload"], row["chosen"], row["chosen_trials"], row["title"], row["trials"]]
         yield f"| {' | '.join([*cells, *row['numbers'], row['verdict']])} |"
-
-
-def ratio_columns(comparison: Mapping[str, Any] | None) -> list[str]:
-    """Return ratio, interval and adjusted p-value as text, empty where there is none."""
-    if comparison is None or comparison["low"] is None:
-        return ["", "", ""]
-    return [
-        f"{comparison['ratio']:.3f}",
-        f"{comparison['low']:.3f} to {comparison['high']:.3f}",
-        number(comparison["p_adjusted"], ".2g"),
-    ]
 
 
 def state_ratio(cell: Mapping[str, Any]) -> float | None:

@@ -9,6 +9,10 @@ from optim_bench.results._words import (
     LABELS,
     change_in_words,
     detectable_in_words,
+    has_interval,
+    interval_text,
+    ratio_columns,
+    ratio_text,
     verdict_sentence,
 )
 
@@ -23,7 +27,11 @@ __all__ = [
     "compare_pairs",
     "detectable_in_words",
     "fresh_losses",
+    "has_interval",
+    "interval_text",
     "measure_cell",
+    "ratio_columns",
+    "ratio_text",
     "results_of",
     "schema",
     "validate_results",

@@ -9,6 +9,7 @@ from optim_bench.protocol import ALPHA, LEVEL, PROTOCOL, Plan
 from optim_bench.records import FRAMEWORKS, RunRecord
 from optim_bench.results._cells import fresh_losses, measure_cell
 from optim_bench.results._compare import compare_cells
+from optim_bench.results._range import exp
 from optim_bench.results._schema import SCHEMA_VERSION
 from optim_bench.results._searches import search_rows
 from optim_bench.results._times import add_times, time_sources
@@ -224,10 +225,7 @@ def _log_ratios(cell: Measured, baseline: Measured) -> dict[int, float]:
 
 
 def _ratio_interval(interval: Interval) -> dict[str, float | None]:
-    def ratio(value: float) -> float | None:
-        return math.exp(value) if math.isfinite(value) else None
-
-    return {name: ratio(value) for name, value in vars(interval).items()}
+    return {name: exp(value) for name, value in vars(interval).items()}
 
 
 def _profiles(cells: Sequence[Measured], framework: str, baseline: str) -> list[dict[str, Any]]:

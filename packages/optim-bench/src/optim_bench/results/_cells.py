@@ -7,6 +7,7 @@ from typing import Any
 
 from optim_bench.protocol import Cell, Plan, Trial, tuning_of
 from optim_bench.records import RunRecord
+from optim_bench.results._range import exp, mean
 from optim_bench.stats import best_of, steps_to_target
 
 Records = Mapping[str, RunRecord]
@@ -105,9 +106,12 @@ def _best_of(trials: Sequence[Trial]) -> dict[str, list[float | None]]:
         return {name: [] for name in ("expected", "low", "high")}
     found = best_of([trial.score for trial in whole])
     return {
-        name: [finite(math.exp(getattr(best, name))) for best in found]
-        for name in ("expected", "low", "high")
+        name: [_loss(getattr(best, name)) for best in found] for name in ("expected", "low", "high")
     }
+
+
+def _loss(score: float) -> float | None:
+    return 0.0 if score == -math.inf else exp(score)
 
 
 def _good_decades(trials: Sequence[Trial]) -> float | None:
@@ -137,7 +141,7 @@ def _summary(records: Sequence[RunRecord], seeds: Sequence[int]) -> dict[str, An
         "diverged": sum(record.status == "diverged" for record in records),
         "failed": sum(record.status == "failed" for record in records),
         "missing": len(seeds) - len(records),
-        "mean": {name: statistics.fmean(values) for name, values in columns.items() if values},
+        "mean": {name: mean(values) for name, values in columns.items() if values},
         "deviation": {
             name: statistics.stdev(values) for name, values in columns.items() if len(values) > 1
         },

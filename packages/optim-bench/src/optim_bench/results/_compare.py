@@ -16,12 +16,12 @@ a tier runs the defaults on the fresh seeds, "better" has to hold against both, 
 correction over the family.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optim_bench.protocol import ALPHA, LEVEL, Plan, family_of
 from optim_bench.results._cells import fresh_losses
+from optim_bench.results._range import exp, log_ratio
 from optim_bench.stats import (
     PairedComparison,
     compare_paired,
@@ -32,6 +32,8 @@ from optim_bench.stats import (
 )
 
 Measured = Mapping[str, Any]
+# One pair has a ratio and no interval.
+SMALLEST_INTERVAL = 2
 
 
 def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list[dict[str, Any]]:
@@ -133,9 +135,12 @@ def _comparison(
         defaults_due=defaults_due,
     )
     against = _default_row(default, confirmed)
-    if verdict == "better" and against is not None and not _confirms(against):
+    if verdict == "better" and default is not None and not _confirms(default, confirmed):
         verdict = "not confirmed"
-        reason = f"{baseline['title']} at its default learning rate {_default_in_words(against)}"
+        words = _default_in_words(default, confirmed)
+        reason = f"{baseline['title']} at its default learning rate {words}"
+    if not reason:
+        reason = _missing_bound(paired)
     return {
         "name": cell["name"],
         "workload": cell["workload"],
@@ -144,13 +149,13 @@ def _comparison(
         "title": cell["title"],
         "baseline": baseline["label"],
         "pairs": paired.pairs,
-        "ratio": _exp(paired.log_ratio),
-        "low": _exp(paired.low),
-        "high": _exp(paired.high),
+        "ratio": exp(paired.log_ratio),
+        "low": exp(paired.low),
+        "high": exp(paired.high),
         "p_value": paired.p_value,
         "p_adjusted": adjusted if paired.p_value is not None else None,
         "tests": tests if adjusted is not None else None,
-        "detectable_ratio": _exp(detectable),
+        "detectable_ratio": exp(detectable),
         "log_ratios": _log_ratios(cell, baseline),
         "against_default": against,
         "verdict": verdict,
@@ -164,25 +169,38 @@ def _default_row(
     if default is None:
         return None
     return {
-        "ratio": _exp(default.log_ratio),
-        "low": _exp(default.low),
-        "high": _exp(default.high),
+        "ratio": exp(default.log_ratio),
+        "low": exp(default.low),
+        "high": exp(default.high),
         "p_value": default.p_value,
         "p_adjusted": adjusted if default.p_value is not None else None,
     }
 
 
-def _confirms(against: Mapping[str, float | None]) -> bool:
-    ratio, adjusted = against["ratio"], against["p_adjusted"]
-    return ratio is not None and ratio < 1 and _or_one(adjusted) <= ALPHA
+def _confirms(default: PairedComparison, adjusted: float | None) -> bool:
+    found = default.log_ratio
+    return found is not None and found < 0 and _or_one(adjusted) <= ALPHA
 
 
-def _default_in_words(against: Mapping[str, float | None]) -> str:
-    if against["ratio"] is None or against["p_adjusted"] is None:
+def _default_in_words(default: PairedComparison, adjusted: float | None) -> str:
+    if default.log_ratio is None or adjusted is None:
         return "cannot be compared"
-    clear = against["ratio"] > 1 and against["p_adjusted"] <= ALPHA
+    clear = default.log_ratio > 0 and adjusted <= ALPHA
     word = "is better" if clear else "is not detectably worse"
-    return f"{word} (ratio {against['ratio']:.2f}, p = {against['p_adjusted']:.2g})"
+    ratio = exp(default.log_ratio)
+    said = "" if ratio is None else f"ratio {ratio:.2f}, "
+    return f"{word} ({said}p = {adjusted:.2g})"
+
+
+def _missing_bound(paired: PairedComparison) -> str:
+    """Say why a ranked comparison has no ratio or no interval, nothing where it has both."""
+    if paired.log_ratio is None or paired.pairs < SMALLEST_INTERVAL:
+        return ""
+    if paired.low is None:
+        return "a loss of exactly 0 has no ratio"
+    if None in map(exp, (paired.log_ratio, paired.low, paired.high)):
+        return "a ratio is beyond the range of a float"
+    return ""
 
 
 def _verdict(
@@ -236,17 +254,8 @@ def _verdict(
 
 def _log_ratios(cell: Measured, baseline: Measured) -> list[float | None]:
     mine, theirs = fresh_losses(cell), fresh_losses(baseline)
-    return [
-        math.log(mine[seed] / theirs[seed])
-        if 0 < mine[seed] < math.inf and 0 < theirs[seed] < math.inf
-        else None
-        for seed in sorted(set(mine) & set(theirs))
-    ]
+    return [log_ratio(mine[seed], theirs[seed]) for seed in sorted(set(mine) & set(theirs))]
 
 
 def _or_one(value: float | None) -> float:
     return 1.0 if value is None else value
-
-
-def _exp(value: float | None) -> float | None:
-    return None if value is None else math.exp(value)

@@ -81,8 +81,15 @@ def _score(cell: Measured) -> float | None:
     tuning = cell["tuning"]
     if not tuning["complete"] or tuning["failed"]:
         return None
-    scores = [t["mean_log_val_loss"] for t in tuning["trials"]]
+    scores = [_trial_score(trial) for trial in tuning["trials"]]
     return min((score for score in scores if score is not None), default=math.inf)
+
+
+def _trial_score(trial: Measured) -> float | None:
+    """Return the score that the search saw; JSON has no number for that of a loss of 0."""
+    if None not in trial["val_loss"] and 0 in trial["val_loss"]:
+        return -math.inf
+    return trial["mean_log_val_loss"]
 
 
 def _differing(variants: Sequence[Measured]) -> list[str]:

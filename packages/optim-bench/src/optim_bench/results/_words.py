@@ -37,30 +37,86 @@ def verdict_sentence(comparison: Mapping[str, Any], baseline_title: str) -> str:
     """Say what a comparison found, with its interval, its number of seeds and its p-value."""
     title, verdict = comparison["title"], comparison["verdict"]
     workload = comparison["workload"]
-    if verdict in {"incomplete", "unstable"} or comparison["low"] is None:
+    ranked = verdict in {"better", "worse", "no difference"}
+    if verdict in {"incomplete", "unstable"} or not (ranked or has_interval(comparison)):
         return f"{title} on {workload}: no verdict; {comparison['reason']}."
-    ratio = change_in_words(comparison["ratio"])
-    interval = (
-        f"95 % interval {change_in_words(comparison['low'])} to "
-        f"{change_in_words(comparison['high'])}"
-    )
     seeds = f"{comparison['pairs']} paired seeds"
+    if has_interval(comparison):
+        ratio = change_in_words(comparison["ratio"])
+        change = f"test loss {ratio}"
+        detail = f"95 % interval {_interval_in_words(comparison)}; {seeds}"
+    else:
+        ratio, change, detail = "", f"though {comparison['reason']}", seeds
     if verdict in {"better", "worse"}:
         return (
-            f"{title} on {workload}: {verdict} than {baseline_title}, test loss {ratio} "
-            f"({interval}; {seeds}; p = {comparison['p_adjusted']:.2g} after Holm over "
+            f"{title} on {workload}: {verdict} than {baseline_title}, {change} "
+            f"({detail}; p = {comparison['p_adjusted']:.2g} after Holm over "
             f"{comparison['tests']} tests)."
         )
     if verdict == "no difference":
+        detectable = comparison["detectable_ratio"]
+        if detectable is not None:
+            words = detectable_in_words(detectable)
+            detail += f" would have found a change of about {words}"
         return (
-            f"{title} on {workload}: no detectable difference from {baseline_title}, test loss "
-            f"{ratio} ({interval}; {seeds} would have found a change of about "
-            f"{detectable_in_words(comparison['detectable_ratio'])})."
+            f"{title} on {workload}: no detectable difference from {baseline_title}, {change} "
+            f"({detail})."
         )
     return (
         f"{title} on {workload}: no verdict, {comparison['reason']}; test loss {ratio} than "
-        f"{baseline_title}'s ({interval}; {seeds})."
+        f"{baseline_title}'s ({detail})."
     ).replace("equal than", "equal to")
+
+
+def has_interval(comparison: Mapping[str, Any]) -> bool:
+    """Return whether a comparison has a ratio with an interval, bounded or not."""
+    return comparison["ratio"] is not None and comparison["pairs"] >= _FEWEST_PAIRS
+
+
+def ratio_columns(comparison: Mapping[str, Any] | None) -> list[str]:
+    """Return ratio, interval and adjusted p-value as text, empty where there is none."""
+    if comparison is None or comparison["pairs"] < _FEWEST_PAIRS:
+        return ["", "", ""]
+    p_value = comparison["p_adjusted"]
+    adjusted = "" if p_value is None else f"{p_value:.2g}"
+    if not has_interval(comparison):
+        return ["", "", adjusted]
+    return [ratio_text(comparison["ratio"]), interval_text(comparison), adjusted]
+
+
+def interval_text(comparison: Mapping[str, Any]) -> str:
+    """Return an interval's ends as numbers; an end beyond the range of a float is no bound.
+
+    Example:
+        >>> interval_text({"low": 0.9, "high": None})
+        '0.900 to no bound'
+    """
+    return f"{ratio_text(comparison['low'])} to {ratio_text(comparison['high'])}"
+
+
+def ratio_text(value: float | None) -> str:
+    """Return a ratio as a number.
+
+    Example:
+        >>> ratio_text(0.98765), ratio_text(3.4e68), ratio_text(None)
+        ('0.988', '3.4e+68', 'no bound')
+    """
+    if value is None:
+        return "no bound"
+    return f"{value:.3f}" if value < _LONG_RATIO else f"{value:.3g}"
+
+
+_LONG_RATIO = 1e4
+# One pair has a ratio and no interval.
+_FEWEST_PAIRS = 2
+
+
+def _interval_in_words(comparison: Mapping[str, Any]) -> str:
+    low, high = (
+        "no bound" if end is None else change_in_words(end)
+        for end in (comparison["low"], comparison["high"])
+    )
+    return f"{low} to {high}"
 
 
 def detectable_in_words(ratio: float) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from scipy import optimize, special
+from numpy.typing import NDArray
 
 # 2 ** 19 sums: 4 MB and a few milliseconds.
 MAX_EXACT_PAIRS = 20
@@ -33,10 +33,11 @@ class PairedComparison:
         pairs: seeds on which both optimizers have a result.
         diverged: pairs on which the optimizer diverged and the baseline did not.
         baseline_diverged: pairs on which the baseline diverged and the optimizer did not.
-        log_ratio: mean of d, or None when a pair is not finite or there is none.
+        log_ratio: mean of d; -inf or inf where losses of exactly 0 decide it, and None when a run
+            diverged or there is no pair.
         low: lower end of the t-interval of the mean of d; None with fewer than two finite pairs.
         high: upper end, likewise.
-        p_value: exact two-sided sign-flip p-value, or None without finite pairs.
+        p_value: exact two-sided sign-flip p-value, or None where `log_ratio` is.
         deviation: standard deviation of d (n - 1 in the denominator), or None.
     """
 
@@ -98,27 +99,38 @@ def compare_paired(
     differences = [log_ratio(losses[seed], baseline[seed]) for seed in seeds]
     diverged = sum(math.isinf(losses[s]) and not math.isinf(baseline[s]) for s in seeds)
     lost = sum(math.isinf(baseline[s]) and not math.isinf(losses[s]) for s in seeds)
-    if not differences or not all(map(math.isfinite, differences)):
+    if not differences or diverged or lost:
         return PairedComparison(len(seeds), diverged, lost, None, None, None, None, None)
+    p_value = sign_flip_p_value(differences)
+    infinite, finite = _parts(differences)
+    if any(infinite):
+        # Above every finite number; where as many are below it, they decide nothing.
+        excess = math.fsum(infinite)
+        mean = math.copysign(math.inf, excess) if excess else math.fsum(finite) / len(finite)
+        return PairedComparison(len(seeds), diverged, lost, mean, None, None, p_value, None)
     mean = math.fsum(differences) / len(differences)
     low = high = deviation = None
     if len(differences) > 1:
         squares = math.fsum((value - mean) ** 2 for value in differences)
         deviation = math.sqrt(squares / (len(differences) - 1))
+        # Imported here: SciPy is most of what starting the command line would cost.
+        from scipy import special
+
         quantile = float(special.stdtrit(len(differences) - 1, 0.5 + level / 2))
         half = quantile * deviation / math.sqrt(len(differences))
         low, high = mean - half, mean + half
-    p_value = sign_flip_p_value(differences)
     return PairedComparison(len(seeds), diverged, lost, mean, low, high, p_value, deviation)
 
 
 def sign_flip_p_value(differences: Sequence[float]) -> float:
     """Return the exact two-sided p-value of the mean under all 2^n sign flips.
 
-    The smallest value it can take is 2 / 2^n: five pairs can never reach 0.05, six can.
+    The smallest value it can take is 2 / 2^n: five pairs can never reach 0.05, six can. Infinite
+    differences (one loss is exactly 0) are extremes: they outweigh every finite one, and among
+    themselves each counts the same.
 
     Raises:
-        ValueError: no difference, a non-finite one, or more than 20.
+        ValueError: no difference, a NaN, or more than 20.
 
     Example:
         >>> sign_flip_p_value([0.1, 0.2, 0.3, 0.1, 0.2]), sign_flip_p_value([0.1] * 5 + [-0.1])
@@ -128,15 +140,37 @@ def sign_flip_p_value(differences: Sequence[float]) -> float:
         raise ValueError(
             f"{len(differences)} differences given; the exact test takes 1 to {MAX_EXACT_PAIRS}"
         )
-    if not all(map(math.isfinite, differences)):
-        raise ValueError("a difference is not finite; diverged runs have no place in this test")
+    if any(map(math.isnan, differences)):
+        raise ValueError("a difference is NaN; only numbers have a place in this test")
+    infinite, finite = _parts(differences)
+    sums = _flipped_sums(finite)
+    observed = abs(math.fsum(finite))
+    slack = TIE_TOLERANCE * math.fsum(map(abs, finite))
+    extreme = np.abs(sums) >= observed - slack
+    if any(infinite):
+        counts, excess = _flipped_sums(infinite), abs(math.fsum(infinite))
+        # One number per pattern where only its sign against the infinite part matters: a finite sum
+        # on the side of the excess counts for it, one on the other side against it.
+        towards = math.copysign(1.0, math.fsum(infinite)) * math.fsum(finite)
+        aligned = np.where(counts < 0, -sums, sums) if excess else np.abs(sums)
+        beyond = aligned >= (towards if excess else observed) - slack
+        extreme = (np.abs(counts) > excess) | ((np.abs(counts) == excess) & beyond)
+    return float(np.mean(extreme))
+
+
+def _parts(differences: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the infinite differences as +1 and -1 and the finite ones, 0 where it is the other."""
+    infinite = [math.copysign(1.0, d) if math.isinf(d) else 0.0 for d in differences]
+    return infinite, [0.0 if math.isinf(d) else d for d in differences]
+
+
+def _flipped_sums(values: Sequence[float]) -> NDArray[np.float64]:
+    """Return the sum under every pattern of signs, in one order for all lists of a length."""
     # |sum| is the same for a pattern and its mirror, so the first sign stays fixed.
-    sums = np.array([differences[0]], dtype=np.float64)
-    for value in differences[1:]:
+    sums = np.array([values[0]], dtype=np.float64)
+    for value in values[1:]:
         sums = np.concatenate([sums + value, sums - value])
-    observed = abs(math.fsum(differences))
-    slack = TIE_TOLERANCE * math.fsum(map(abs, differences))
-    return float(np.mean(np.abs(sums) >= observed - slack))
+    return sums
 
 
 def smallest_p_value(pairs: int) -> float:
@@ -174,6 +208,8 @@ def smallest_detectable(
         return None
     if deviation == 0:
         return 0.0
+    from scipy import optimize, special
+
     freedom = pairs - 1
     critical = float(special.stdtrit(freedom, 1 - alpha / 2))
 

@@ -19,7 +19,8 @@ class BestOf:
     """The best score of k random trials.
 
     Args:
-        expected: its mean; inf while k diverged trials could be drawn.
+        expected: its mean; inf while k diverged trials could be drawn, else -inf where a score of
+            -inf could be.
         low: its lower quartile.
         high: its upper quartile.
     """
@@ -33,7 +34,7 @@ def best_of(scores: Sequence[float]) -> list[BestOf]:
     """Return the distribution of the best of k trials for k = 1, ..., n.
 
     Args:
-        scores: one per trial, lower is better, inf for a diverged one.
+        scores: one per trial, lower is better, inf for a diverged one and -inf for a loss of 0.
 
     Raises:
         ValueError: there is no score, or one is NaN.
@@ -50,7 +51,14 @@ def best_of(scores: Sequence[float]) -> list[BestOf]:
     curve: list[BestOf] = []
     for k in range(1, n + 1):
         weights = [math.comb(n - i, k - 1) / math.comb(n, k) for i in range(1, n - k + 2)]
-        expected = math.fsum(w * s for w, s in zip(weights, ordered, strict=False))
+        drawn = ordered[: len(weights)]
+        # Never the sum of -inf and inf, which would be no number.
+        infinite = drawn[-1] if drawn[-1] == math.inf else drawn[0]
+        expected = (
+            infinite
+            if math.isinf(infinite)
+            else math.fsum(w * s for w, s in zip(weights, drawn, strict=True))
+        )
         curve.append(
             BestOf(expected, _quantile(ordered, weights, 0.25), _quantile(ordered, weights, 0.75))
         )

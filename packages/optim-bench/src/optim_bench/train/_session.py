@@ -47,6 +47,7 @@ def open_session(
     hyperparameters: Mapping[str, Any],
     initial: Mapping[str, Array],
     device: str = "cpu",
+    seed: int = 0,
 ) -> AbstractContextManager[Session]:
     """Open a run in the optimizer's framework, which is imported now and not before.
 
@@ -56,6 +57,8 @@ def open_session(
         hyperparameters: complete, as `info.validate` returns them.
         initial: the parameters to start from, as `Task.initial` gives them.
         device: a name that the framework understands.
+        seed: what the global generators of NumPy, `random` and PyTorch start from while the session
+            is open; the caller's are given back when it closes.
     """
     backend = importlib.import_module(f"optim_bench.train._{info.framework}")
-    return backend.session(workload, info, hyperparameters, initial, device)
+    return backend.session(workload, info, hyperparameters, initial, device, seed)

@@ -10,6 +10,8 @@ from torch import nn
 
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.train import _torch_models as models
+from optim_bench.train._torch_rate import check_rate, group_rates, set_rate
+from optim_bench.train._torch_seeding import torch_seeded
 from optim_bench.workloads import Array, Workload
 
 
@@ -28,7 +30,7 @@ class TorchSession:
         self.classes = workload.loss == "cross_entropy"
         self.device = next(module.parameters()).device
         # A factory may give its groups different rates; a schedule keeps their proportions.
-        self.scales = [float(group["lr"]) / learning_rate for group in optimizer.param_groups]
+        self.scales = [rate / learning_rate for rate in group_rates(optimizer)]
 
     def advance(self, inputs: Array, targets: Array, rates: Sequence[float]) -> Array:
         """Take one step per rate."""
@@ -37,10 +39,7 @@ class TorchSession:
         values = torch.empty(len(rates), device=self.device)
         for i, rate in enumerate(rates):
             for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
-                if isinstance(group["lr"], torch.Tensor):  # compiled steps read it where it is
-                    group["lr"].fill_(rate * scale)
-                else:
-                    group["lr"] = rate * scale
+                set_rate(group, rate * scale)
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(self.module(x[i]), y[i])
             loss.backward()
@@ -95,13 +94,21 @@ def session(
     hyperparameters: Mapping[str, Any],
     initial: Mapping[str, Array],
     device: str,
+    seed: int,
 ) -> Iterator[TorchSession]:
-    """Open a run on one thread and give the threads back afterwards."""
+    """Open a run on one thread with seeded generators, and give both back afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
+
+    def start(rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
         module = models.build(workload.model, initial).to(device)
-        optimizer = info.load_factory()(module, **hyperparameters)
-        yield TorchSession(workload, module, optimizer, hyperparameters["learning_rate"])
+        settings = {**hyperparameters, "learning_rate": rate}
+        return module, info.load_factory()(module, **settings)
+
+    try:
+        check_rate(info, start, hyperparameters["learning_rate"], device)
+        with torch_seeded(seed, device):
+            module, optimizer = start(hyperparameters["learning_rate"])
+            yield TorchSession(workload, module, optimizer, hyperparameters["learning_rate"])
     finally:
         torch.set_num_threads(threads)

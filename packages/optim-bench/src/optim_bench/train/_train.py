@@ -13,6 +13,7 @@ import numpy as np
 from optim_bench import workloads
 from optim_bench.optimizers import OptimizerInfo, resolve
 from optim_bench.records import RunRecord, RunSpec
+from optim_bench.source import source_of
 from optim_bench.train._errors import MissingExtraError, require_framework
 from optim_bench.train._schedule import multipliers
 from optim_bench.train._session import CHUNK, EVALUATION_SLICE, Session, open_session
@@ -86,6 +87,11 @@ def train(
         )
     info = resolve(spec.optimizer, spec.framework)
     hyperparameters = info.validate(spec.hyperparameters)
+    if spec.source is not None and source_of(info, spec.optimizer, workload) != spec.source:
+        raise ValueError(
+            f"the source of {spec.optimizer} is not what it was when the comparison was planned; "
+            "start another one in a new folder"
+        )
     require_framework(spec.framework)
     if info.requires is not None:
         _require(info)
@@ -96,7 +102,7 @@ def train(
     sizes: list[tuple[int, int]] = []
     state_bytes = 0
     status, error = "ok", None
-    opened = open_session(workload, info, hyperparameters, initial, device)
+    opened = open_session(workload, info, hyperparameters, initial, device, spec.seed)
     try:
         with opened as session:
             try:

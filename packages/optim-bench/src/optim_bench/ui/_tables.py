@@ -10,7 +10,7 @@ from rich.text import Text
 from optim_bench.campaign import Progress
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.records import RunRecord
-from optim_bench.results import FRAMEWORK_TITLES, LABELS
+from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
 from optim_bench.workloads import Workload
 
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "no difference": "default"}
@@ -48,16 +48,7 @@ def _numbers(cell: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> l
     loss = cell["fresh"]["mean"].get("test_loss")
     columns = ["" if rate is None else f"{rate:g}", "" if loss is None else f"{loss:.4g}"]
     seeds = f"{cell['fresh']['ok']}"
-    if comparison is None or comparison["low"] is None:
-        return [*columns, "", "", "", seeds]
-    adjusted = comparison["p_adjusted"]
-    return [
-        *columns,
-        f"{comparison['ratio']:.3f}",
-        f"{comparison['low']:.3f} to {comparison['high']:.3f}",
-        "" if adjusted is None else f"{adjusted:.2g}",
-        seeds,
-    ]
+    return [*columns, *ratio_columns(comparison), seeds]
 
 
 def _verdict(comparison: Mapping[str, Any] | None) -> Text:

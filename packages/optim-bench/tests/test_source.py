@@ -1,0 +1,234 @@
+"""What comes from outside is identified by its source, however it is written."""
+
+import dataclasses
+import functools
+import importlib
+import sys
+
+import pytest
+from optim_bench import source
+from optim_bench.catalog import Request, build_plan
+from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, learning_rate, resolve
+from optim_bench.protocol import Plan
+from optim_bench.records import RunSpec
+from optim_bench.source import source_of
+from optim_bench.train import train
+from optim_bench.workloads import WORKLOADS, get
+
+FILES = {
+    "src_mine.py": """
+import functools
+import importlib
+import math
+from src_pack.sub import helper
+from src_pack import rates as r
+import src_decorate
+
+dynamic = importlib.import_module("src_dynamic")
+take = dynamic.value
+
+def plain(learning_rate):
+    import src_lazy
+    return helper(learning_rate)
+
+class Made:
+    def __init__(self, learning_rate): ...
+
+def outer(scale):
+    def inner(learning_rate):
+        return scale * learning_rate
+    return inner
+
+closure = outer(2.0)
+anonymous = lambda learning_rate: learning_rate
+bound = functools.partial(plain)
+decorated = src_decorate.twice(plain)
+method = Made.__init__
+""",
+    "src_pack/__init__.py": "",
+    "src_pack/sub.py": "from . import deep\ndef helper(x):\n    return deep.more(x)\n",
+    "src_pack/deep.py": "def more(x):\n    return x\n",
+    "src_pack/rates.py": "base = 1\n",
+    "src_pack/unused.py": "",
+    "src_lazy.py": "x = 1\n",
+    "src_decorate.py": (
+        "import functools\n"
+        "def twice(f):\n"
+        "    @functools.wraps(f)\n"
+        "    def g(learning_rate):\n"
+        "        return f(f(learning_rate))\n"
+        "    return g\n"
+    ),
+    "src_dynamic.py": "def value():\n    return 1\n",
+}
+NAMES = ["plain", "Made", "closure", "anonymous", "bound", "method", "decorated"]
+SEEN = ["src_mine.py", "src_pack/sub.py", "src_pack/deep.py", "src_pack/rates.py", "src_lazy.py"]
+
+
+def forget():
+    for name in [name for name in sys.modules if name.startswith("src_")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "src_pack").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    forget()
+
+
+def identity(name: str, workload: str = "digits-cnn") -> str | None:
+    forget()
+    return source_of(resolve(name, "jax"), name, get(workload))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_kind_of_factory_is_known_by_all_it_is_written_in(folder, name):
+    reference = f"src_mine:{name}"
+    before = identity(reference)
+    assert before.startswith("sha256:")
+    assert identity(reference) == before
+    for file in [*SEEN, "src_dynamic.py", "src_decorate.py"]:
+        path = folder / file
+        path.write_text(path.read_text() + "# edited\n")
+        assert identity(reference) != before, file
+        path.write_text(FILES[file])
+    (folder / "src_pack/unused.py").write_text("edited = 1\n")
+    (folder / "src_mine.py").write_bytes(FILES["src_mine.py"].replace("\n", "\r\n").encode())
+    assert identity(reference) == before
+
+
+def test_an_installed_factory_is_known_by_its_version(monkeypatch):
+    found = identity("optax:sgd")
+    assert found is None  # recorded with every run
+    monkeypatch.setattr(source, "_RECORDED", source._RECORDED - {"optax"})
+    assert identity("optax:sgd") == f"optax=={source.metadata.version('optax')}"
+
+
+def test_a_declaration_is_known_by_its_factory_and_by_where_it_is_declared(folder):
+    text = """
+from optim_bench.optimizers import OptimizerInfo, learning_rate
+INFO = OptimizerInfo("short", "jax", "Mine", "third-party", "src_lazy:x",
+                     {"learning_rate": learning_rate(1)})
+"""
+    (folder / "src_info.py").write_text(text)
+    before = identity("src_info:INFO")
+    (folder / "src_lazy.py").write_text("x = 2\n")
+    changed = identity("src_info:INFO")
+    (folder / "src_info.py").write_text(text.replace("rate(1)", "rate(2)"))
+    assert len({before, changed, identity("src_info:INFO")}) == 3
+
+
+def test_a_worker_finds_a_declaration_by_what_it_was_named_by(folder):
+    text = FILES["src_mine.py"] + (
+        "\nfrom optim_bench.optimizers import OptimizerInfo, learning_rate\n"
+        "INFO = OptimizerInfo('short', 'jax', 'Mine', 'third-party', plain,"
+        " {'learning_rate': learning_rate(1)})\n"
+    )
+    (folder / "src_mine.py").write_text(text)
+    plan = build_plan(Request("smoke", ("digits-cnn",), ("src_mine:INFO",)))
+    mine = next(cell for cell in plan.cells if cell.label == "short")
+    assert (mine.optimizer, mine.framework) == ("src_mine:INFO", "jax")
+    assert resolve(mine.optimizer, "jax").name == "short"
+
+
+def test_objects_are_unwrapped():
+    def local(learning_rate):
+        return learning_rate
+
+    class Callable:
+        def __call__(self, learning_rate):
+            return learning_rate
+
+    workload = get("digits-cnn")
+    rate = {"learning_rate": learning_rate(1.0)}
+    found = {
+        source_of(OptimizerInfo("o", "jax", "o", "third-party", factory, rate), "o", workload)
+        for factory in (local, functools.partial(local), Callable(), Callable().__call__)
+    }
+    assert len(found) == 1
+    assert "sha256:" in next(iter(found))
+
+
+def test_a_decorator_of_another_module_is_seen_without_the_reference(folder):
+    workload = get("digits-cnn")
+    rate = {"learning_rate": learning_rate(1.0)}
+
+    def found():
+        forget()
+        factory = importlib.import_module("src_mine").decorated
+        info = OptimizerInfo("o", "jax", "o", "third-party", factory, rate)
+        return source_of(info, "o", workload)
+
+    before = found()
+    path = folder / "src_decorate.py"
+    path.write_text(path.read_text().replace("f(f(", "f(2 * f("))
+    assert found() != before
+
+
+def test_what_was_typed_and_cannot_be_read_again_is_refused():
+    space = {"__name__": "__main__"}
+    exec("def typed(learning_rate): ...", space)
+    info = OptimizerInfo(
+        "o", "jax", "o", "third-party", space["typed"], {"learning_rate": learning_rate(1.0)}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        main = type(sys)("__main__")
+        main.__spec__ = None
+        patch.setitem(sys.modules, "__main__", main)
+        with pytest.raises(ValueError, match=r"the source of typed cannot be found.*into a file"):
+            source_of(info, "o", get("digits-cnn"))
+
+
+def test_loaded_code_keeps_its_identity_until_it_is_loaded_anew(folder):
+    before = identity("src_mine:plain")
+    (folder / "src_mine.py").write_text(FILES["src_mine.py"] + "more = 1\n")
+    info = resolve("src_mine:plain", "jax")
+    assert source_of(info, "src_mine:plain", get("digits-cnn")) == before
+    importlib.reload(sys.modules["src_mine"])
+    assert source_of(info, "src_mine:plain", get("digits-cnn")) != before
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_what_this_package_brings_has_no_source_and_keeps_its_keys(workload):
+    assert {source_of(info, info.name, get(workload)) for info in OPTIMIZERS.values()} == {None}
+
+
+def test_a_workload_from_outside_is_known_by_its_source(folder, monkeypatch):
+    (folder / "src_task.py").write_text("def task(data_dir):\n    raise NotImplementedError\n")
+    module = importlib.import_module("src_task")
+    mine = dataclasses.replace(get("digits-cnn"), name="mine", task=module.task)
+    info = OPTIMIZERS["jax/adamw"]
+    before = source_of(info, "adamw", mine)
+    assert before.startswith("sha256:")
+    (folder / "src_task.py").write_text("def task(data_dir):\n    return None\n")
+    forget()
+    edited = importlib.import_module("src_task").task
+    assert source_of(info, "adamw", dataclasses.replace(mine, task=edited)) != before
+
+
+def test_a_source_is_part_of_the_key_and_absent_where_there_is_none():
+    spec = RunSpec("digits-cnn", 1, "jax", "adamw", {"learning_rate": 1e-3}, 0, 100, "cosine")
+    assert "source" not in spec.to_json()
+    other = dataclasses.replace(spec, source="sha256:1")
+    assert other.key() != spec.key()
+    assert RunSpec.from_json(other.to_json()) == other
+    assert RunSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_plan_without_sources_is_written_as_before(folder):
+    plan = build_plan(Request("smoke", ("digits-cnn",), ("stam", "src_mine:plain"), ("jax",)))
+    cells = plan.to_json()["cells"]
+    assert ["source" in cell for cell in cells] == [False, True, False]
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_run_of_another_source_is_refused_where_it_would_train(folder):
+    rate = {"learning_rate": 1e-3}
+    spec = RunSpec("digits-cnn", 1, "jax", "src_mine:plain", rate, 0, 10, "cosine", source="old")
+    with pytest.raises(ValueError, match="src_mine:plain is not what it was when the comparison"):
+        train(spec)
