@@ -112,7 +112,11 @@ def _collect(name: str, origin: Any, parts: dict[str, bytes], distributions: set
 
 def _typed(name: str, origin: Any) -> bytes:
     """Return what was typed into a notebook or an interpreter."""
+    code = getattr(inspect.unwrap(origin), "__code__", None) if callable(origin) else None
     try:
+        # Every `exec` and every `python -c` has this name, and Python may know one of their texts.
+        if code is not None and code.co_filename == "<string>":
+            raise OSError("the text of this name may be another's")
         return inspect.getsource(origin).encode()
     except (OSError, TypeError):
         msg = (
