@@ -14,9 +14,9 @@ from torch import Tensor
 
 from stac_torch._fused import same_layout
 from stac_torch._int8 import scale_shape
+from stac_torch._layers import clean_name
 from stac_torch._legacy import from_published, is_published
 from stac_torch._options import FORMAT, GROUP_DEFAULTS
-from stac_torch._partition import clean_name
 
 _KEYS = {
     "sign": frozenset({"exp_avg", "exp_avg_scale", "step"}),
@@ -43,6 +43,7 @@ def normalized(
         if key not in state_dict:
             msg = f"the state dict has no {key!r}: it is not that of an optimizer"
             raise ValueError(msg)
+    _refuse_adamw(state_dict, groups)
     if is_published(state_dict):
         state_dict = from_published(state_dict)
     saved_groups = state_dict["param_groups"]
@@ -64,6 +65,19 @@ def normalized(
                 where = f"group {index}, parameter {position}"
                 _check_state(where, state, parameter, group["role"])
     return dict(state_dict)
+
+
+def _refuse_adamw(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Say so where AdamW's state meets a sign section, which has no place for it."""
+    roles = {"role", "stac_role"}.intersection(*map(set, state_dict["param_groups"]))
+    second = any("exp_avg_sq" in s for s in state_dict["state"].values() if isinstance(s, Mapping))
+    if not roles and second and any(group["role"] == "sign" for group in groups):
+        msg = (
+            "the state dict is AdamW's: its groups have no role and its states second moments, "
+            "which the sign section does not keep. Start the optimizer anew, the parameters stay; "
+            "or build it all on AdamW (role='adamw'), which loads this state"
+        )
+        raise ValueError(msg)
 
 
 def _check_group(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
