@@ -17,13 +17,16 @@ _REMEDY = (
 )
 
 
-def warn_of_partition(model: Any, partition: STACPartition, sign_modules: Sequence[Any]) -> None:
+def warn_of_partition(
+    model: Any, partition: STACPartition, sign_modules: Sequence[Any], stacklevel: int
+) -> None:
     """Warn if a partition into two sections leaves AdamW no matrix, or the output to sign.
 
     Args:
         model: The model, or whatever names its parameters.
         partition: Its partition.
         sign_modules: What the user put on sign, which is then meant.
+        stacklevel: Where the user is, seen from ``warnings.warn``.
     """
     if not partition.sign_layers or not partition.adamw_layers or sign_modules:
         return
@@ -44,7 +47,7 @@ def warn_of_partition(model: Any, partition: STACPartition, sign_modules: Sequen
         if by_sign:
             findings.append(f"the output embedding {by_sign[0]!r} is trained by sign")
     if findings:
-        warnings.warn(f"{', and '.join(findings)}: {_REMEDY}", UserWarning, stacklevel=5)
+        warnings.warn(f"{', and '.join(findings)}: {_REMEDY}", UserWarning, stacklevel=stacklevel)
 
 
 def _matrices(parameters: Iterable[Tensor]) -> list[Tensor]:

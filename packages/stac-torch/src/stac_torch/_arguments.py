@@ -73,7 +73,8 @@ def refuse_partition_options(options: dict[str, Any]) -> None:
     """
     for name, value in options.items():
         empty = isinstance(value, (list, tuple)) and not value
-        if value is not None and value is not False and not empty:
+        default = value is None or (value is False and name != "hold_frozen")
+        if not default and not empty:
             msg = (
                 f"{name}={value!r} partitions a model, got parameters that have a role: pass the "
                 "model, or param_groups(model, ...)"

@@ -91,6 +91,8 @@ def param_groups(
         sign_modules=sign_modules,
         norms_on_adamw=norms_on_adamw,
     )
+    if partition == "last_layers":
+        warn_of_partition(model, found, sign_modules, stacklevel=3)
     groups = groups_of(
         found,
         hold_frozen=hold_frozen,
@@ -141,6 +143,8 @@ def sections_of(
     params, partitionable = materialized(params, role)
     if partitionable:
         partition, layers = find_partition(params, **options)
+        if options["partition"] == "last_layers":
+            warn_of_partition(params, partition, options["sign_modules"], stacklevel=4)
         groups = groups_of(
             partition,
             decay=decay,
@@ -183,7 +187,6 @@ def find_partition(
             raise ValueError(msg)
         layers = named_layers(model)
     partition = split_layers(layers, **options, model=module)
-    warn_of_partition(module, partition, options["sign_modules"])
     return partition, tuple(layer.group.name for layer in layers)
 
 
