@@ -23,7 +23,7 @@ def test_the_table_is_of_today(counted):
 
 
 def test_the_preset_does_what_it_promises(counted):
-    """Every head and every vector on AdamW, most matrices by sign; by default nine heads are not."""
+    """Heads and vectors on AdamW, most matrices by sign; by default nine heads are by sign."""
     rows = [line.strip("|").split("|") for line in counted.splitlines() if line.startswith("|")][2:]
     by_preset = {}
     for _, preset, head, _, matrices, vectors in ([c.strip() for c in row] for row in rows):
