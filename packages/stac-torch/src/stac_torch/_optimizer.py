@@ -44,8 +44,9 @@ class STAC(Optimizer):
         params: A model; or its ``named_parameters()``, whose names then tell the layers; or groups
             with a ``role`` each (see :func:`param_groups`); or bare parameters, with ``role=``.
         lr: Learning rate, >= 0, a number or a 1-element tensor. ``group["lr"]`` is this one in
-            every group; a tensor is copied for each, so that a scheduler that writes into one group
-            does not write into all.
+            every group; a tensor is copied for each group that a model is divided into, so that a
+            scheduler that writes into one does not write into all. Groups of yours share it, as in
+            torch, unless they bring their own.
         role: ``"sign"`` or ``"adamw"`` for all parameters that do not say it themselves.
         last_n_layers: How many of the last layers take AdamW, >= 0; None is 1, and more than
             there are is all: STAC is AdamW then. For models and named parameters only, as the next
@@ -228,9 +229,11 @@ class STAC(Optimizer):
         group["params"] = params
         if group.get("role", self.defaults["role"]) is None and known:
             group["role"] = common_role(known)
-        for key, value in self.defaults.items():
-            if isinstance(value, Tensor) and key not in group:
-                group[key] = value.detach().clone()
+        if self._layers:
+            # The user asked for sections, not for groups that a scheduler writes into as one.
+            for key, value in self.defaults.items():
+                if isinstance(value, Tensor) and key not in group:
+                    group[key] = value.detach().clone()
         role = group.get("role", self.defaults["role"])
         if role in self._decay:
             group.setdefault("weight_decay", self._decay[role])
