@@ -1,5 +1,6 @@
 """The forms of the constructor, its defaults and its refusals."""
 
+import math
 import re
 
 import pytest
@@ -197,6 +198,52 @@ REFUSED = [
         lambda m: STAC(m, betas=(0.9, torch.tensor(0.9))),
         TypeError,
         "betas[1] must be a number, got a tensor: only lr may be one",
+    ),
+    (lambda m: STAC(m, betas=0.9), ValueError, "betas must be two numbers, got 0.9"),
+    (
+        lambda m: STAC(m, error_if_nonfinite="maybe"),
+        TypeError,
+        "error_if_nonfinite must be True or False, got 'maybe': nonfinite='skip', 'raise' or",
+    ),
+    (
+        lambda m: STAC(m, lr=torch.tensor(-1.0)),
+        ValueError,
+        "lr must be >= 0 and finite, got -1.0",
+    ),
+    (
+        lambda m: STAC([{"params": m[0].weight, "role": "sign", "lr": torch.tensor([math.nan])}]),
+        ValueError,
+        "lr must be >= 0 and finite, got nan",
+    ),
+    (
+        lambda m: STAC(m, partition="heads"),
+        ValueError,
+        "partition must be 'last_layers' or 'transformer', got 'heads'",
+    ),
+    (
+        lambda m: STAC(m, partition="transformer", last_n_layers=2),
+        ValueError,
+        "last_n_layers=2 has nothing to say under partition='transformer', which looks at each",
+    ),
+    (
+        lambda m: STAC(m, partition="transformer", norms_on_adamw=True),
+        ValueError,
+        "norms_on_adamw=True has nothing to say under partition='transformer'",
+    ),
+    (
+        lambda m: STAC(m.named_parameters(), partition="transformer"),
+        ValueError,
+        "partition='transformer' needs the modules, got named parameters: pass the model itself",
+    ),
+    (
+        lambda m: STAC(m.parameters(), role="sign", partition="transformer"),
+        ValueError,
+        "partition='transformer' partitions a model, got parameters that have a role",
+    ),
+    (
+        lambda m: STAC(m.parameters(), role="sign", hold_frozen=False),
+        ValueError,
+        "hold_frozen=False partitions a model, got parameters that have a role",
     ),
     (
         lambda m: STAC(m, sign_momentum="a"),

@@ -90,10 +90,11 @@ def test_a_module_registered_twice_has_its_last_name_too():
     assert partition_trainable_layers(model, shared_owner="last").adamw_layer_names == ("three",)
 
 
-def test_frozen_parameters_are_no_layer():
+def test_freezing_moves_no_layer():
+    """A head that is frozen when the optimizer is built would train by sign once unfrozen."""
     model = mlp()
     model[4].requires_grad_(False)
-    assert partition_trainable_layers(model).adamw_layer_names == ("3",)
+    assert partition_trainable_layers(model).adamw_layer_names == ("4",)
 
 
 def test_selectors_reach_into_containers():

@@ -94,14 +94,19 @@ def test_copies_go_on_alike(way):
     assert len(optimizer.param_groups) == 2
 
 
-def test_names_stand_beside_the_groups():
-    """Within a group they would be written once per parameter in a flattened checkpoint."""
-    saved = STAC(model_of()).state_dict()
-    assert saved["param_names"] == [
-        ["0.weight", "0.bias", "1.weight", "1.bias"],
-        ["2.weight", "2.bias"],
-    ]
-    assert not any("param_names" in group for group in saved["param_groups"])
+def test_names_stand_in_the_groups():
+    """Where torch has them: live, saved, and before the eyes of hooks."""
+    optimizer = STAC(model_of())
+    seen = []
+    optimizer.register_state_dict_post_hook(
+        lambda _, saved: seen.append([g["param_names"] for g in saved["param_groups"]])
+    )
+    saved = optimizer.state_dict()
+    expected = [["0.weight", "0.bias", "1.weight", "1.bias"], ["2.weight", "2.bias"]]
+    assert [group["param_names"] for group in optimizer.param_groups] == expected
+    assert [group["param_names"] for group in saved["param_groups"]] == expected
+    assert seen == [expected]
+    assert saved.keys() == {"state", "param_groups"}
     assert {group["stac_format"] for group in saved["param_groups"]} == {1}
 
 
@@ -112,7 +117,48 @@ def test_named_and_unnamed_load_each_other():
     unnamed.load_state_dict(copy.deepcopy(named.state_dict()))
     named.load_state_dict(copy.deepcopy(unnamed.state_dict()))
     assert named.partition.sign_layer_names == ("0", "1")
-    assert unnamed.partition.sign_layer_names == ("<group 0>",)
+    # Loaded names are taken over, as in torch.
+    assert unnamed.partition.sign_layer_names == ("0", "1")
+
+
+def test_names_beside_the_groups_are_read():
+    """Where releases before wrote them."""
+    model = model_of()
+    optimizer = STAC(model)
+    train(model, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_names"] = [group.pop("param_names") for group in saved["param_groups"]]
+    unnamed = STAC(param_groups(model))
+    unnamed.load_state_dict(saved)
+    assert unnamed.partition.adamw_parameter_names == ("2.weight", "2.bias")
+    saved["param_names"][1][0] = "head.weight"
+    with pytest.raises(ValueError, match=r"'head\.weight' there is '2\.weight' here"):
+        STAC(model).load_state_dict(saved)
+
+
+def test_pickles_with_names_apart_load():
+    """As releases before wrote them."""
+    optimizer = STAC(model_of())
+    state = optimizer.__getstate__()
+    state["_names"] = [tuple(group.pop("param_names")) for group in state["param_groups"]]
+    del state["_frozen"]
+    loaded = STAC.__new__(STAC)
+    loaded.__setstate__(state)
+    assert loaded.partition.sign_layer_names == ("0", "1")
+    assert loaded.param_groups[1]["param_names"] == ["2.weight", "2.bias"]
+
+
+def test_the_state_of_adamw_is_named():
+    model = model_of()
+    theirs = torch.optim.AdamW(model.parameters())
+    train(model, theirs)
+    message = "the state dict is AdamW's: its groups have no role and its states second moments"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        STAC(model).load_state_dict(theirs.state_dict())
+    split = torch.optim.AdamW([{"params": model[:2].parameters()}, {"params": model[2].weight}])
+    train(model, split)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        STAC(model).load_state_dict(split.state_dict())
 
 
 def test_groups_of_others_survive():
@@ -208,7 +254,7 @@ def newer(saved):
 
 
 def rename(saved):
-    saved["param_names"][0][2] = "body.weight"
+    saved["param_groups"][0]["param_names"][2] = "body.weight"
 
 
 def reshape(saved):
@@ -343,7 +389,8 @@ def test_the_published_format_loads():
     sign, adamw = optimizer.param_groups
     assert (sign["lr"], adamw["lr"], sign["sign_lr_scale"]) == (1e-2, 1e-2, 0.75)
     assert (sign["role"], adamw["role"], sign["sign_state_dtype"]) == ("sign", "adamw", "bfloat16")
-    assert not {"stac_role", "layer_names", "param_names", "error_if_nonfinite"} & set(sign)
+    assert not {"stac_role", "layer_names", "error_if_nonfinite"} & set(sign)
+    assert sign["param_names"] == ["0.weight", "0.bias", "1.weight", "1.bias"]
     moment = optimizer.state[model[0].weight]["exp_avg"]
     assert moment.dtype is torch.bfloat16
     assert moment.unique().tolist() == [0.5]

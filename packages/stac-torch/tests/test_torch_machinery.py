@@ -464,7 +464,7 @@ class TestSTACInTorch(TestCase):
             for _ in range(3):
                 optimizer.step(closure)
             saved = deepcopy(optimizer.state_dict())
-            self.assertEqual("param_names" in saved, is_named)
+            self.assertEqual(all("param_names" in g for g in saved["param_groups"]), is_named)
             weight_c, bias_c = (Parameter(p.detach().clone()) for p in params)
 
             def closure_c(weight_c=weight_c, bias_c=bias_c):
@@ -523,7 +523,12 @@ class TestSTACInTorch(TestCase):
                 optimizers.append(optimizer)
             saved, loaded = optimizers
             loaded.load_state_dict(deepcopy(saved.state_dict()))
-            self.assertEqual("param_names" in loaded.state_dict(), loaded_named)
+            names = [g.get("param_names") for g in loaded.state_dict()["param_groups"]]
+            self.assertEqual(None not in names, saved_named or loaded_named)
+            if saved_named or loaded_named:
+                self.assertEqual([n for group in names for n in group], ["weight", "bias"])
+                live = [g["param_names"] for g in loaded.param_groups]
+                self.assertEqual(live, names)
             self.assertEqual(loaded.state_dict()["state"], saved.state_dict()["state"])
 
     @parametrize("is_named", [True, False])

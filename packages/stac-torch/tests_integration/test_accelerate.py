@@ -113,3 +113,12 @@ def test_parameters_swapped_for_fsdp2_are_the_ones_that_train(one_rank):
             using.step()
     identical(outcome(net, optimizer), outcome(twin, plain))
     assert optimizer.partition.adamw_layer_names == plain.partition.adamw_layer_names
+
+
+def test_the_report_is_behind_the_wrapper():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    _, wrapped = Accelerator(cpu=True).prepare(model(), STAC(model()))
+    assert not hasattr(wrapped, "describe")
+    assert wrapped.optimizer.describe().startswith("layer  role")
+    assert wrapped.optimizer.diagnostics()["skipped_steps"] == 0
+    assert [len(group["param_names"]) for group in wrapped.param_groups] == [4, 2]

@@ -5,7 +5,7 @@ from functools import partial
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning, ModelCheckpoint
 from stac_torch import STAC, param_groups
 from torch import nn
 
@@ -107,3 +107,77 @@ def test_the_state_is_what_was_asked_for(tmp_path):
         first, last = module.net[0].weight, module.net[2].weight
         moments = optimizer.state[first]["exp_avg"], optimizer.state[last]["exp_avg"]
         assert (first.dtype, *(m.dtype for m in moments)) == dtypes
+
+
+class Transfer(lightning.LightningModule):
+    """A backbone under a head."""
+
+    def __init__(self, options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        self.head = nn.Linear(8, 2)
+        self.options = options
+        self.rates = []
+
+    def training_step(self, batch, _):
+        return (self.head(self.backbone(batch)) - 1).square().mean()
+
+    def configure_optimizers(self):
+        return STAC(self, lr=0.01, **self.options)
+
+    def on_train_epoch_end(self):
+        groups = self.optimizers().param_groups
+        self.rates.append([(group["role"], float(group["lr"])) for group in groups])
+
+
+class Unfreezing(BaseFinetuning):
+    """The few lines of a callback of one's own."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.backbone)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.make_trainable(pl_module.backbone)
+
+
+FINETUNING = {
+    "added": (
+        {"hold_frozen": False},
+        lambda: BackboneFinetuning(1, lambda _: 2.0, backbone_initial_ratio_lr=0.1),
+        [
+            [("adamw", 0.01)],
+            [("adamw", 0.01), ("sign", 0.001)],
+            [("adamw", 0.01), ("sign", 0.002)],
+        ],
+    ),
+    "held": ({}, Unfreezing, [[("sign", 0.01), ("adamw", 0.01)]] * 3),
+}
+
+
+@pytest.mark.parametrize("form", FINETUNING)
+def test_an_unfrozen_backbone_trains_by_sign(form, tmp_path):
+    options, callback, rates = FINETUNING[form]
+    module = Transfer(options)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer = lightning.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[callback()],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    trainer.fit(module, torch.utils.data.DataLoader(x, batch_size=8))
+    assert [[(r, round(lr, 9)) for r, lr in groups] for groups in module.rates] == rates
+    optimizer = trainer.optimizers[0]
+    assert optimizer.partition.sign_layer_names == ("backbone.0", "backbone.2")
+    assert optimizer.partition.adamw_layer_names == ("head",)
+    for name, p in module.named_parameters():
+        assert not torch.equal(p, before[name]), name
+    assert len(optimizer.state) == len(before)

@@ -174,6 +174,20 @@ def test_the_schedule_and_the_clipping_are_at_work(whole):
     assert {group["lr"] for group in stac(trainer).param_groups} == {0.0}
 
 
+def test_weight_decay_of_the_arguments_is_not_seen(tmp_path):
+    """The Trainer writes it into groups of its own, which the given model replaces."""
+    net = model()
+    arguments = TrainingArguments(str(tmp_path), weight_decay=0.1, use_cpu=True, report_to=[])
+    for options, expected in (
+        ({}, {0.0}),
+        ({"weight_decay": arguments.weight_decay}, {0.1}),
+    ):
+        options |= {"model": net, "lr": 1e-3, "partition": "transformer"}
+        trainer = Trainer(net, arguments, optimizer_cls_and_kwargs=(STAC, options))
+        optimizer = trainer.create_optimizer()
+        assert {group["weight_decay"] for group in optimizer.param_groups} == expected
+
+
 if __name__ == "__main__":
     name, folder, resume = sys.argv[1:]
     torch.save(weights(train(BUILDS[name], folder, resume)[0]), Path(folder, "weights.pt"))

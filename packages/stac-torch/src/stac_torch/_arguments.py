@@ -6,9 +6,9 @@ from typing import Any
 from stam_core import STACRole
 from torch import Tensor, nn
 
+from stac_torch._layers import clean_name
 from stac_torch._nonfinite import POLICIES, Policy
 from stac_torch._options import check_hyperparameters
-from stac_torch._partition import clean_name
 
 
 def materialized(params: Any, role: STACRole | None) -> tuple[Any, bool]:
@@ -73,7 +73,8 @@ def refuse_partition_options(options: dict[str, Any]) -> None:
     """
     for name, value in options.items():
         empty = isinstance(value, (list, tuple)) and not value
-        if value is not None and value is not False and not empty:
+        default = value is None or (value is False and name != "hold_frozen")
+        if not default and not empty:
             msg = (
                 f"{name}={value!r} partitions a model, got parameters that have a role: pass the "
                 "model, or param_groups(model, ...)"
@@ -86,7 +87,14 @@ def nonfinite_policy(nonfinite: Policy, *, error_if_nonfinite: bool) -> Policy:
 
     Raises:
         ValueError: It is unknown, or the options disagree.
+        TypeError: ``error_if_nonfinite`` is no boolean.
     """
+    if not isinstance(error_if_nonfinite, bool):
+        msg = (
+            f"error_if_nonfinite must be True or False, got {error_if_nonfinite!r}: "
+            "nonfinite='skip', 'raise' or 'propagate' says more"
+        )
+        raise TypeError(msg)
     if nonfinite not in POLICIES:
         msg = f"nonfinite must be 'skip', 'raise' or 'propagate', got {nonfinite!r}"
         raise ValueError(msg)

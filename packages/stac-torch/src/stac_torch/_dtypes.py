@@ -4,6 +4,9 @@ Groups hold names and not ``torch.dtype``: they go through JSON, ``weights_only`
 flattened distributed checkpoints unchanged.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 INT8 = "int8"
@@ -56,6 +59,21 @@ def dtype_name(option: str, value: torch.dtype | str | None, *, int8: bool) -> s
 def state_dtype(name: str | None, parameter: torch.Tensor) -> torch.dtype:
     """Return the dtype of a floating state of ``parameter``."""
     return parameter.dtype if name is None else _FLOATING[name]
+
+
+def check_state_dtype(group: Mapping[str, Any], parameter: torch.Tensor) -> None:
+    """Raise if a parameter cannot have the state that its group asks for.
+
+    Raises:
+        ValueError: It is complex and the state real.
+    """
+    option = "sign_state_dtype" if group["role"] == "sign" else "adamw_state_dtype"
+    if group[option] is not None and parameter.is_complex():
+        msg = (
+            f"{option}={group[option]!r} cannot hold the moment of a complex parameter of "
+            f"shape {tuple(parameter.shape)}: put it into a group with {option}=None"
+        )
+        raise ValueError(msg)
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

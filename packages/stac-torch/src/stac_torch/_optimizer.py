@@ -16,18 +16,15 @@ from stac_torch._arguments import (
     skip_limit,
     split_names,
 )
+from stac_torch._frozen import FrozenParameters, common_role, take_away, with_frozen
 from stac_torch._fused import prepare_fused, waits_for_nothing
 from stac_torch._groups import sections_of
 from stac_torch._hosts import Deciders, owners
+from stac_torch._layers import SharedOwner
+from stac_torch._names import inherit_names, live_partition, names_of
 from stac_torch._nonfinite import NonfiniteGuard, Policy
 from stac_torch._options import GROUP_DEFAULTS, checked_group, complete
-from stac_torch._partition import (
-    ModuleSelector,
-    SharedOwner,
-    STACPartition,
-    live_partition,
-    names_of,
-)
+from stac_torch._partition import ModuleSelector, Preset, STACPartition
 from stac_torch._report import Tally, int8_saturation, table
 from stac_torch._sections import Flags, GroupLists, adamw_section_, fill_lists, sign_section_
 from stac_torch._state import state_bytes
@@ -48,15 +45,24 @@ class STAC(Optimizer):
         params: A model; or its ``named_parameters()``, whose names then tell the layers; or groups
             with a ``role`` each (see :func:`param_groups`); or bare parameters, with ``role=``.
         lr: Learning rate, >= 0, a number or a 1-element tensor. ``group["lr"]`` is this one in
-            every group.
+            every group; a tensor is copied for each group that a model is divided into, so that a
+            scheduler that writes into one does not write into all. Groups of yours share it, as in
+            torch, unless they bring their own.
         role: ``"sign"`` or ``"adamw"`` for all parameters that do not say it themselves.
-        last_n_layers: See :func:`partition_trainable_layers`, as for the next five; for models and
-            named parameters only.
-        last_n_ratio: As there.
-        adamw_modules: As there.
-        sign_modules: As there.
-        norms_on_adamw: As there.
-        shared_owner: As there.
+        last_n_layers: How many of the last layers take AdamW, >= 0; None is 1, and more than
+            there are is all: STAC is AdamW then. For models and named parameters only, as the next
+            seven; :func:`partition_trainable_layers` says more.
+        last_n_ratio: The share of the layers that takes AdamW instead, in (0, 1].
+        adamw_modules: Modules to be trained by AdamW wherever they stand: names, shell patterns of
+            names, or module classes.
+        sign_modules: Likewise for the sign update.
+        norms_on_adamw: Train every normalisation layer by AdamW.
+        shared_owner: The owner of a shared parameter: the ``"first"`` module that has it, or the
+            ``"last"``, which trains a tied head by AdamW.
+        partition: ``"last_layers"``, the published one, or ``"transformer"``: head, embeddings,
+            norms, routers and scales by AdamW, the other matrices by sign.
+        hold_frozen: Hold frozen parameters in their layer's section, without state until they have
+            a gradient. Without them, :meth:`add_param_group` still knows their names and sections.
         sign_momentum: sm, in [0, 1); 0 is the textbook signSGD, without state.
         sign_lr_scale: lr_s over lr, >= 0; None is 0.75 for a model with both sections, else 1.0.
         sign_state_dtype: Storage of m: None for the parameter's dtype, a floating dtype, or
@@ -97,6 +103,9 @@ class STAC(Optimizer):
         ValueError: A value is out of range, two exclude each other, or a role is missing.
         TypeError: A value has the wrong type.
 
+    Warns:
+        UserWarning: The AdamW section has no matrix, or the output embedding is trained by sign.
+
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 1, bias=False))
@@ -124,6 +133,8 @@ class STAC(Optimizer):
         sign_modules: Sequence[ModuleSelector] = (),
         norms_on_adamw: bool = False,
         shared_owner: SharedOwner = "first",
+        partition: Preset = "last_layers",
+        hold_frozen: bool = True,
         sign_momentum: float = 0.9,
         sign_lr_scale: float | None = None,
         sign_state_dtype: torch.dtype | str | None = None,
@@ -157,8 +168,7 @@ class STAC(Optimizer):
         self._decay = section_decay(weight_decay, sign_weight_decay, adamw_weight_decay)
         self._track_diagnostics = track_diagnostics
         self._tally: Tally | None = None
-        self._names: list[tuple[str, ...] | None] = []
-        params, self._layers, sign_lr_scale = sections_of(
+        params, self._layers, self._frozen, sign_lr_scale = sections_of(
             params,
             role,
             decay=self._decay,
@@ -170,6 +180,8 @@ class STAC(Optimizer):
             adamw_modules=adamw_modules,
             sign_modules=sign_modules,
             norms_on_adamw=norms_on_adamw,
+            partition=partition,
+            hold_frozen=hold_frozen,
         )
         defaults = {
             **GROUP_DEFAULTS,
@@ -195,6 +207,9 @@ class STAC(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; it must have a ``role`` unless the optimizer was given one.
 
+        What a model had frozen when the optimizer was built is known: it needs neither names nor
+        role, and where it is held already it moves here, if it has no state yet.
+
         Args:
             param_group: ``params`` and whatever differs from the optimizer's options. Parameters
                 may be ``(name, parameter)`` if all groups' are.
@@ -206,24 +221,37 @@ class STAC(Optimizer):
             super().add_param_group(param_group)  # Raises, in torch's words.
             return
         group = dict(param_group)
-        names = None
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        names, known = None, None
         if not isinstance(params, set):
             params, names = split_names(list(params))
+            known = self._frozen.find(params)
+        if names is not None:
+            group["param_names"] = list(names)
+        elif known and any("param_names" in g for g in self.param_groups):
+            group["param_names"] = [name for name, _ in known]
         group["params"] = params
-        if self._names and (names is None) != (self._names[0] is None):
-            msg = (
-                "all optimizer param groups should be with/without names. cannot add param group "
-                f"{'without' if names is None else 'with'} names to the optimizer"
-            )
-            raise ValueError(msg)
+        if group.get("role", self.defaults["role"]) is None and known:
+            group["role"] = common_role(known)
+        if self._layers:
+            # The user asked for sections, not for groups that a scheduler writes into as one.
+            for key, value in self.defaults.items():
+                if isinstance(value, Tensor) and key not in group:
+                    group[key] = value.detach().clone()
         role = group.get("role", self.defaults["role"])
         if role in self._decay:
             group.setdefault("weight_decay", self._decay[role])
         group = checked_group({**self.defaults, **group})
         check_together(group, self._guard.policy, track_diagnostics=self._track_diagnostics)
-        super().add_param_group(group)
-        self._names.append(names)
+        held = [p for p in params if not self.state.get(p)] if known else []
+        before = [dict(g) for g in self.param_groups]
+        take_away(self.param_groups, held)
+        try:
+            super().add_param_group(group)
+        except BaseException:
+            for own, old in zip(self.param_groups, before, strict=True):
+                own.update(old)
+            raise
 
     @property
     def partition(self) -> STACPartition:
@@ -231,7 +259,7 @@ class STAC(Optimizer):
 
         Parameters without names form one layer per group, ``"<group 0>"`` for the first.
         """
-        return live_partition(self.param_groups, self._names, self._layers)
+        return live_partition(self.param_groups, self._layers)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -321,7 +349,7 @@ class STAC(Optimizer):
         for index, (group, lists) in enumerate(zip(self.param_groups, filled, strict=True)):
             if lists.params:
                 section = sign_section_ if group["role"] == "sign" else adamw_section_
-                section(group, lists, partial(names_of, index, group, self._names), flags)
+                section(group, lists, partial(names_of, index, group), flags)
         return loss
 
     def _prepare(self) -> None:
@@ -358,17 +386,6 @@ class STAC(Optimizer):
             or waits_for_nothing(self.param_groups)
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return ``state`` and ``param_groups`` as torch does, and ``param_names`` if any.
-
-        The names are a list beside the groups: within one, a flattened distributed checkpoint would
-        write the whole list once per parameter.
-        """
-        state_dict = super().state_dict()
-        if any(names is not None for names in self._names):
-            state_dict["param_names"] = [list(names or ()) for names in self._names]
-        return state_dict
-
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state dict of this optimizer, or of the published package.
 
@@ -376,7 +393,8 @@ class STAC(Optimizer):
         ``capturable`` stay what they are here: they say how this process computes, not what.
 
         Args:
-            state_dict: What :meth:`state_dict` returned; names may be missing.
+            state_dict: What :meth:`state_dict` returned. Names in it have to be those here, and are
+                taken over where there are none.
 
         Raises:
             ValueError: It does not fit this optimizer. Nothing was changed.
@@ -385,16 +403,19 @@ class STAC(Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = hook(self, cast("dict[str, Any]", state_dict))
             state_dict = state_dict if replaced is None else replaced
-        loaded = normalized(state_dict, self.param_groups)
-        check_names(saved_names(loaded), self._names)
-        self.__setstate__(rebuilt(loaded, self.param_groups))
+        loaded = normalized(with_frozen(state_dict, self.param_groups), self.param_groups)
+        names = saved_names(loaded)
+        check_names(names, [group.get("param_names") for group in self.param_groups])
+        new = rebuilt(loaded, self.param_groups)
+        inherit_names(new["param_groups"], names, self.param_groups)
+        self.__setstate__(new)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
             **super().__getstate__(),
-            "_names": self._names,
+            "_frozen": self._frozen,
             "_layers": self._layers,
             "_decay": self._decay,
             "_guard": self._guard,
@@ -403,6 +424,12 @@ class STAC(Optimizer):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickled by a release that kept the names apart, and knew no frozen parameters.
+        old = state.pop("_names", None) or ()
         super().__setstate__(state)
+        self.__dict__.setdefault("_frozen", FrozenParameters())
+        for names, group in zip(old, self.param_groups, strict=False):
+            if names is not None:
+                group["param_names"] = list(names)
         for group in self.param_groups:
             complete(group)

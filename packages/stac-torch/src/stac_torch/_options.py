@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from stam_core import ROLES, STACHyperparams
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from stac_torch._dtypes import dtype_name
+from stac_torch._dtypes import check_state_dtype, dtype_name
 from stac_torch._fused import check_fused_group
 from stac_torch._hosts import refuse_flat
+from stac_torch._layers import is_trained
 
 # Bumped when the meaning of a group or of a state key changes; `_legacy` reads older ones.
 FORMAT = 1
@@ -61,7 +64,8 @@ def checked_group(group: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(lr, Tensor) and lr.numel() != 1:
         msg = "Tensor lr must be 1-element"
         raise ValueError(msg)
-    betas = tuple(group["betas"])
+    betas = group["betas"]
+    betas = tuple(betas) if isinstance(betas, (tuple, list)) else (betas,)
     if len(betas) != 2:
         msg = f"betas must be two numbers, got {group['betas']!r}"
         raise ValueError(msg)
@@ -79,7 +83,7 @@ def checked_group(group: Mapping[str, Any]) -> dict[str, Any]:
                 f"{_TORCH_NAMES.get(name, name)} must be a number, got a tensor: only lr may be one"
             )
             raise TypeError(msg)
-    check_hyperparameters(learning_rate=lr, **numbers)
+    check_hyperparameters(learning_rate=readable(lr), **numbers)
     check_flags(group)
     checked = dict(group)
     checked["betas"] = betas
@@ -87,6 +91,12 @@ def checked_group(group: Mapping[str, Any]) -> dict[str, Any]:
         checked[key] = dtype_name(key, group[key], int8=int8)
     check_parameters(checked)
     return checked
+
+
+def readable(lr: Any) -> Any:
+    """Return a learning rate as a number, where a tensor of one has values to read."""
+    unread = not isinstance(lr, Tensor) or lr.is_meta or torch.compiler.is_compiling()
+    return lr if unread or isinstance(lr, FakeTensor) else lr.item()
 
 
 def check_hyperparameters(**numbers: Any) -> None:
@@ -125,16 +135,9 @@ def check_flags(group: Mapping[str, Any]) -> None:
 def check_parameters(group: Mapping[str, Any]) -> None:
     """Check that a group's parameters can have the states that its options ask for."""
     refuse_flat(group["params"])
-    option = "sign_state_dtype" if group["role"] == "sign" else "adamw_state_dtype"
-    if group[option] is None:
-        return
     for parameter in group["params"]:
-        if isinstance(parameter, Tensor) and parameter.is_complex():
-            msg = (
-                f"{option}={group[option]!r} cannot hold the moment of a complex parameter of "
-                f"shape {tuple(parameter.shape)}: put it into a group with {option}=None"
-            )
-            raise ValueError(msg)
+        if isinstance(parameter, Tensor) and is_trained(parameter):
+            check_state_dtype(group, parameter)
 
 
 def complete(group: dict[str, Any]) -> None:

@@ -1,42 +1,24 @@
 """Which layer is trained by sign and which by AdamW.
 
-A layer is a module that directly owns trainable parameters which no layer before it owns. Layers
-come in the order of ``model.named_modules()``; the last ones take AdamW, the others the sign
-update.
+The last layers in the order of ``model.named_modules()`` take AdamW, the others the sign update;
+or a preset looks at each parameter.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-ROOT = "<root>"
-
-SharedOwner = Literal["first", "last"]
+from stac_torch._layers import Layer, LayerGroup, SharedOwner, is_trained, module_layers
+from stac_torch._transformer import adaptive_parameters
 
 ModuleSelector: TypeAlias = "str | type[nn.Module]"
 """A module name, which may be a shell pattern, or a module class."""
 
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-@dataclass(frozen=True)
-class LayerGroup:
-    """One layer: a module and the trainable parameters that it owns itself.
-
-    Attributes:
-        name: The module's name; ``"<root>"`` for the model itself.
-        parameter_names: Full names of its parameters.
-        parameters: The parameters, in the same order.
-    """
-
-    name: str
-    parameter_names: tuple[str, ...]
-    parameters: tuple[Tensor, ...]
+Preset = Literal["last_layers", "transformer"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +64,6 @@ class STACPartition:
         return tuple(p for layer in self.adamw_layers for p in layer.parameters)
 
 
-class Layer(NamedTuple):
-    """A layer, and the chain of modules from the model to it (empty where only names are known)."""
-
-    group: LayerGroup
-    modules: tuple[nn.Module, ...]
-
-
 def partition_trainable_layers(
     model: nn.Module,
     *,
@@ -98,13 +73,17 @@ def partition_trainable_layers(
     sign_modules: Sequence[ModuleSelector] = (),
     norms_on_adamw: bool = False,
     shared_owner: SharedOwner = "first",
+    partition: Preset = "last_layers",
 ) -> STACPartition:
-    """Split a model's trainable layers into a sign section and an AdamW section.
+    """Split a model's layers into a sign section and an AdamW section.
+
+    A layer is a module that directly owns parameters, frozen ones among them: whether a parameter
+    is frozen when the optimizer is built changes no layer's section.
 
     Args:
         model: The model; wrappers (DDP, ``torch.compile``, FSDP) are looked through.
         last_n_layers: How many of the last layers take AdamW, >= 0. None is 1, unless
-            ``last_n_ratio`` is given.
+            ``last_n_ratio`` is given. More than there are is all of them: STAC is AdamW.
         last_n_ratio: The share of the layers that takes AdamW instead, in (0, 1], rounded down, at
             least one layer.
         adamw_modules: Modules to be trained by AdamW wherever they stand, with all that they
@@ -113,6 +92,10 @@ def partition_trainable_layers(
         norms_on_adamw: Train every normalisation layer (``Norm`` in its class name) by AdamW.
         shared_owner: The owner of a shared parameter: the ``"first"`` module that has it, or the
             ``"last"``, which trains the head of a model with tied embeddings by AdamW.
+        partition: ``"last_layers"``, or ``"transformer"``: by AdamW embeddings, output heads,
+            normalisation layers, routers, and parameters of one dimension or that are scales; by
+            sign the other matrices. Layers are divided within then, and the two numbers and
+            ``norms_on_adamw`` have nothing to say.
 
     Returns:
         The two sections. Forced layers count among the last ones.
@@ -141,116 +124,9 @@ def partition_trainable_layers(
         adamw_modules=adamw_modules,
         sign_modules=sign_modules,
         norms_on_adamw=norms_on_adamw,
+        partition=partition,
+        model=model,
     )
-
-
-def clean_name(name: str) -> str:
-    """Return a module or parameter name without the names that wrappers put into it.
-
-    Example:
-        >>> clean_name("_orig_mod.blocks._checkpoint_wrapped_module.0.weight")
-        'blocks.0.weight'
-    """
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def layer_name(parameter_name: str) -> str:
-    """Return the name of the layer that owns a parameter.
-
-    Example:
-        >>> layer_name("blocks.0.weight"), layer_name("scale")
-        ('blocks.0', '<root>')
-    """
-    return parameter_name.rpartition(".")[0] or ROOT
-
-
-def module_layers(model: nn.Module, shared_owner: SharedOwner) -> list[Layer]:
-    """Return the trainable layers of a model in registration order."""
-    if shared_owner not in ("first", "last"):
-        msg = f"shared_owner must be 'first' or 'last', got {shared_owner!r}"
-        raise ValueError(msg)
-    replicated = (DistributedDataParallel, DataParallel)
-    # In either order; the class of compiled modules is not worth importing Dynamo for.
-    while isinstance(model, replicated) or hasattr(model, "_orig_mod"):
-        model = model.get_submodule("module" if isinstance(model, replicated) else "_orig_mod")
-    # Without duplicates a shared module is seen under its first name alone.
-    modules = dict(model.named_modules(remove_duplicate=shared_owner == "first"))
-    owned = [
-        (path, name, parameter)
-        for path, module in modules.items()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad
-    ]
-    ordered = owned if shared_owner == "first" else reversed(owned)
-    owner: dict[int, str] = {}
-    for path, _, parameter in ordered:
-        owner.setdefault(id(parameter), path)
-    members: dict[str, dict[int, tuple[str, Tensor]]] = {}
-    for path, name, parameter in owned:
-        if owner[id(parameter)] == path:
-            full = clean_name(f"{path}.{name}" if path else name)
-            members.setdefault(path, {}).setdefault(id(parameter), (full, parameter))
-    layers: list[Layer] = []
-    for path, mine in members.items():
-        names, parameters = zip(*mine.values(), strict=True)
-        group = LayerGroup(clean_name(path) or ROOT, names, parameters)
-        layers.append(Layer(group, _chain(modules, path)))
-    return layers
-
-
-def _chain(modules: dict[str, nn.Module], path: str) -> tuple[nn.Module, ...]:
-    parts = path.split(".") if path else []
-    return tuple(modules[".".join(parts[:depth])] for depth in range(len(parts) + 1))
-
-
-def named_layers(named_parameters: Iterable[tuple[str, Tensor]]) -> list[Layer]:
-    """Return the layers that the names of parameters speak of, in the order of the parameters."""
-    cleaned = [(clean_name(name), p) for name, p in named_parameters if p.requires_grad]
-    if cleaned and all(name.startswith("module.") for name, _ in cleaned):
-        cleaned = [(name.removeprefix("module."), p) for name, p in cleaned]
-    members: dict[str, list[tuple[str, Tensor]]] = {}
-    for name, parameter in cleaned:
-        members.setdefault(layer_name(name), []).append((name, parameter))
-    return [
-        Layer(LayerGroup(layer, *zip(*entries, strict=True)), ())
-        for layer, entries in members.items()
-    ]
-
-
-def names_of(
-    index: int, group: Mapping[str, Any], names: Sequence[tuple[str, ...] | None]
-) -> tuple[str, ...]:
-    """Return a name for each parameter of a group, made up where none is known.
-
-    Names are kept by position: whoever replaces the parameters of a group keeps their order, and
-    whoever replaces the groups themselves gets made-up names.
-    """
-    count = len(group["params"])
-    known = names[index] if index < len(names) else None
-    if known is not None and len(known) == count:
-        return known
-    return tuple(f"<group {index}>.{position}" for position in range(count))
-
-
-def live_partition(
-    groups: Sequence[Mapping[str, Any]],
-    names: Sequence[tuple[str, ...] | None],
-    order: Sequence[str],
-) -> STACPartition:
-    """Return the partition that an optimizer's groups hold, its layers in ``order``."""
-    sections: dict[str, dict[str, list[tuple[str, Tensor]]]] = {"sign": {}, "adamw": {}}
-    for index, group in enumerate(groups):
-        for name, parameter in zip(names_of(index, group, names), group["params"], strict=True):
-            made_up = name.startswith("<group ")
-            layer = f"<group {index}>" if made_up else layer_name(name)
-            sections[group["role"]].setdefault(layer, []).append((name, parameter))
-    rank = {layer: position for position, layer in enumerate(order)}
-
-    def layers(role: str) -> tuple[LayerGroup, ...]:
-        ordered = sorted(sections[role].items(), key=lambda item: rank.get(item[0], len(rank)))
-        return tuple(LayerGroup(layer, *zip(*mine, strict=True)) for layer, mine in ordered)
-
-    return STACPartition(layers("sign"), layers("adamw"))
 
 
 def split_layers(
@@ -261,12 +137,30 @@ def split_layers(
     adamw_modules: Sequence[ModuleSelector],
     sign_modules: Sequence[ModuleSelector],
     norms_on_adamw: bool,
+    partition: Preset,
+    model: nn.Module | None,
 ) -> STACPartition:
-    """Put each layer into its section; the arguments are those of the public function."""
-    if not layers:
+    """Put each layer into its section; the arguments are those of the public function.
+
+    Named parameters come without a model.
+    """
+    adaptive = None
+    if partition != "last_layers":
+        _check_preset(
+            partition,
+            last_n_layers=last_n_layers,
+            last_n_ratio=last_n_ratio,
+            norms_on_adamw=norms_on_adamw or None,
+        )
+        if model is None:
+            _need_modules(f"partition={partition!r}")
+        adaptive = adaptive_parameters(model)
+    if not any(is_trained(p) for layer in layers for p in layer.group.parameters):
         msg = "STAC needs at least one trainable parameter, the model has none: check requires_grad"
         raise ValueError(msg)
-    first_adamw = len(layers) - _adamw_count(len(layers), last_n_layers, last_n_ratio)
+    first_adamw = len(layers)
+    if adaptive is None:
+        first_adamw -= _adamw_count(len(layers), last_n_layers, last_n_ratio)
     on_adamw = _matches(layers, adamw_modules, "adamw_modules")
     on_sign = _matches(layers, sign_modules, "sign_modules")
     both = sorted(on_adamw & on_sign)
@@ -281,8 +175,35 @@ def split_layers(
     sections: tuple[list[LayerGroup], list[LayerGroup]] = ([], [])
     for index, layer in enumerate(layers):
         adamw = index in on_adamw or (index >= first_adamw and index not in on_sign)
-        sections[adamw].append(layer.group)
+        if adaptive is None or adamw or index in on_sign:
+            sections[adamw].append(layer.group)
+            continue
+        for section, part in enumerate(_divided(layer.group, adaptive)):
+            sections[section].extend(part)
     return STACPartition(tuple(sections[0]), tuple(sections[1]))
+
+
+def _check_preset(partition: str, **others: Any) -> None:
+    if partition != "transformer":
+        msg = f"partition must be 'last_layers' or 'transformer', got {partition!r}"
+        raise ValueError(msg)
+    for name, value in others.items():
+        if value is not None:
+            msg = (
+                f"{name}={value!r} has nothing to say under partition='transformer', which looks "
+                "at each parameter: give one, or move modules by adamw_modules and sign_modules"
+            )
+            raise ValueError(msg)
+
+
+def _divided(layer: LayerGroup, adaptive: Set[int]) -> tuple[list[LayerGroup], list[LayerGroup]]:
+    sections: tuple[list[LayerGroup], list[LayerGroup]] = ([], [])
+    entries = list(zip(layer.parameter_names, layer.parameters, strict=True))
+    for section, on_adamw in zip(sections, (False, True), strict=True):
+        mine = [entry for entry in entries if (id(entry[1]) in adaptive) is on_adamw]
+        if mine:
+            section.append(LayerGroup(layer.name, *zip(*mine, strict=True)))
+    return sections
 
 
 def _adamw_count(layers: int, last_n_layers: int | None, last_n_ratio: float | None) -> int:
@@ -344,5 +265,9 @@ def _norms(layers: Sequence[Layer]) -> set[int]:
 
 def _require_modules(layer: Layer, option: str) -> None:
     if not layer.modules:
-        msg = f"{option} needs the modules, got named parameters: pass the model itself"
-        raise ValueError(msg)
+        _need_modules(option)
+
+
+def _need_modules(option: str) -> NoReturn:
+    msg = f"{option} needs the modules, got named parameters: pass the model itself"
+    raise ValueError(msg)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stac_torch._dtypes import INT8, state_dtype
+from stac_torch._dtypes import INT8, check_state_dtype, state_dtype
 from stac_torch._int8 import is_quantized
+from stac_torch._layers import is_trained
 from stac_torch._local import local, scale_like
 
 
@@ -23,6 +24,8 @@ def rounds_stochastically(group: Mapping[str, Any], parameter: Tensor) -> bool:
 
 def new_state(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     """Return the state of a parameter before its first step; empty if it needs none."""
+    # Once more: when the group was checked, this parameter may have been frozen.
+    check_state_dtype(group, parameter)
     state: dict[str, Tensor] = {}
     if group["role"] == "adamw" or rounds_stochastically(group, parameter):
         state["step"] = new_step(group, parameter)
@@ -84,5 +87,7 @@ def _zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 def state_bytes(group: Mapping[str, Any], parameter: Tensor, state: Mapping[str, Any]) -> int:
     """Return the bytes of a parameter's state: of the one it has, else of the one it will get."""
+    if not state and not is_trained(parameter):
+        return 0
     tensors = state or new_state(group, parameter.detach().to("meta"))
     return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from stac_torch._fused import same_layout
+from stac_torch._layers import clean_name
 from stac_torch._legacy import from_published, is_published
 from stac_torch._loaded_state import check_state
 from stac_torch._local import is_dtensor
 from stac_torch._options import FORMAT, GROUP_DEFAULTS
-from stac_torch._partition import clean_name
 from stac_torch._state import step_device, step_dtype
 
 # How this process computes, which is no business of the one that saved: it may have had a compiler
@@ -45,6 +45,7 @@ def normalized(
         if key not in state_dict:
             msg = f"the state dict has no {key!r}: it is not that of an optimizer"
             raise ValueError(msg)
+    _refuse_adamw(state_dict, groups)
     if is_published(state_dict):
         state_dict = from_published(state_dict)
     saved_groups = state_dict["param_groups"]
@@ -66,6 +67,19 @@ def normalized(
             if state:
                 check_state(f"group {index}, parameter {position}", state, parameter, options)
     return dict(state_dict)
+
+
+def _refuse_adamw(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Say so where AdamW's state meets a sign section, which has no place for it."""
+    roles = {"role", "stac_role"}.intersection(*map(set, state_dict["param_groups"]))
+    second = any("exp_avg_sq" in s for s in state_dict["state"].values() if isinstance(s, Mapping))
+    if not roles and second and any(group["role"] == "sign" for group in groups):
+        msg = (
+            "the state dict is AdamW's: its groups have no role and its states second moments, "
+            "which the sign section does not keep. Start the optimizer anew, the parameters stay; "
+            "or build it all on AdamW (role='adamw'), which loads this state"
+        )
+        raise ValueError(msg)
 
 
 def _check_group(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
