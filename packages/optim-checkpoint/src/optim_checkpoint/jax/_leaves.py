@@ -75,8 +75,8 @@ def offset_of(index: tuple[slice, ...]) -> tuple[int, ...]:
 
 
 def array_leaf(collector: Collector, prefix: str) -> Leaf:
-    """Return an `encode` hook that stores JAX and NumPy arrays under `prefix`."""
-    numpy_leaf = collector.numpy_leaf(prefix)
+    """Return an exact `encode` hook that stores JAX and NumPy arrays under `prefix`."""
+    numpy_leaf = collector.numpy_leaf(prefix, exact=True)
 
     def leaf(value: object, path: str) -> Typed | None:
         if isinstance(value, jax.Array):
@@ -242,13 +242,23 @@ def decode_leaf(typed: object, staging: Staging, leaf: Any) -> Any:
 
 
 def settle_jax(value: Any) -> Any:
-    """Replace every `Pending` in plain containers by its array."""
+    """Replace every `Pending` in plain containers by its array; lists and dicts stay the same."""
+    return _settle(value, {})
+
+
+def _settle(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, Pending):
         return value.value()
-    if type(value) is list:
-        return [settle_jax(item) for item in value]
-    if type(value) is tuple:
-        return tuple(settle_jax(item) for item in value)
-    if type(value) is dict:
-        return {key: settle_jax(item) for key, item in value.items()}
-    return value
+    if not isinstance(value, list | tuple | dict):
+        return value
+    # What is in two places is visited once, or a small file could take for ever.
+    if id(value) not in done:
+        done[id(value)] = value
+        if isinstance(value, list):
+            value[:] = [_settle(item, done) for item in value]
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                value[key] = _settle(item, done)
+        else:
+            done[id(value)] = tuple(_settle(item, done) for item in value)
+    return done[id(value)]
