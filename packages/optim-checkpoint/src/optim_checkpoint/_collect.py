@@ -329,8 +329,8 @@ class Staging:
     def _column(self, content: list[object]) -> object:
         kind, count, *keys = [*content, None, None][: max(len(content), 2)]
         # A second list from the same bytes would make a small file cost much memory.
+        infos = [self.info(key) for key in keys]
         if kind in ("list", "tuple") and len(keys) in (1, 2) and not self._columns & set(keys):
-            infos = [self.info(key) for key in keys]
             self._columns.update(keys)
             items = None
             if infos[-1].shape == (count,):

@@ -118,7 +118,8 @@ def _tensor(file: str, name: str, value: object) -> TensorInfo:
     nbytes = element_count(shape) * BITS[dtype] // 8
     if end - begin != nbytes:
         raise bad(
-            f"occupies {end - begin} bytes, but {dtype} of shape {shown(list(shape))} takes {nbytes}"
+            f"occupies {end - begin} bytes, but {dtype} of shape "
+            f"{shown(list(shape))} takes {nbytes}"
         )
     return TensorInfo(dtype, shape, begin, end)
 
