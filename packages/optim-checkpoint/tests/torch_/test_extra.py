@@ -65,8 +65,10 @@ REFUSED = {
     ),
     "views of an array": (
         {"a": A, "b": A[2:]},
-        r"^extra\['v'\]\['b'\]: shares memory with extra\['v'\]\['a'\] and would come back apart "
-        r"from it; store one of them, or a copy",
+        (
+            r"^extra\['v'\]\['b'\]: shares memory with extra\['v'\]\['a'\] and would come "
+            r"back apart from it; store one of them, or a copy"
+        ),
     ),
     "views of a tensor": ([T[1:], T], r"^extra\['v'\]\[0\]: shares memory with extra\['v'\]\[1\]"),
     "an attribute": (
@@ -244,16 +246,17 @@ LONG = st.builds(
     st.sampled_from([4095, 4096, 4097]),
 )
 KEYS = st.text(max_size=5) | st.integers() | st.booleans() | st.none() | st.tuples(st.integers())
-VALUES = st.recursive(
-    SCALARS | TENSORS | ARRAYS | LONG,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=3).map(lambda items: [items, items])
-        | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(KEYS, inner, max_size=4)
-        | st.dictionaries(KEYS, inner, max_size=4).map(OrderedDict)
-    ),
-    max_leaves=8,
+LEAVES = SCALARS | TENSORS | ARRAYS | LONG
+VALUES = st.deferred(
+    lambda: (
+        LEAVES
+        | LEAVES.map(lambda leaf: [leaf])
+        | st.lists(VALUES, max_size=2)
+        | st.lists(VALUES, max_size=2).map(lambda items: [items, items])
+        | st.lists(VALUES, max_size=2).map(tuple)
+        | st.dictionaries(KEYS, VALUES, max_size=2)
+        | st.dictionaries(KEYS, VALUES, max_size=2).map(OrderedDict)
+    )
 )
 
 
@@ -294,9 +297,10 @@ def test_a_save_that_returns_restores_and_one_that_raises_changes_nothing(place,
     try:
         path = ckpt.save(place, 1, extra=value, rng=False, replace=True, keep=2)
     except oc.CheckpointError as error:
-        assert isinstance(error, oc.UnsupportedStateError)
-        assert str(error).startswith("extra")
-        assert sorted(path.name for path in place.iterdir()) == before
+        if not isinstance(error, oc.UnsupportedStateError) or not str(error).startswith("extra"):
+            raise
+        after = sorted(path.name for path in place.iterdir())
+        assert after == before
         return
     restored = ckpt.restore(place, rng=False)
     assert restored.path == path

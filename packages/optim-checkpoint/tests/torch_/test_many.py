@@ -11,7 +11,7 @@ def make(count):
     return model, torch.optim.AdamW(model.parameters(), foreach=False)
 
 
-@pytest.mark.parametrize("count", [2000, pytest.param(62_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(62_000, marks=pytest.mark.slow)])
 def test_an_optimizer_of_many_parameters_is_restored(memory_path, count):
     model, optimizer = make(count)
     for i, parameter in enumerate(model):
@@ -34,7 +34,7 @@ def test_a_reserved_name_is_refused_as_such(tmp_path):
     assert oc.steps(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["x" * 2000, "a\nb", "\x9b", "#2"], ids=["long", "line", "c1", "#"])
+@pytest.mark.parametrize("name", ["x" * 2000, "a\nb", "\x9b"], ids=["long", "line", "c1"])
 def test_a_name_that_no_file_takes_is_kept_all_the_same(tmp_path, name):
     model = torch.nn.Module()
     model.register_parameter(name, torch.nn.Parameter(torch.randn(2)))
