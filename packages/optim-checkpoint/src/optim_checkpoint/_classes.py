@@ -54,13 +54,13 @@ def make(
     if name == "defaultdict":
         if not isinstance(factory, str) or factory not in _FACTORIES or attributes:
             return None
-        result = defaultdict(_FACTORIES[factory])
+        result = defaultdict[Any, Any](_FACTORIES[factory])
     elif factory is not None:
         return None
     else:
         result = OrderedDict[Any, Any]() if name == "OrderedDict" else Counter[Any]()
-        vars(result).update(attributes)
+        result.__dict__.update(attributes)
     # Not result.update(): that of a Counter adds numbers.
     for key, item in items.items():
         result[key] = item
-    return result
+    return cast("dict[object, object]", result)

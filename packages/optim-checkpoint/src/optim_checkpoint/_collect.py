@@ -4,7 +4,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -27,9 +27,7 @@ from optim_checkpoint._numpy import (
 )
 from optim_checkpoint._shard import Entry
 from optim_checkpoint._typed import EXACT, Typed, decode
-
-# Steps after which two views that may have an element in common count as if they had.
-_MAX_WORK = 100_000
+from optim_checkpoint._views import View, check_apart
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Collector:
     entries: list[Entry] = field(default_factory=list[Entry])
     shards: dict[str, Shape] = field(default_factory=dict[str, Shape])
     features: set[str] = field(default_factory=set[str])
-    views: "list[View]" = field(default_factory=list["View"])
+    views: list[View] = field(default_factory=list[View])
     _keys: dict[str, int] = field(default_factory=dict[str, int])
     _aliases: dict[Hashable, str] = field(default_factory=dict[Hashable, str])
 
@@ -125,7 +123,7 @@ class Collector:
             if type(value) in (list, tuple):
                 return self._add_column(cast("list[object]", value), f"{prefix}{path}", path)
             if exact and type(value) is np.ndarray:
-                return self._add_exact(cast("AnyArray", value), f"{prefix}{path}", path)
+                return self._add_exact(value, f"{prefix}{path}", path)
             return self.add_numpy(value, f"{prefix}{path}", path)
 
         return leaf
@@ -184,55 +182,7 @@ class Collector:
         Raises:
             UnsupportedStateError: With the paths of both.
         """
-        open_views: list[View] = []
-        for view in sorted(self.views, key=lambda view: (view.device, view.begin)):
-            open_views = [o for o in open_views if o.device == view.device and o.end > view.begin]
-            for other in open_views:
-                if other.identity != view.identity and other.meets(view):
-                    raise UnsupportedStateError(
-                        view.path,
-                        f"shares memory with {other.path} and would come back apart from it; store "
-                        "one of them, or a copy",
-                    )
-            open_views.append(view)
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """Memory that a stored array is a view of.
-
-    Attributes:
-        device: Where it is.
-        begin: Address of its first byte.
-        end: Address after its last byte.
-        path: Where the array is in the state.
-        identity: Equal for arrays that are the same view.
-        array: The array, where NumPy can see it.
-    """
-
-    device: str
-    begin: int
-    end: int
-    path: str
-    identity: Hashable
-    array: AnyArray | None
-
-    @classmethod
-    def of(cls, device: str, array: AnyArray, path: str, identity: Hashable) -> "View":
-        """Describe a view that NumPy can see."""
-        begin, end = np.lib.array_utils.byte_bounds(array)
-        return cls(device, begin, end, path, identity, array)
-
-    def meets(self, other: "View") -> bool:
-        """Say whether two views, whose ranges meet, have an element in common or may have."""
-        if self.array is None or other.array is None:
-            return True
-        try:
-            # NumPy's stub knows the two special values only.
-            work = cast("Any", _MAX_WORK)
-            return np.shares_memory(self.array, other.array, max_work=work)
-        except np.exceptions.TooHardError:
-            return True
+        check_apart(self.views)
 
 
 @dataclass

@@ -10,11 +10,12 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optim_checkpoint import _parallel
-from optim_checkpoint._collect import Collector, Staging, View
+from optim_checkpoint._collect import Collector, Staging
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
 from optim_checkpoint._json import as_array
 from optim_checkpoint._numpy import axis_order, copy_bytes, invert, is_order
 from optim_checkpoint._typed import EXACT, Leaf, Typed, decode
+from optim_checkpoint._views import View
 from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of
 
 DTYPES: dict[torch.dtype, str] = {
