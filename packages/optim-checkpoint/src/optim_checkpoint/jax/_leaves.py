@@ -19,6 +19,8 @@ from optim_checkpoint._json import as_array
 from optim_checkpoint._numpy import AnyArray, array_of, bytes_of, dtype_name
 from optim_checkpoint._typed import Leaf, Typed, decode, encode
 
+_NUMPY_DIMENSIONS = 64
+
 
 def is_key(value: Any) -> bool:
     """Say whether a value is, or describes, an array of typed PRNG keys."""
@@ -31,6 +33,10 @@ def _check_array(value: jax.Array, path: str) -> None:
         raise UnsupportedStateError(path, "is traced; save outside of jit, grad and vmap")
     if value.is_deleted():
         raise UnsupportedStateError(path, "was donated or deleted; save before the next step")
+    if value.ndim > _NUMPY_DIMENSIONS:
+        raise UnsupportedStateError(
+            path, f"has {value.ndim} dimensions, the limit of NumPy is {_NUMPY_DIMENSIONS}"
+        )
 
 
 def _weak_zero(dtype: Any) -> bool | int | float | complex:
