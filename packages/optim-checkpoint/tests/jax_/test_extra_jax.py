@@ -33,7 +33,7 @@ def test_containers_stay_what_they_were(tmp_path):
 
 def test_sharing_that_doubles_at_every_level_takes_no_time():
     """A small file can say that; a restore must not walk it as the tree that it unfolds to."""
-    value = (Pending(np.zeros(1)),)
+    value = (Pending(np.zeros(1, np.float32)),)
     for level in range(60):
         value = [value, value] if level % 2 else (value, value)
     found = settle_jax(value)
