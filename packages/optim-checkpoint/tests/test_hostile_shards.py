@@ -152,7 +152,7 @@ PARSE = {
     "shape zero": (shape([0, 6]), "has the shape"),
     "shape huge": (shape([2**49, 6]), "has the shape"),
     "shape product huge": (shape([2**40, 2**40]), "has the shape"),
-    "shape of 33 dimensions": (shape([1] * 33), "has the shape"),
+    "shape of 33 dimensions": (shape([1] * 33), "places it at"),
     "shape of one dimension": (shape([24]), r"places it at \[0, 0\] of \[24\]"),
     "shape of three dimensions": (shape([4, 6, 1]), "places it at"),
     "another key sharded": (shards({"model": {"u": [4, 6]}}), "places it at"),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 Offset = tuple[int, ...]
 Shape = tuple[int, ...]
 Bytes = npt.NDArray[np.uint8]
+_NUMPY_DIMENSIONS = 64
 
 
 def grid_fault(shape: Shape, boxes: Sequence[tuple[Offset, Shape]]) -> str | None:
@@ -99,6 +100,19 @@ class Region:
         self.data[tuple(target)] = piece[tuple(source)]
 
 
+def visible(shape: Shape, offset: Offset | None = None) -> Shape:
+    """Return a shape, or the offset of a box in it, with as few dimensions as NumPy can see.
+
+    It sees 64, the bytes of an element among them, and torch makes tensors of more. At most 63 of a
+    tensor that has elements have more than one.
+    """
+    values = shape if offset is None else offset
+    if len(shape) < _NUMPY_DIMENSIONS:
+        return values
+    return tuple(value for value, size in zip(values, shape, strict=True) if size != 1)
+
+
 def whole(flat: Bytes, shape: Shape, itemsize: int) -> Region:
     """Return the region that is a whole tensor, from its bytes."""
-    return Region((0,) * len(shape), flat.reshape(*shape, itemsize))
+    seen = visible(shape)
+    return Region((0,) * len(seen), flat.reshape(*seen, itemsize))

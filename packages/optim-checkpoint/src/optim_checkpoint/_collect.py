@@ -3,18 +3,31 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import numpy as np
 
 from optim_checkpoint._boxes import Offset, Region, Shape, whole
+from optim_checkpoint._columns import COLUMNS, pack, unpack
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
 from optim_checkpoint._files import ShardEntry
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._header import BITS, TensorInfo
-from optim_checkpoint._numpy import AnyArray, array_of, bytes_of, dtype_name
+from optim_checkpoint._json import as_array, as_object
+from optim_checkpoint._names import label_of
+from optim_checkpoint._numpy import (
+    AnyArray,
+    array_of,
+    axis_order,
+    bytes_of,
+    dtype_name,
+    invert,
+    is_order,
+)
 from optim_checkpoint._shard import Entry
-from optim_checkpoint._typed import Typed, decode
+from optim_checkpoint._typed import EXACT, Typed, decode
+from optim_checkpoint._views import View, check_apart
 
 
 @dataclass
@@ -25,11 +38,15 @@ class Collector:
         entries: What was added, in order.
         shards: The tensors that are spread over processes with the shapes of the whole, also those
             of which this process has no part.
+        features: What a reader has to know beyond the first version of the format.
+        views: The memory of what was added exactly, for `check_views`.
     """
 
     entries: list[Entry] = field(default_factory=list[Entry])
     shards: dict[str, Shape] = field(default_factory=dict[str, Shape])
-    _keys: set[str] = field(default_factory=set[str])
+    features: set[str] = field(default_factory=set[str])
+    views: list[View] = field(default_factory=list[View])
+    _keys: dict[str, int] = field(default_factory=dict[str, int])
     _aliases: dict[Hashable, str] = field(default_factory=dict[Hashable, str])
 
     def add(
@@ -84,20 +101,62 @@ class Collector:
     def _key(self, key: str, identity: Hashable) -> tuple[str, bool]:
         if identity is not None and identity in self._aliases:
             return self._aliases[identity], False
-        unique, count = key, 1
+        unique = label = label_of(key)
         while unique in self._keys:
-            count += 1
-            unique = f"{key}#{count}"
-        self._keys.add(unique)
+            self._keys[label] += 1
+            unique = label_of(f"{label}#{self._keys[label]}")
+        self._keys[unique] = 1
         if identity is not None:
             self._aliases[identity] = unique
         return unique, True
 
-    def numpy_leaf(self, prefix: str) -> Callable[[object, str], Typed | None]:
-        """Return an `encode` hook that stores NumPy arrays and scalars under `prefix`."""
-        return lambda value, path: self.add_numpy(value, f"{prefix}{path}", path)
+    def numpy_leaf(
+        self, prefix: str, *, exact: bool = False
+    ) -> Callable[[object, str], Typed | None]:
+        """Return an `encode` hook that stores long lists, NumPy arrays and scalars under `prefix`.
 
-    def add_numpy(self, value: object, key: str, path: str) -> Typed | None:
+        With `exact`, the order of an array's axes in memory is kept, and arrays that share memory
+        without being the same are refused by `check_views`.
+        """
+
+        def leaf(value: object, path: str) -> Typed | None:
+            if type(value) in (list, tuple):
+                return self._add_column(cast("list[object]", value), f"{prefix}{path}", path)
+            if exact and type(value) is np.ndarray:
+                return self._add_exact(value, f"{prefix}{path}", path)
+            return self.add_numpy(value, f"{prefix}{path}", path)
+
+        return leaf
+
+    def _add_column(
+        self, items: list[object] | tuple[object, ...], key: str, path: str
+    ) -> Typed | None:
+        arrays = pack(items, path)
+        if arrays is None:
+            return None
+        self.features.add(COLUMNS)
+        stored = [
+            self.add(key, dtype_name(array.dtype, path), array.shape, partial(bytes_of, array))
+            for array in arrays
+        ]
+        return {"column": [type(items).__name__, len(items), *stored]}
+
+    def _add_exact(self, array: AnyArray, key: str, path: str) -> Typed:
+        order = axis_order(array.strides, array.shape)
+        moved = array.transpose(order)
+        identity = None
+        if array.size:
+            identity = (array.ctypes.data, moved.shape, moved.strides, array.dtype.str)
+            self.views.append(View.of("numpy", array, path, identity))
+        typed = self.add_numpy(moved, key, path, identity) or {}
+        if order == tuple(range(array.ndim)):
+            return typed
+        self.features.add(EXACT)
+        return {"axes": [typed, *order]}
+
+    def add_numpy(
+        self, value: object, key: str, path: str, identity: Hashable = None
+    ) -> Typed | None:
         """Add a NumPy array or scalar and return its typed leaf; None for anything else.
 
         Raises:
@@ -112,8 +171,18 @@ class Collector:
                 path, f"a {kind.__name__} is an array subclass; store its plain arrays"
             )
         array: AnyArray = np.asarray(cast("AnyArray", value))
-        stored = self.add(key, dtype_name(array.dtype, path), array.shape, lambda: bytes_of(array))
+        stored = self.add(
+            key, dtype_name(array.dtype, path), array.shape, partial(bytes_of, array), identity
+        )
         return {"ndarray" if isinstance(value, np.ndarray) else "npscalar": stored}
+
+    def check_views(self) -> None:
+        """Refuse two views of one memory that were added exactly: each would get its own.
+
+        Raises:
+            UnsupportedStateError: With the paths of both.
+        """
+        check_apart(self.views)
 
 
 @dataclass
@@ -124,6 +193,7 @@ class Staging:
         part: The part.
         file: What to call it in an error.
         tensors: What the part holds.
+        generation: The generation it is a part of.
         memory: The memory asked for so far, by key, each for a whole tensor.
         regions: The parts of tensors asked for so far, by key.
     """
@@ -131,14 +201,16 @@ class Staging:
     part: str
     file: str
     tensors: Mapping[str, TensorInfo]
+    generation: Generation
     memory: dict[str, memoryview] = field(default_factory=dict[str, memoryview])
     regions: dict[str, list[Region]] = field(default_factory=dict[str, list[Region]])
     _arrays: dict[str, AnyArray] = field(default_factory=dict[str, AnyArray])
+    _columns: set[object] = field(default_factory=set[object])
 
     @classmethod
     def of(cls, generation: Generation, part: str) -> "Staging":
         """Prepare to read a part of an open generation."""
-        return cls(part, f"{generation.name}/{part}", generation.tensors(part))
+        return cls(part, f"{generation.name}/{part}", generation.tensors(part), generation)
 
     def info(self, key: object) -> TensorInfo:
         """Return the description of a stored tensor."""
@@ -155,6 +227,8 @@ class Staging:
         result = {(self.part, key): list(regions) for key, regions in self.regions.items()}
         for key, memory in self.memory.items():
             info = self.tensors[key]
+            if not info.nbytes:
+                continue
             region = whole(np.asarray(memory), info.shape, BITS[info.dtype] // 8)
             result.setdefault((self.part, key), []).append(region)
         return result
@@ -182,37 +256,44 @@ class Staging:
         return self._arrays[name]
 
     def numpy_leaf(self, tag: str, content: object) -> object:
-        """Decode what `Collector.numpy_leaf` wrote; scalars come as `Scalar` until filled."""
+        """Decode what `Collector.numpy_leaf` wrote; an array is filled by the read of the part."""
+        items = as_array(content) or []
         if tag == "ndarray":
             return self.array(content)
         if tag == "npscalar" and self.info(content).shape == ():
-            return Scalar(self.array(content))
+            return self._fetch(content)[()]
+        if tag == "column":
+            return self._column(items)
+        if tag == "axes" and items and (as_object(items[0]) or {}).keys() == {"ndarray"}:
+            array = self.array(cast("dict[str, object]", items[0])["ndarray"])
+            if is_order(items[1:], array.ndim):
+                return array.transpose(invert(cast("list[int]", items[1:])))
         raise CorruptCheckpointError(self.file, f"{shown({tag: content})} is not a typed value")
+
+    def _fetch(self, key: object) -> AnyArray:
+        """Read and verify a small tensor now: its value has a part in what is compared."""
+        array, memory = array_of(self.info(key), self.file, str(key))
+        self.generation.fetch(self.part, str(key), memory)
+        return array
+
+    def _column(self, content: list[object]) -> object:
+        kind, count, *keys = [*content, None, None][: max(len(content), 2)]
+        # A second list from the same bytes would make a small file cost much memory.
+        infos = [self.info(key) for key in keys]
+        if kind in ("list", "tuple") and len(keys) in (1, 2) and not self._columns & set(keys):
+            self._columns.update(keys)
+            items = None
+            if infos[-1].shape == (count,):
+                items = unpack([self._fetch(key) for key in keys])
+            if items is not None:
+                return items if kind == "list" else tuple(items)
+        raise CorruptCheckpointError(
+            self.file, f"{shown({'column': content})} is not a stored list"
+        )
 
     def decode(self, typed: object) -> object:
         """Decode a typed value with NumPy arrays in it."""
         return decode(typed, self.file, self.numpy_leaf)
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """A NumPy scalar whose value has not been read yet."""
-
-    array: AnyArray
-
-
-def settle(value: object) -> object:
-    """Replace every `Scalar` by its value, now that the data is there."""
-    if isinstance(value, Scalar):
-        return value.array[()]
-    kind = type(value)
-    if kind is list:
-        return [settle(item) for item in cast("list[object]", value)]
-    if kind is tuple:
-        return tuple(settle(item) for item in cast("tuple[object, ...]", value))
-    if kind is dict:
-        return {key: settle(item) for key, item in cast("dict[object, object]", value).items()}
-    return value
 
 
 def read_staged(generation: Generation, *stagings: Staging, rank: int = 0, size: int = 1) -> None:

@@ -3,7 +3,8 @@
 
 1. write every file of a new temporary folder and sync each one;
 2. write the manifest, which holds the digests of all the others, and sync it;
-3. sync the folders of the parts, then the temporary folder: the names in them are data too;
+3. sync the folders of the parts, then the temporary folder: the names in them are data too; then
+   open it as a restore will, so that nothing is committed that a reader refuses;
 4. rename the folder to its final name, which is the commit, and sync the root;
 5. only now retire old generations: rename to the trash, sync, then remove.
 
@@ -14,13 +15,14 @@ generation. Nothing that was committed is touched before step 5.
 import errno
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optim_checkpoint import _fs, _manifest, _reading
 from optim_checkpoint._boxes import Shape
 from optim_checkpoint._errors import (
+    CheckpointError,
     CheckpointExistsError,
     CheckpointReadError,
     CheckpointWriteError,
@@ -67,6 +69,7 @@ class Document:
         parts: The tensors of "model", "optim" and "train"; an empty part writes no file.
         own: What only this one of several processes has; goes to the section "train".
         shards: For each part the tensors that are spread over processes, with the whole shapes.
+        features: What a reader has to know beyond the first version of the format.
     """
 
     step: int
@@ -77,6 +80,7 @@ class Document:
     shards: Mapping[str, Mapping[str, Shape]] = field(
         default_factory=dict[str, Mapping[str, Shape]]
     )
+    features: Collection[str] = ()
 
 
 def check_not_spread(document: Document) -> None:
@@ -248,7 +252,8 @@ def _write(
         with _fs.opened(_fs.open_folder(temporary, root)) as folder:
             make_parts(folder, files)
             records = [write_file(folder, file) for file in files]
-            seal(folder, files, records, document.step, document.framework, document.sections)
+            seal(folder, files, records, document)
+        check_sealed(root, temporary, target)
         publish(root, temporary, target)
     except BaseException:
         discard(temporary, root)
@@ -284,16 +289,39 @@ def seal(
     folder: int,
     files: Sequence[PlannedFile],
     records: Sequence[Record],
-    step: int,
-    framework: Mapping[str, object],
-    sections: Mapping[str, object],
+    document: Document,
     shards: Mapping[str, Mapping[str, Shape]] | None = None,
 ) -> None:
     """Write the indexes and the manifest of a folder whose files are there, and sync it."""
     _write_indexes(folder, files)
-    manifest = _manifest.build(step, framework, list(records), sections, shards)
+    manifest = _manifest.build(
+        document.step,
+        document.framework,
+        list(records),
+        document.sections,
+        shards,
+        document.features,
+    )
     _write_small(folder, _manifest.NAME, manifest)
     _fs.ops.sync(folder)
+
+
+def check_sealed(root: int, temporary: str, target: GenerationName) -> None:
+    """Open a sealed folder as a restore will, before anything goes by it.
+
+    Manifest, headers and indexes are parsed and compared; the data was hashed when it was written.
+
+    Raises:
+        CheckpointWriteError: If the reader does not take it.
+    """
+    try:
+        with Generation(root, target, unnamed=temporary):
+            pass
+    except CheckpointError as error:
+        raise CheckpointWriteError(
+            f"step {target.step} was not saved: what was written cannot be read back ({error}); "
+            "earlier steps are untouched"
+        ) from error
 
 
 def publish(root: int, temporary: str, target: GenerationName) -> None:

@@ -6,19 +6,26 @@ safetensors file, and torch's distributed reader, which finds shards by key and 
 them. A part of whole tensors in several files gets the index that Hugging Face's loaders look for.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optim_checkpoint._boxes import Offset, Shape
-from optim_checkpoint._header import MAX_METADATA
-from optim_checkpoint._json import dumps
+from optim_checkpoint._errors import UnsupportedStateError
+from optim_checkpoint._header import MAX_HEADER, MAX_METADATA, MAX_TENSORS
+from optim_checkpoint._json import CONTAINER_BYTES, ELEMENT_BYTES, MEMORY, dumps
 from optim_checkpoint._shard import Entry, Layout, lay_out
 
+MAX_FILES = 4096
 # What Hugging Face's loaders write by default.
 MAX_SHARD_SIZE = 5 * 10**9
 SHARDING = "DCP_SHARDING_INFO"
 # Offsets are metadata, of which a reader of headers accepts a bounded amount.
 MAX_INFO = MAX_METADATA // 2
+_SLACK = 64 << 10
+# What a header says of a tensor beside its name and its dimensions, and what those take at most.
+_ENTRY = len(b'"":{"dtype":"F8_E5M2FNUZ","shape":[],"data_offsets":[,]},') + 2 * 19
+_DIMENSION = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,7 @@ def split(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
     """Distribute entries over files of at most `limit` bytes of data, in their order.
 
     A larger tensor gets a file of its own; the second shard of a tensor never shares a file with
-    the first.
+    the first. A file ends, too, where a reader would not take a larger header.
     """
     levels: list[list[Entry]] = []
     count: dict[str, int] = {}
@@ -75,15 +82,44 @@ def split(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
     files: list[list[Entry]] = []
     for level in levels:
         sharded = any(isinstance(entry, ShardEntry) for entry in level)
-        size, info = limit + 1, 0
+        # Quoted text inside of text: offsets may take twice their length.
+        header = MAX_HEADER - _SLACK - (2 * MAX_INFO if sharded else 0)
+        most = (limit, MAX_INFO, header, MEMORY - _SLACK, MAX_TENSORS)
+        sums: tuple[int, ...] | None = None
         for entry in level:
-            cost = _info_bytes(entry) if sharded else 0
-            if size + entry.nbytes > limit or info + cost > MAX_INFO:
+            costs = _costs(entry, sharded=sharded)
+            sums = None if sums is None else tuple(map(operator.add, sums, costs))
+            if sums is None or any(map(operator.gt, sums, most)):
                 files.append([])
-                size = info = 0
+                sums = costs
             files[-1].append(entry)
-            size, info = size + entry.nbytes, info + cost
     return files
+
+
+def _costs(entry: Entry, *, sharded: bool) -> tuple[int, ...]:
+    """Return what an entry adds to what is bounded in a file: data, offsets, header, parsing."""
+    rank = len(entry.shape)
+    return (
+        entry.nbytes,
+        _info_bytes(entry) if sharded else 0,
+        _ENTRY + len(dumps(entry.name)) + _DIMENSION * rank,
+        3 * CONTAINER_BYTES + (5 + rank) * ELEMENT_BYTES,
+        1,
+    )
+
+
+def check_file_count(count: int, limit: int) -> None:
+    """Refuse a save of more files than a reader opens.
+
+    Raises:
+        UnsupportedStateError: With the number and the remedy.
+    """
+    if count > MAX_FILES:
+        raise UnsupportedStateError(
+            "the state",
+            f"takes {count} files of at most {limit} bytes of tensors, the limit is {MAX_FILES}; "
+            "save with a greater max_shard_size",
+        )
 
 
 def _info_bytes(entry: Entry) -> int:
@@ -110,6 +146,7 @@ def plan_files(parts: Mapping[str, Sequence[Entry]], limit: int) -> list[Planned
     planned: list[PlannedFile] = []
     for part, entries in parts.items():
         groups = split(entries, limit)
+        check_file_count(len(planned) + len(groups), limit)
         planned += [plan_file(part, i, len(groups), group) for i, group in enumerate(groups)]
     return planned
 

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 
 from optim_checkpoint import _fs, _locks, _manifest, _parallel, _reading
-from optim_checkpoint._boxes import Offset, Region, Shape, grid_fault
+from optim_checkpoint._boxes import Offset, Region, Shape, grid_fault, visible, whole
 from optim_checkpoint._digest import digest, new_tensor_digest
 from optim_checkpoint._errors import CorruptCheckpointError, shown
 from optim_checkpoint._files import SHARDING, index_name, index_of, sharding_info
@@ -54,18 +54,26 @@ def _scratch(own: threading.local, size: int) -> memoryview:
 class Generation:
     """An open generation: manifest and headers checked, data not yet read.
 
+    Args:
+        root: The open folder of the run.
+        name: Its step and index.
+        unnamed: The folder in which it lies before it is committed. Its data cannot be read then:
+            no more than one of its files is open at a time.
+
     Attributes:
         name: Its step and index.
         manifest: The checked manifest.
         files: Its open files.
     """
 
-    def __init__(self, root: int, name: GenerationName) -> None:
+    def __init__(self, root: int, name: GenerationName, *, unnamed: str | None = None) -> None:
         self.name = name
+        self._fetched: set[tuple[str, str]] = set()
+        self._sealing = unnamed is not None
         self._stack = contextlib.ExitStack()
         self.files: list[StoredFile] = []
         try:
-            self._folder = self._open_folder(str(name), root, str(name))
+            self._folder = self._open_folder(unnamed or str(name), root, str(name))
             # Keeps retention away while we read; a file system without locks does without.
             release = _locks.share(self._folder)
             if release is not None:
@@ -124,7 +132,13 @@ class Generation:
     def _open_file(self, record: FileRecord, folder: int) -> StoredFile:
         file = f"{self.name}/{record.name}"
         fd, size = _reading.open_regular(record.base, folder, file)
+        if self._sealing:
+            with _fs.opened(fd):
+                return self._check_file(record, fd, size, file)
         self._stack.callback(os.close, fd)
+        return self._check_file(record, fd, size, file)
+
+    def _check_file(self, record: FileRecord, fd: int, size: int, file: str) -> StoredFile:
         if size != record.size:
             raise CorruptCheckpointError(file, f"has {size} bytes, {record.size} were written")
         header = read_header(fd, size, file)
@@ -226,61 +240,79 @@ class Generation:
         for stored in self.files:
             for key, info in stored.tensors.items():
                 part = stored.record.part
-                offset = stored.record.offsets.get(key, (0,) * len(info.shape))
+                total = self._index[part, key]
+                offset, shape = _box(stored, key, info, total)
                 regions = [
-                    region
-                    for region in sink(part, key, self._index[part, key]) or ()
-                    if region.meets(offset, info.shape)
+                    region for region in sink(part, key, total) or () if region.meets(offset, shape)
                 ]
                 number += 1
-                if regions or number % size == rank:
-                    job = partial(self._read_tensor, stored, key, info, offset, regions, own)
+                if regions or (number % size == rank and (part, key) not in self._fetched):
+                    job = partial(self._read_tensor, stored, key, offset, shape, regions, own)
                     jobs.append((info.nbytes, job))
         _parallel.run(jobs)
         return sum(stored.record.size for stored in self.files)
+
+    def fetch(self, part: str, key: str, memory: memoryview) -> None:
+        """Read and verify one tensor of one file before the rest.
+
+        Raises:
+            CorruptCheckpointError: If its digest differs, or it is spread over files.
+        """
+        found = [f for f in self.files if f.record.part == part and key in f.tensors]
+        if len(found) != 1 or key in found[0].record.offsets:
+            raise CorruptCheckpointError(f"{self.name}/{part}", "is spread over files", tensor=key)
+        shape = visible(found[0].tensors[key].shape)
+        region = whole(np.asarray(memory), shape, BITS[found[0].tensors[key].dtype] // 8)
+        self._read_tensor(found[0], key, region.offset, shape, [region], threading.local())
+        self._fetched.add((part, key))
 
     def _read_tensor(
         self,
         stored: StoredFile,
         key: str,
-        info: TensorInfo,
         offset: Offset,
+        shape: Shape,
         regions: Sequence[Region],
         own: threading.local,
     ) -> None:
-        file = f"{self.name}/{stored.record.name}"
+        file, info = f"{self.name}/{stored.record.name}", stored.tensors[key]
         state = new_tensor_digest(key, info.dtype, info.shape)
         start = stored.data_start + info.begin
         # In one piece where the file and the memory lie alike, else row by row from a copy.
-        out = regions[0].view_of(offset, info.shape) if len(regions) == 1 else None
-        rows = info.shape[0] if regions and info.shape else 1
+        out = regions[0].view_of(offset, shape) if len(regions) == 1 else None
+        rows = shape[0] if regions and shape else 1
         row = info.nbytes // max(rows, 1)
         piece = CHUNK if out is not None or not regions else max(CHUNK // max(row, 1), 1) * row
-        valid = True
         for done in range(0, info.nbytes, piece or CHUNK):
             size = min(piece, info.nbytes - done)
             chunk = _scratch(own, size) if out is None else out[done : done + size]
             _reading.read_into(stored.fd, chunk, start + done, file)
             state.update(chunk)
-            if info.dtype == "BOOL" and bytes(chunk).translate(None, b"\0\1"):
-                valid = False
             if out is None and regions:
-                _hand_out(chunk, info, offset, done // row, regions)
+                _hand_out(chunk, shape, offset, done // row, BITS[info.dtype] // 8, regions)
         actual, written = state.hexdigest(), stored.record.tensors[key]
         if actual != written:
             raise CorruptCheckpointError(
                 file, f"its digest is {actual}, {written} was written", tensor=key
             )
-        if not valid:
-            raise CorruptCheckpointError(file, "a boolean is neither 0 nor 1", tensor=key)
+
+
+def _box(stored: StoredFile, key: str, info: TensorInfo, total: TensorInfo) -> tuple[Offset, Shape]:
+    """Return where a file's part of a tensor lies in the whole, as NumPy can see it."""
+    offset = stored.record.offsets.get(key, (0,) * len(info.shape))
+    return visible(total.shape, offset), visible(total.shape, info.shape)
 
 
 def _hand_out(
-    chunk: memoryview, info: TensorInfo, offset: Offset, row: int, regions: Sequence[Region]
+    chunk: memoryview,
+    shape: Shape,
+    offset: Offset,
+    row: int,
+    itemsize: int,
+    regions: Sequence[Region],
 ) -> None:
     """Copy rows of a tensor, from number `row` on, to the regions that want parts of them."""
-    itemsize = BITS[info.dtype] // 8
-    rows = (-1, *info.shape[1:]) if info.shape else ()
+    rows = (-1, *shape[1:]) if shape else ()
     piece = np.asarray(chunk).reshape(*rows, itemsize)
     place = (offset[0] + row, *offset[1:]) if offset else ()
     for region in regions:

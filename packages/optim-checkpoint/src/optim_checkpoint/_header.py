@@ -8,7 +8,7 @@ differential test holds it to that.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -42,7 +42,7 @@ ALIGNMENT = 64
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 200_000
 MAX_METADATA = 8 << 20
-MAX_DIMENSIONS = 32
+MAX_DEPTH = 8
 MAX_DIMENSION = 1 << 48
 MAX_BYTES = (1 << 63) - 1
 MAX_NAME = 1024
@@ -104,19 +104,10 @@ def _tensor(file: str, name: str, value: object) -> TensorInfo:
     listed = as_array(fields["shape"])
     if listed is None:
         raise bad(f"has the shape {shown(fields['shape'])}")
-    if len(listed) > MAX_DIMENSIONS:
-        raise bad(f"has {len(listed)} dimensions, the limit is {MAX_DIMENSIONS}")
-    shape: list[int] = []
-    extent = 1
-    for dim in listed:
-        size = _natural(dim, MAX_DIMENSION)
-        if size is None:
-            raise bad(f"has the dimension {shown(dim)}")
-        shape.append(size)
-        # Zero counts as one, or [0, 2**48, 2**48, ...] would pass with no data at all.
-        extent *= max(size, 1)
-        if extent > MAX_BYTES:
-            raise bad("has a shape too large for any file")
+    fault = shape_fault(listed)
+    if fault is not None:
+        raise bad(fault)
+    shape = tuple(cast("list[int]", listed))
     offsets = fields["data_offsets"]
     pair = as_array(offsets) or []
     if len(pair) != 2:
@@ -124,10 +115,27 @@ def _tensor(file: str, name: str, value: object) -> TensorInfo:
     begin, end = (_natural(offset, MAX_BYTES) for offset in pair)
     if begin is None or end is None or end < begin:
         raise bad(f"has the data_offsets {shown(offsets)}")
-    nbytes = element_count(tuple(shape)) * BITS[dtype] // 8
+    nbytes = element_count(shape) * BITS[dtype] // 8
     if end - begin != nbytes:
-        raise bad(f"occupies {end - begin} bytes, but {dtype} of shape {shape} takes {nbytes}")
-    return TensorInfo(dtype, tuple(shape), begin, end)
+        raise bad(
+            f"occupies {end - begin} bytes, but {dtype} of shape "
+            f"{shown(list(shape))} takes {nbytes}"
+        )
+    return TensorInfo(dtype, shape, begin, end)
+
+
+def shape_fault(shape: Sequence[object]) -> str | None:
+    """Say why no tensor may have a shape, or return None."""
+    extent = 1
+    for dim in shape:
+        size = _natural(dim, MAX_DIMENSION)
+        if size is None:
+            return f"has the dimension {shown(dim)}, the limit is {MAX_DIMENSION}"
+        # Zero counts as one, or [0, 2**48, 2**48, ...] would pass with no data at all.
+        extent *= max(size, 1)
+        if extent > MAX_BYTES:
+            return "has a shape too large for any file"
+    return None
 
 
 def is_name(name: str) -> bool:
@@ -171,7 +179,7 @@ def parse_header(raw: bytes, size: int, file: str, limit: int = MAX_HEADER) -> H
     text = body.rstrip(b" ")
     if text[-1:] != b"}":
         raise CorruptCheckpointError(file, "the header is padded with something else than spaces")
-    document = loads(text, file=file, limits=Limits(limit, 8))
+    document = loads(text, file=file, limits=Limits(limit, MAX_DEPTH))
     # The first byte is a brace, so the document is an object.
     fields = cast("dict[str, object]", document)
     metadata = _metadata(file, fields.pop(METADATA, None))

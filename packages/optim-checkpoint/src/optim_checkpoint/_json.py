@@ -21,29 +21,46 @@ _KEEP = b"{[,]}"
 _DROP = bytes(sorted(set(range(256)) - set(_KEEP)))
 _STEP = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1, ord(","): 0}
 _DIGITS = 19
-# What a container and an element cost in CPython, rounded up, and what a document may cost at most.
-_CONTAINER_BYTES = 120
-_ELEMENT_BYTES = 60
-_MEMORY = 160 << 20
+# What a container and an element cost in CPython, rounded up, and what any document may cost.
+CONTAINER_BYTES = 120
+ELEMENT_BYTES = 60
+MEMORY = 160 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large and how deep a document may be."""
+    """How large and how deep a document may be.
+
+    Attributes:
+        size: Its greatest number of bytes.
+        depth: Its greatest nesting.
+        ratio: How many bytes of memory each of its bytes may take, where that is more than MEMORY.
+    """
 
     size: int
     depth: int
+    ratio: int = 0
 
 
-def _measure(raw: bytes, file: str, limits: Limits) -> None:
+def measure(raw: bytes, file: str, limits: Limits) -> None:
+    """Refuse a document that would take too much to parse, without parsing it.
+
+    Raises:
+        CorruptCheckpointError: With the limit that it exceeds.
+    """
     if len(raw) > limits.size:
         raise CorruptCheckpointError(file, f"{len(raw)} bytes of JSON, the limit is {limits.size}")
     # Without the strings only structure is left; no full parse is paid for a hostile document.
     structure = _STRING.sub(b"", raw).translate(None, _DROP)
     containers = structure.count(b"{") + structure.count(b"[")
-    cost = containers * _CONTAINER_BYTES + structure.count(b",") * _ELEMENT_BYTES
-    if cost > _MEMORY:
-        raise CorruptCheckpointError(file, f"JSON with {containers} containers: too many to parse")
+    cost = containers * CONTAINER_BYTES + structure.count(b",") * ELEMENT_BYTES
+    most = max(MEMORY, limits.ratio * len(raw))
+    if cost > most:
+        raise CorruptCheckpointError(
+            file,
+            f"JSON with {containers} containers: too many to parse, some {cost} bytes of memory "
+            f"where {most} are the limit",
+        )
     deepest = max(itertools.accumulate(map(_STEP.__getitem__, structure)), default=0)
     if deepest > limits.depth:
         raise CorruptCheckpointError(
@@ -93,7 +110,7 @@ def loads(raw: bytes, *, file: str, limits: Limits) -> object:
     Raises:
         CorruptCheckpointError: For anything but plain, bounded, unambiguous JSON.
     """
-    _measure(raw, file, limits)
+    measure(raw, file, limits)
     try:
         value = cast(
             "object",

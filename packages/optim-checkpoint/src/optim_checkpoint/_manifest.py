@@ -7,11 +7,12 @@ is accepted for one content and any flipped bit shows.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from optim_checkpoint._boxes import Offset, Shape
+from optim_checkpoint._columns import COLUMNS
 from optim_checkpoint._digest import ALGORITHM, digest
 from optim_checkpoint._errors import (
     CheckpointError,
@@ -19,16 +20,20 @@ from optim_checkpoint._errors import (
     UnsupportedStateError,
     shown,
 )
-from optim_checkpoint._header import MAX_BYTES, MAX_DIMENSION, MAX_DIMENSIONS
-from optim_checkpoint._json import Limits, as_array, as_object, dumps, loads
+from optim_checkpoint._files import MAX_FILES
+from optim_checkpoint._header import MAX_BYTES, MAX_DIMENSION
+from optim_checkpoint._json import Limits, as_array, as_object, dumps, loads, measure
+from optim_checkpoint._typed import EXACT
 
 FORMAT = "optim-checkpoint"
 VERSION = 1
 NAME = "manifest.json"
-MAX_MANIFEST = 64 << 20
-MAX_FILES = 4096
+MAX_MANIFEST = 1 << 30
+# A large manifest may take memory in proportion to its bytes; what a save writes takes up to 17.
+LIMITS = Limits(MAX_MANIFEST, 400, ratio=20)
 PARTS = ("model", "optim", "train")
 SHARDED = "sharded"
+FEATURES = {SHARDED, COLUMNS, EXACT}
 _FILE = re.compile(r"(model|optim|train)/([A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors)\Z")
 _HEX = re.compile(r"[0-9a-f]{32}\Z")
 _STEP = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
@@ -79,13 +84,26 @@ def build(
     files: list[dict[str, object]],
     sections: Mapping[str, object],
     shards: Mapping[str, Mapping[str, Shape]] | None = None,
+    features: Collection[str] = (),
 ) -> bytes:
-    """Return the bytes of a manifest; with `shards` it needs a reader that knows them."""
+    """Return the bytes of a manifest.
+
+    Args:
+        step: The training step.
+        framework: Name and versions of what writes it.
+        files: What `FileRecord` holds of each file.
+        sections: Everything a framework face stores.
+        shards: The tensors that are spread over files; a reader must know of them.
+        features: What else a reader must know.
+
+    Raises:
+        UnsupportedStateError: If no reader would take it, with the section that takes most of it.
+    """
     body: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
         "min_reader": VERSION,
-        "features": [] if shards is None else [SHARDED],
+        "features": sorted({*features, *(() if shards is None else (SHARDED,))}),
         "step": str(step),
         "framework": dict(framework),
         "digest": ALGORITHM,
@@ -99,11 +117,22 @@ def build(
         }
     body["self_digest"] = digest(dumps(body))
     raw = dumps(body)
-    if len(raw) > MAX_MANIFEST:
+    try:
+        measure(raw, NAME, LIMITS)
+    except CorruptCheckpointError as error:
+        name, size = _largest(sections)
         raise UnsupportedStateError(
-            "the state", f"needs a manifest of {len(raw)} bytes, the limit is {MAX_MANIFEST}"
-        )
+            name, f"takes {size} bytes of the manifest, which would hold {error.detail}"
+        ) from None
     return raw
+
+
+def _largest(sections: Mapping[str, object]) -> tuple[str, int]:
+    """Return the path of what takes most bytes of a manifest, and how many."""
+    sizes = {name: len(dumps(value)) for name, value in sections.items() if name != "train"}
+    train = as_object(sections.get("train")) or {}
+    sizes |= {name: len(dumps(value)) for name, value in train.items()}
+    return max(sizes.items(), key=lambda item: item[1], default=("the state", 0))
 
 
 def parse(raw: bytes, file: str = NAME) -> Manifest:
@@ -115,7 +144,7 @@ def parse(raw: bytes, file: str = NAME) -> Manifest:
     """
     if not raw.isascii():
         raise CorruptCheckpointError(file, "holds bytes that are not ASCII")
-    body = as_object(loads(raw, file=file, limits=Limits(MAX_MANIFEST, 200)))
+    body = as_object(loads(raw, file=file, limits=LIMITS))
     if body is None:
         raise CorruptCheckpointError(file, "is not an object")
     if dumps(body) != raw:
@@ -138,7 +167,7 @@ def parse(raw: bytes, file: str = NAME) -> Manifest:
     framework = as_object(body["framework"])
     if framework is None:
         raise CorruptCheckpointError(file, f"framework is {shown(body['framework'])}")
-    sharded = body["features"] == [SHARDED]
+    sharded = SHARDED in cast("list[object]", body["features"])
     if sharded != ("shards" in body):
         raise CorruptCheckpointError(file, "shards and the feature 'sharded' come together")
     shards = _shards(body.pop("shards"), file) if sharded else {}
@@ -167,7 +196,8 @@ def _check_version(body: Mapping[str, object], file: str) -> None:
     features = as_array(body["features"])
     if features is None or any(type(name) is not str for name in features):
         raise CorruptCheckpointError(file, f"features is {shown(body['features'])}")
-    if features not in ([], [SHARDED]):
+    known = sorted(FEATURES.intersection(cast("list[str]", features)))
+    if features != known:
         raise CheckpointError(
             f"{file}: needs the features {shown(features)}, which this reader lacks: update it"
         )
@@ -179,7 +209,7 @@ def _check_version(body: Mapping[str, object], file: str) -> None:
 
 def _dimensions(value: object) -> tuple[int, ...] | None:
     listed = as_array(value)
-    if listed is None or len(listed) > MAX_DIMENSIONS:
+    if listed is None:
         return None
     # bool is an int in Python, and `true` is no offset.
     numbers = [item for item in listed if type(item) is int and 0 <= item <= MAX_DIMENSION]

@@ -4,6 +4,10 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+from optim_checkpoint._digest import digest
+from optim_checkpoint._errors import UnsupportedStateError, shown
+from optim_checkpoint._header import MAX_NAME, is_name
+
 _ESCAPED = {"%", ".", "/"}
 # Names compared for the nearest ones of a list; a comparison takes some 0.1 ms.
 _COMPARED = 20_000
@@ -32,6 +36,22 @@ def join(components: Iterable[str]) -> str:
     'layers.0.w%2Ex'
     """
     return ".".join(escape(component) for component in components)
+
+
+def label_of(key: str) -> str:
+    r"""Return a name that a tensor may have: the key itself, or one that stands for it.
+
+    >>> label_of("layer.weight"), label_of("a\nb")
+    ('layer.weight', 'a%0Ab~dfee833252d71d99')
+    """
+    try:
+        if is_name(key):
+            return key
+    except UnicodeEncodeError:
+        raise UnsupportedStateError(shown(key)[1:-1], "the name is not Unicode") from None
+    # In bytes, since a character takes up to four and its escape up to twelve.
+    text = ".".join(escape(part) for part in key.split(".")).encode("utf-8")
+    return f"{text[: MAX_NAME - 100].decode('utf-8', 'ignore')}~{digest(key.encode())[:16]}"
 
 
 def name_differences(what: str, lost: Sequence[str], new: Sequence[str], place: str) -> list[str]:

@@ -2,6 +2,7 @@
 """NumPy dtypes as safetensors dtypes; bfloat16 and float8 where ml_dtypes is there."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,13 @@ def dtype_name(dtype: np.dtype[Any], path: str) -> str:
     """Return the safetensors name of a NumPy dtype.
 
     Raises:
-        UnsupportedStateError: For a dtype that the format does not have.
+        UnsupportedStateError: For a dtype that the format does not have, in this byte order or any.
     """
     name = _NAMES.get(dtype.name)
+    if name is not None and dtype != dtype.newbyteorder("<"):
+        raise UnsupportedStateError(
+            path, f"dtype {dtype.str} is big-endian and would come back little-endian; convert it"
+        )
     if name is None or dtype.names is not None:
         raise UnsupportedStateError(
             path, f"dtype {dtype} has no equivalent in safetensors; convert it before saving"
@@ -60,6 +65,30 @@ def bytes_of(array: AnyArray) -> memoryview:
     little = array.dtype.newbyteorder("<")
     plain = np.ascontiguousarray(array, dtype=little).reshape(-1)
     return memoryview(plain.view(np.uint8))
+
+
+def axis_order(strides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the axes from the outermost in memory to the innermost; (0, 1, ...) is C order.
+
+    >>> axis_order((4, 8), (2, 3))
+    (1, 0)
+    """
+    # Elements that are one in memory have no order, and an axis of one element has no stride.
+    if any(size > 1 and stride == 0 for stride, size in zip(strides, shape, strict=True)):
+        return tuple(range(len(shape)))
+    order = [axis for axis, size in enumerate(shape) if size != 1]
+    moved = iter(sorted(order, key=lambda axis: -abs(strides[axis])))
+    return tuple(axis if size == 1 else next(moved) for axis, size in enumerate(shape))
+
+
+def invert(order: Sequence[int]) -> tuple[int, ...]:
+    """Return the order that undoes one."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def is_order(value: Sequence[object], rank: int) -> bool:
+    """Say whether a value from a file is an order of `rank` axes."""
+    return all(type(axis) is int for axis in value) and set(value) == set(range(rank))
 
 
 def copy_bytes(target: memoryview, source: memoryview) -> None:

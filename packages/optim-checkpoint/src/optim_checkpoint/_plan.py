@@ -9,7 +9,7 @@ from optim_checkpoint._boxes import Offset, Shape, grid_fault
 from optim_checkpoint._commit import Document
 from optim_checkpoint._digest import digest
 from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError, shown
-from optim_checkpoint._files import PlannedFile, ShardEntry, plan_file, split
+from optim_checkpoint._files import PlannedFile, ShardEntry, check_file_count, plan_file, split
 from optim_checkpoint._json import dumps
 from optim_checkpoint._peers import Answer
 from optim_checkpoint._shard import Entry
@@ -48,6 +48,7 @@ def describe(document: Document, limit: int) -> Answer:
         "max_shard_size": limit,
         "sections": sections,
         "own": dict(document.own or {}),
+        "features": sorted(document.features),
         "shards": {part: sorted(shapes) for part, shapes in document.shards.items()},
         "parts": {
             part: [
@@ -158,6 +159,7 @@ def make_plan(answers: Ranked, document: Document, rank: int, limit: int) -> Pla
         _check_grids(part, owned, plan)
         groups = [split(entries, limit) for entries in owned]
         total, number = sum(map(len, groups)), 0
+        check_file_count(total + sum(map(len, plan.files)), limit)
         for files, listed in zip(plan.files, groups, strict=True):
             for entries in listed:
                 files.append(plan_file(part, number, total, entries))

@@ -15,18 +15,19 @@ from dataclasses import dataclass
 
 from optim_checkpoint import _fs
 from optim_checkpoint._digest import digest, new_tensor_digest
-from optim_checkpoint._errors import UnsupportedStateError, shown
+from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
 from optim_checkpoint._header import (
     ALIGNMENT,
     BITS,
+    MAX_DEPTH,
     MAX_HEADER,
     MAX_NAME,
-    MAX_TENSORS,
     METADATA,
     element_count,
     is_name,
+    shape_fault,
 )
-from optim_checkpoint._json import dumps
+from optim_checkpoint._json import Limits, dumps, measure
 
 # What is hashed and then written at once: it stays in the processor's cache in between.
 CHUNK = 1 << 20
@@ -95,6 +96,15 @@ def lay_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> Layout:
     document: dict[str, object] = {METADATA: dict(sorted(metadata.items()))}
     position = 0
     for entry in ordered:
+        if entry.name == METADATA:
+            raise UnsupportedStateError(
+                METADATA,
+                "a tensor cannot have this name, which safetensors reserves for what a file says "
+                "of itself; rename it",
+            )
+        fault = shape_fault(entry.shape)
+        if fault is not None:
+            raise UnsupportedStateError(shown(entry.name)[1:-1], fault)
         if entry.name in document:
             raise UnsupportedStateError(shown(entry.name), "two tensors have this name")
         if not is_name(entry.name):
@@ -109,12 +119,13 @@ def lay_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> Layout:
         position += entry.nbytes
     text = dumps(document, sort=False)
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    if len(text) > MAX_HEADER or len(ordered) > MAX_TENSORS:
+    try:
+        measure(text, "its header", Limits(MAX_HEADER, MAX_DEPTH))
+    except CorruptCheckpointError as error:
+        # Of several tensors there are more files before that: this is one of very many dimensions.
         raise UnsupportedStateError(
-            "the state",
-            f"{len(ordered)} tensors with a header of {len(text)} bytes in one file; "
-            f"the limits are {MAX_TENSORS} and {MAX_HEADER}",
-        )
+            shown(ordered[0].name)[1:-1], f"cannot be stored: {error}"
+        ) from None
     head = len(text).to_bytes(8, "little") + text
     return Layout(tuple(ordered), head, len(head) + position)
 

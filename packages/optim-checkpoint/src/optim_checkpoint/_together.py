@@ -12,6 +12,7 @@ After each step all have succeeded or all raise. Until the rename no reader sees
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from optim_checkpoint._commit import (
     Document,
     Record,
     bytes_needed,
+    check_sealed,
     make_parts,
     make_temporary,
     prepare,
@@ -156,6 +158,10 @@ def _check_copies(written: Ranked, plan: Plan) -> None:
                 )
 
 
+def _features(answers: Ranked) -> set[str]:
+    return {name for answer in answers for name in cast("list[str]", answer["features"])}
+
+
 class _Lead:
     """What process 0 does beside its own files."""
 
@@ -196,11 +202,12 @@ class _Lead:
             self._folder,
             self._plan.all_files,
             records,
-            self._document.step,
-            self._document.framework,
-            self._sections(answers),
+            dataclasses.replace(
+                self._document, sections=self._sections(answers), features=_features(answers)
+            ),
             self._plan.shards or None,
         )
+        check_sealed(self._root, self._temporary, self._target)
         publish(self._root, self._temporary, self._target)
         self._committed = str(self._target)
         check_in_place(self._root, self._path, self._document.step)

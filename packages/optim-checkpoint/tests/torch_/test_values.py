@@ -44,7 +44,7 @@ def test_every_dtype_comes_back_in_its_bits(tmp_path, dtype):
 def test_layouts_are_stored_by_their_logical_values(tmp_path):
     base = torch.arange(24.0).reshape(2, 3, 4)
     tensors = {
-        "transposed": base.transpose(0, 2),
+        "transposed": base.clone().transpose(0, 2),
         "strided": base[:, ::2],
         "expanded": torch.ones(1).expand(5),
         "conjugated": torch.tensor([1 + 2j]).conj(),
@@ -58,6 +58,8 @@ def test_layouts_are_stored_by_their_logical_values(tmp_path):
     for name, tensor in tensors.items():
         assert found[name].shape == tensor.shape
         assert torch.equal(found[name], tensor), name
+    for name in ("transposed", "channels_last"):
+        assert found[name].stride() == tensors[name].stride()
 
 
 def test_extra_keeps_every_type(tmp_path):

@@ -19,6 +19,8 @@ from optim_checkpoint._json import as_array
 from optim_checkpoint._numpy import AnyArray, array_of, bytes_of, dtype_name
 from optim_checkpoint._typed import Leaf, Typed, decode, encode
 
+_NUMPY_DIMENSIONS = 64
+
 
 def is_key(value: Any) -> bool:
     """Say whether a value is, or describes, an array of typed PRNG keys."""
@@ -31,6 +33,10 @@ def _check_array(value: jax.Array, path: str) -> None:
         raise UnsupportedStateError(path, "is traced; save outside of jit, grad and vmap")
     if value.is_deleted():
         raise UnsupportedStateError(path, "was donated or deleted; save before the next step")
+    if value.ndim > _NUMPY_DIMENSIONS:
+        raise UnsupportedStateError(
+            path, f"has {value.ndim} dimensions, the limit of NumPy is {_NUMPY_DIMENSIONS}"
+        )
 
 
 def _weak_zero(dtype: Any) -> bool | int | float | complex:
@@ -75,8 +81,8 @@ def offset_of(index: tuple[slice, ...]) -> tuple[int, ...]:
 
 
 def array_leaf(collector: Collector, prefix: str) -> Leaf:
-    """Return an `encode` hook that stores JAX and NumPy arrays under `prefix`."""
-    numpy_leaf = collector.numpy_leaf(prefix)
+    """Return an exact `encode` hook that stores JAX and NumPy arrays under `prefix`."""
+    numpy_leaf = collector.numpy_leaf(prefix, exact=True)
 
     def leaf(value: object, path: str) -> Typed | None:
         if isinstance(value, jax.Array):
@@ -242,13 +248,23 @@ def decode_leaf(typed: object, staging: Staging, leaf: Any) -> Any:
 
 
 def settle_jax(value: Any) -> Any:
-    """Replace every `Pending` in plain containers by its array."""
+    """Replace every `Pending` in plain containers by its array; lists and dicts stay the same."""
+    return _settle(value, {})
+
+
+def _settle(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, Pending):
         return value.value()
-    if type(value) is list:
-        return [settle_jax(item) for item in value]
-    if type(value) is tuple:
-        return tuple(settle_jax(item) for item in value)
-    if type(value) is dict:
-        return {key: settle_jax(item) for key, item in value.items()}
-    return value
+    if not isinstance(value, list | tuple | dict):
+        return value
+    # What is in two places is visited once, or a small file could take for ever.
+    if id(value) not in done:
+        done[id(value)] = value
+        if isinstance(value, list):
+            value[:] = [_settle(item, done) for item in value]
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                value[key] = _settle(item, done)
+        else:
+            done[id(value)] = tuple(_settle(item, done) for item in value)
+    return done[id(value)]

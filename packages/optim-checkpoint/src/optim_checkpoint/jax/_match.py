@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from optim_checkpoint._collect import settle
 from optim_checkpoint._errors import shown
 from optim_checkpoint._names import name_differences
 from optim_checkpoint._paths import Path, text
@@ -92,8 +91,7 @@ def _leaf(where: str, saved: Any, template: Any, differences: list[str]) -> Call
             if there == here:
                 saved.narrow(template)
         return lambda: saved.value(template)
-    value = settle(saved)
-    there = _describe(value)
+    there = _describe(saved)
     if there is not None:
         if here is None:
             differences.append(
@@ -101,12 +99,11 @@ def _leaf(where: str, saved: Any, template: Any, differences: list[str]) -> Call
             )
         else:
             _compare(where, there, here, differences)
-    elif here is None and type(value) is not type(template):
-        differences.append(f"{where} is {shown(value)} in the checkpoint, {shown(template)} here")
+    elif here is None and type(saved) is not type(template):
+        differences.append(f"{where} is {shown(saved)} in the checkpoint, {shown(template)} here")
     elif here is not None and not isinstance(template, jax.ShapeDtypeStruct):
-        differences.append(f"{where} is {shown(value)} in the checkpoint, an array here")
-    # A NumPy scalar is read only now.
-    return lambda: settle(saved)
+        differences.append(f"{where} is {shown(saved)} in the checkpoint, an array here")
+    return lambda: saved
 
 
 def _compare(

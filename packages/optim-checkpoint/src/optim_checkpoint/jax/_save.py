@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from optim_checkpoint._collect import Collector, Staging, read_staged, settle
+from optim_checkpoint._collect import Collector, Staging, read_staged
 from optim_checkpoint._commit import Document, check_keep, commit
 from optim_checkpoint._errors import (
     CorruptCheckpointError,
@@ -21,7 +21,7 @@ from optim_checkpoint._json import as_object
 from optim_checkpoint._peers import Team
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint._together import save_together
-from optim_checkpoint._typed import encode
+from optim_checkpoint._typed import encode_exact
 from optim_checkpoint.jax._from_torch import params_tree, state_tree
 from optim_checkpoint.jax._leaves import array_leaf, decode_leaf, pending_leaf, settle_jax
 from optim_checkpoint.jax._match import match
@@ -46,9 +46,11 @@ def build_document(
     if opt_state is not None:
         sections["optimizer"] = encode_state(opt_state, params, parts["optim"])
     train: dict[str, object] = {}
+    features = parts["train"].features
     for name, value in (("rng", rng), ("extra", None if extra is None else dict(extra))):
         if value is not None:
-            train[name] = encode(value, name, array_leaf(parts["train"], ""))
+            train[name] = encode_exact(value, name, array_leaf(parts["train"], ""), features)
+    parts["train"].check_views()
     sections["train"] = train
     return Document(
         number,
@@ -56,6 +58,7 @@ def build_document(
         sections,
         {part: collector.entries for part, collector in parts.items()},
         shards={part: collector.shards for part, collector in parts.items()},
+        features=set[str]().union(*(collector.features for collector in parts.values())),
     )
 
 
@@ -84,7 +87,8 @@ def save(
         opt_state: Any optax state, or any pytree of arrays and numbers. With `params` given, its
             leaves are stored under the names of their parameters.
         rng: A typed PRNG key, or lists, tuples and dicts of keys.
-        extra: Numbers, text, lists, tuples, dicts and arrays under string keys.
+        extra: Numbers, text, lists, tuples, dicts and arrays under string keys; the README lists
+            what comes back how.
         keep: How many generations to keep, this one included; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of arrays in one file; a larger array gets a file
@@ -176,7 +180,7 @@ def _read(generation: Generation, templates: dict[str, Any], team: Team) -> dict
     if differences:
         raise IncompatibleCheckpointError(differences)
     read_staged(generation, *stagings, rank=team.rank, size=team.size)
-    values: dict[str, Any] = {name: settle_jax(settle(value)) for name, value in loose.items()}
+    values: dict[str, Any] = {name: settle_jax(value) for name, value in loose.items()}
     return values | {what: make() for what, make in makers.items()}
 
 

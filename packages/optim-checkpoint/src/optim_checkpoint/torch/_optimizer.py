@@ -8,7 +8,6 @@ Differs from ``Optimizer.load_state_dict`` in:
 """
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -206,19 +205,13 @@ def _group(value: object, staging: TorchStaging) -> SavedGroup:
     if params is None or not all(isinstance(p, str) for p in params) or not isinstance(hyper, dict):
         raise CorruptCheckpointError(file, f"the group {shown(value)} is malformed")
     for key, number in hyper.items():
-        if not isinstance(key, str) or key in _STRUCTURAL or _has_nan(number):
+        if not isinstance(key, str) or key in _STRUCTURAL:
             raise CorruptCheckpointError(
                 file, f"the hyperparameter {shown(key)} is {shown(number)}"
             )
     pairs = as_array(typed.get("dict")) or []
     spelled = {key: repr(pair) for key, pair in zip(hyper, pairs, strict=True)}
     return SavedGroup(tuple(str(p) for p in params), hyper, spelled)
-
-
-def _has_nan(value: object) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_has_nan(item) for item in value)
-    return isinstance(value, float) and math.isnan(value)
 
 
 @dataclass

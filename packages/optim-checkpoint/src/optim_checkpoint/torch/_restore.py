@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from optim_checkpoint._collect import Staging, read_staged, settle
+from optim_checkpoint._collect import Staging, read_staged
 from optim_checkpoint._errors import (
     CheckpointWarning,
     CorruptCheckpointError,
@@ -288,7 +288,6 @@ def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
     settle_steps(steps)
     if plan is not None:
         _settle_state(plan)
-    train = {name: settle(value) for name, value in train.items()}
     return _Plan(target, model, plan, train, generators if framework == "torch" else 0)
 
 

@@ -11,7 +11,7 @@ from optim_checkpoint._commit import Document, check_keep, commit
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._together import save_together
-from optim_checkpoint._typed import Typed, encode
+from optim_checkpoint._typed import Typed, encode, encode_exact
 from optim_checkpoint.torch import _rng
 from optim_checkpoint.torch._names import model_state
 from optim_checkpoint.torch._optimizer import encode_optimizer
@@ -60,7 +60,9 @@ def build_document(
             leaf = tensor_leaf(collector, "")
             train[name] = encode(value.state_dict(), name, leaf)
     if extra is not None:
-        train["extra"] = encode(dict(extra), "extra", tensor_leaf(collector, ""))
+        leaf = tensor_leaf(collector, "", exact=True)
+        train["extra"] = encode_exact(dict(extra), "extra", leaf, collector.features)
+        collector.check_views()
     own: dict[str, object] | None = None if rank is None else {}
     if rng and own is not None:
         own["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, f"rank{rank}."))
@@ -74,6 +76,7 @@ def build_document(
         {part: collector.entries for part, collector in parts.items()},
         own,
         {part: collector.shards for part, collector in parts.items()},
+        set[str]().union(*(collector.features for collector in parts.values())),
     )
 
 
@@ -119,7 +122,7 @@ def save(
         scheduler: A learning-rate scheduler, or anything else with a state dict.
         scaler: A `torch.amp.GradScaler`.
         extra: Numbers, text, lists, tuples, dicts, tensors and arrays under string keys; tensors
-            come back on the CPU.
+            come back on the CPU, and the README lists what else comes back how.
         rng: Whether to store the global generators of torch, NumPy and Python.
         keep: How many generations to keep, this one included; None keeps all.
         replace: Whether a step that exists gets a newer generation instead of an error.

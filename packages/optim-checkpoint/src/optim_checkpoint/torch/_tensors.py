@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -11,8 +12,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from optim_checkpoint import _parallel
 from optim_checkpoint._collect import Collector, Staging
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
-from optim_checkpoint._numpy import copy_bytes
-from optim_checkpoint._typed import Leaf, Typed, decode
+from optim_checkpoint._json import as_array
+from optim_checkpoint._numpy import axis_order, copy_bytes, invert, is_order
+from optim_checkpoint._typed import EXACT, Leaf, Typed, decode
+from optim_checkpoint._views import View
 from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of
 
 DTYPES: dict[torch.dtype, str] = {
@@ -38,6 +41,8 @@ DTYPES: dict[torch.dtype, str] = {
 }
 BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+# As many as NumPy can see, and one less for the bytes of an element.
+_NUMPY_DIMENSIONS = 64
 
 
 def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -> None:
@@ -158,11 +163,17 @@ def _add_shards(collector: Collector, key: str, tensor: torch.Tensor, path: str)
     return collector.add_shards(key, dtype, shape, boxes, identity(tensor))
 
 
-def tensor_leaf(collector: Collector, prefix: str) -> Leaf:
-    """Return an `encode` hook that stores torch tensors and NumPy arrays under `prefix`."""
-    numpy_leaf = collector.numpy_leaf(prefix)
+def tensor_leaf(collector: Collector, prefix: str, *, exact: bool = False) -> Leaf:
+    """Return an `encode` hook that stores torch tensors and NumPy arrays under `prefix`.
+
+    With `exact`, a tensor's class, `requires_grad` and order of axes in memory are kept, which
+    otherwise are those of what it is loaded into.
+    """
+    numpy_leaf = collector.numpy_leaf(prefix, exact=exact)
 
     def leaf(value: object, path: str) -> Typed | None:
+        if exact and type(value) in _PLAIN:
+            return add_exact(collector, f"{prefix}{path}", value, path)
         if isinstance(value, torch.Tensor):
             return {"tensor": add_tensor(collector, f"{prefix}{path}", value, path)}
         if isinstance(value, torch.dtype):
@@ -172,12 +183,44 @@ def tensor_leaf(collector: Collector, prefix: str) -> Leaf:
     return leaf
 
 
+def add_exact(collector: Collector, key: str, tensor: Any, path: str) -> Typed:
+    """Add a tensor for which nothing live will give class, gradient and order of axes."""
+    check_tensor(tensor, path)
+    order = axis_order(tensor.stride(), tensor.shape)
+    if order == tuple(range(tensor.ndim)):
+        order = ()
+    moved = tensor.detach().permute(order) if order else tensor
+    typed: Typed = {"tensor": add_tensor(collector, key, moved, path)}
+    _add_view(collector, moved, path)
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    if not (order or is_parameter or tensor.requires_grad):
+        return typed
+    collector.features.add(EXACT)
+    kind = "Parameter" if is_parameter else "Tensor"
+    return {"torch": [kind, tensor.requires_grad, typed["tensor"], *order]}
+
+
+def _add_view(collector: Collector, tensor: torch.Tensor, path: str) -> None:
+    memory = identity(tensor)
+    if memory is None:
+        return
+    begin = tensor.data_ptr()
+    last = sum(stride * (n - 1) for stride, n in zip(tensor.stride(), tensor.shape, strict=True))
+    end = begin + (last + 1) * tensor.element_size()
+    array = None
+    resolved = not (tensor.is_conj() or tensor.is_neg())
+    if tensor.device.type == "cpu" and tensor.ndim < _NUMPY_DIMENSIONS and resolved:
+        array = tensor.detach().unsqueeze(-1).view(torch.uint8).numpy()
+    collector.views.append(View(str(tensor.device), begin, end, path, memory, array))
+
+
 @dataclass
 class TorchStaging:
     """Hands out CPU tensors that the read of a part will fill; one per key, so aliases stay one."""
 
     staging: Staging
     _tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    _made: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
     def tensor(self, key: object) -> torch.Tensor:
         """Return the tensor stored under `key`; its data is there after the read."""
@@ -203,11 +246,34 @@ class TorchStaging:
         """Decode what `tensor_leaf` wrote."""
         if tag == "tensor":
             return self.tensor(content)
+        items = as_array(content) or []
+        if tag == "torch" and len(items) >= 3:
+            tensor = self._exact((items[0], items[1], items[2]), items[3:])
+            if tensor is not None:
+                return tensor
         if tag == "dtype":
             dtype = getattr(torch, content, None) if isinstance(content, str) else None
             if isinstance(dtype, torch.dtype):
                 return dtype
         return self.staging.numpy_leaf(tag, content)
+
+    def _exact(self, what: tuple[object, object, object], order: list[Any]) -> torch.Tensor | None:
+        kind, grad, key = what
+        tensor = self.tensor(key)
+        floating = tensor.is_floating_point() or tensor.is_complex()
+        known = kind in ("Parameter", "Tensor") and isinstance(grad, bool)
+        if not known or (order and not is_order(order, tensor.ndim)) or (grad and not floating):
+            return None
+        same = (str(kind), grad, str(key), *order)
+        if same not in self._made:
+            # Of the same memory, which the read will fill.
+            made = tensor.permute(invert(order)) if order else tensor.detach()
+            self._made[same] = (
+                torch.nn.Parameter(made, bool(grad))
+                if kind == "Parameter"
+                else made.requires_grad_(bool(grad))
+            )
+        return self._made[same]
 
     def decode(self, typed: object) -> object:
         """Decode a typed value with tensors in it."""

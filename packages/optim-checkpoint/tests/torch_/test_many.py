@@ -1,0 +1,49 @@
+"""Optimizers of very many parameters, names that files reserve, and modules with odd names."""
+
+import optim_checkpoint as oc
+import pytest
+import torch
+from optim_checkpoint import torch as ckpt
+
+
+def make(count):
+    model = torch.nn.ParameterList(torch.zeros(1) for _ in range(count))
+    return model, torch.optim.AdamW(model.parameters(), foreach=False)
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(62_000, marks=pytest.mark.slow)])
+def test_an_optimizer_of_many_parameters_is_restored(memory_path, count):
+    model, optimizer = make(count)
+    for i, parameter in enumerate(model):
+        parameter.grad = torch.full((1,), float(i))
+    optimizer.step()
+    ckpt.save(memory_path, 1, model=model, optimizer=optimizer)
+    other, restored = make(count)
+    ckpt.restore(memory_path, model=other, optimizer=restored)
+    for before, after in zip(model, other, strict=True):
+        assert torch.equal(before, after)
+        for slot, value in optimizer.state[before].items():
+            assert torch.equal(restored.state[after][slot], value)
+
+
+def test_a_reserved_name_is_refused_as_such(tmp_path):
+    model = torch.nn.Module()
+    model.register_parameter("__metadata__", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(oc.UnsupportedStateError, match=r"^__metadata__: .* safetensors reserves"):
+        ckpt.save(tmp_path, 1, model=model)
+    assert oc.steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 2000, "a\nb", "\x9b"], ids=["long", "line", "c1"])
+def test_a_name_that_no_file_takes_is_kept_all_the_same(tmp_path, name):
+    model = torch.nn.Module()
+    model.register_parameter(name, torch.nn.Parameter(torch.randn(2)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    getattr(model, name).grad = torch.ones(2)
+    optimizer.step()
+    expected = getattr(model, name).detach().clone()
+    ckpt.save(tmp_path, 1, model=model, optimizer=optimizer)
+    with torch.no_grad():
+        getattr(model, name).zero_()
+    ckpt.restore(tmp_path, model=model, optimizer=optimizer)
+    assert torch.equal(getattr(model, name), expected)
