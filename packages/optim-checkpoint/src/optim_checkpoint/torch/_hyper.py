@@ -117,7 +117,7 @@ def keep_tensors(groups: Sequence[dict[str, Any]], before: Sequence[Mapping[str,
     """
     first: dict[int, Any] = {}
 
-    def put(old: object, new: object) -> object:
+    def put(old: Any, new: Any) -> Any:
         if isinstance(old, torch.Tensor) and _fits(old, new):
             value = torch.as_tensor(new)
             if id(old) not in first:

@@ -169,8 +169,8 @@ def _differences(
     }
     differences += _tie_differences(there, tensors)
     differences += [
-        f"model entry {name} has elements that share memory, as expand() makes them: give it memory "
-        "of its own with .contiguous()"
+        f"model entry {name} has elements that share memory, as expand() makes them: change it "
+        "with .contiguous()"
         for name, tensor in tensors.items()
         if overlaps(tensor)
     ]

@@ -120,7 +120,7 @@ def dump(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         if name not in dumped:
             raise UnsupportedStateError(
                 kind(optimizer),
-                f"its state_dict() has no {name!r}, it has {shown(sorted(map(str, dumped)))}: save the "
+                f"its state_dict() has {shown(sorted(map(str, dumped)))} and no {name!r}: save the "
                 "optimizer inside it, and what it keeps beside that in extra",
             )
     return dumped

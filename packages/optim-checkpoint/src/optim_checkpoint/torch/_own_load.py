@@ -179,8 +179,8 @@ def _snapshot(module: torch.nn.Module, state: Mapping[str, Any]) -> Callable[[],
             _load(module, before, state)
         except Exception as error:  # noqa: BLE001 - user code, which may have raised before, too
             warnings.warn(
-                f"load_state_dict() of the {type(module).__name__} refused what it held before, its "
-                f"tensors and attributes were put back without it: {error}",
+                f"load_state_dict() of the {type(module).__name__} refused what it had before; its "
+                f"tensors and attributes were put back: {error}",
                 CheckpointWarning,
                 stacklevel=2,
             )

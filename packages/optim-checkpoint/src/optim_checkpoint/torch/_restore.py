@@ -116,8 +116,20 @@ def _plan_stateful(name: str, saved: Any, live: Stateful, differences: list[str]
     if type(saved) is not type(here):
         differences.append(f"the {name} stored {type(saved).__name__}, not {type(here).__name__}")
     elif isinstance(saved, dict):
+        # A key "0" is not the key 0, and prints alike.
+        spelled = {str(key): key for key in here.keys() - saved.keys()}
+        alike = {
+            key: spelled[str(key)] for key in saved.keys() - here.keys() if str(key) in spelled
+        }
+        differences += [
+            f"{name} entry {there}: the key is {type(there).__name__} in the checkpoint, "
+            f"{type(key).__name__} here"
+            for there, key in alike.items()
+        ]
         differences += live_differences(
-            f"{name} entry", map(str, saved.keys()), map(str, here.keys())
+            f"{name} entry",
+            map(str, saved.keys() - alike.keys()),
+            map(str, here.keys() - set(alike.values())),
         )
 
 
