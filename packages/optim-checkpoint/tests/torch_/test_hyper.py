@@ -230,6 +230,6 @@ class Nested(torch.optim.SGD):
 
 def test_a_state_dict_of_another_form_is_refused(tmp_path):
     model, optimizer = stepped(Nested)
-    said = r"Nested: its state_dict\(\) has \['base'\] and no 'param_groups': save the optimizer inside"
+    said = r"Nested: its state_dict\(\) has \['base'\] and no 'param_groups': save the optimizer"
     with pytest.raises(oc.UnsupportedStateError, match=said):
         ckpt.save(tmp_path, 3, model=model, optimizer=optimizer)

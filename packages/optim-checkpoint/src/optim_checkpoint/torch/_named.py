@@ -109,7 +109,7 @@ def key_differences(what: str, step: int, there: Iterable[str], here: Iterable[s
     differences = [f"{which} no {each}{held}" for each in sorted(wanted - present)]
     if wanted & present:
         differences += [
-            f"{which} {each}, which was not asked for: give all of them or none"
+            f"{which} {each}, which was not asked for: give all or none"
             for each in sorted(present - wanted)
         ]
     return differences

@@ -133,6 +133,8 @@ def identity(tensor: torch.Tensor) -> Hashable:
         local = local_of(tensor)
         storage = local.untyped_storage()._cdata
         return (storage, local.storage_offset(), tuple(tensor.shape), local.stride(), tensor.dtype)
+    if tensor.layout != torch.strided or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
+        return None
     return (
         str(tensor.device),
         tensor.data_ptr(),
