@@ -56,7 +56,7 @@ def equal(one, two):
 
 
 def outcome(make, folder):
-    """Return the outcome of one optimizer and why; None where torch itself cannot try it plainly."""
+    """Return the outcome of one optimizer and why; None where it cannot be tried plainly."""
     try:
         model = net()
         optimizer = make(model.parameters(), lr=1e-3)

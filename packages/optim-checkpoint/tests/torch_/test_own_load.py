@@ -42,7 +42,7 @@ class Metric(nn.Module):
         self.total = torch.zeros(())
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        destination[f"{prefix}total"] = self.total
+        destination[f"{prefix}total"] = self.total.clone()
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *rest):
         self.total = state_dict.pop(f"{prefix}total")
