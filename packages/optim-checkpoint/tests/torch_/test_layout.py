@@ -162,16 +162,3 @@ def test_tensors_without_plain_memory_are_refused_before_anything_changes(tmp_pa
     model.table = torch.eye(3).to_sparse()
     with pytest.raises(oc.IncompatibleCheckpointError, match=r"table is torch\.sparse_coo here"):
         ckpt.restore(tmp_path, model=model)
-
-
-def test_buffers_made_in_inference_mode_are_restored(tmp_path):
-    def build(value):
-        model = torch.nn.Module()
-        with torch.inference_mode():
-            model.register_buffer("table", torch.full((2, 3), value).t())
-        return model
-
-    ckpt.save(tmp_path, 1, model=build(2.0))
-    model = build(0.0)
-    ckpt.restore(tmp_path, model=model)
-    assert torch.equal(model.table, torch.full((3, 2), 2.0))

@@ -102,9 +102,7 @@ def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     jobs: list[_parallel.Job] = []
     for live, saved in pairs:
         if live.dtype != saved.dtype or not (_is_plain(live) and _is_plain(saved)):
-            # Autograd keeps no count of changes of an inference tensor, and refuses to make one.
-            with torch.inference_mode() if live.is_inference() else torch.no_grad():
-                live.copy_(saved)
+            live.copy_(saved)
             continue
         if not live.is_inference():
             # As copy_ does: autograd refuses to use what it saved before the change.
