@@ -201,6 +201,15 @@ def siblings(session: nox.Session) -> None:
     done(session)
 
 
+@nox.session(python=NEWEST, default=False)
+def peers(session: nox.Session) -> None:
+    """How many optimizers of two other packages resume exactly; the counts are committed."""
+    steps.install_editable(session, "optim-checkpoint")
+    session.install("pytorch_optimizer==4.1.0", "prodigyopt==1.1.2")
+    steps.pytest_alone(session, "packages/optim-checkpoint/tests_peers")
+    done(session)
+
+
 @nox.session(python=NEWEST, tags=["stac-torch"])
 def integrations(session: nox.Session) -> None:
     """stac-torch under transformers' Trainer, Accelerate and Lightning."""

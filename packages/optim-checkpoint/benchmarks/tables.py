@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py --write
 
-A test compares: the README shows what result.json and campaigns.json hold, and nothing else.
+A test compares: the README shows what the JSON files hold, and nothing else.
 """
 
 import argparse
@@ -85,10 +85,31 @@ def campaign_table(campaigns: dict[str, Any]) -> str:
     return "\n".join([*lines, "", tail])
 
 
+def peer_table(peers: dict[str, Any]) -> str:
+    """Return how many optimizers of other packages resume."""
+    counts = peers["counts"]
+    versions = peers["versions"]
+    labels = {
+        "exact": "resumes bitwise",
+        "as torch": "resumes as with torch's own load, which is not bitwise",
+        "refused": "refused at `save`, by the path of what cannot be stored",
+        "differs": "resumes as something else",
+    }
+    lines = [f"| optimizers of {_joined(versions)} | |", "|-|-|"]
+    lines += [f"| {label} | {counts[kind]} |" for kind, label in labels.items()]
+    lines.append(f"| not tried: need a closure or other arguments | {len(peers['not tried'])} |")
+    return "\n".join(lines)
+
+
+def _joined(versions: dict[str, str]) -> str:
+    return " and ".join(f"{name} {v}" for name, v in versions.items() if name != "torch")
+
+
 def tables() -> dict[str, str]:
     """Return every table by name."""
     return {
         "benchmark": benchmark_table(json.loads((HERE / "result.json").read_text())),
+        "peers": peer_table(json.loads((HERE / "peers.json").read_text())),
         "campaigns": campaign_table(json.loads((HERE / "campaigns.json").read_text())),
     }
 

@@ -10,6 +10,7 @@ from optim_checkpoint import _fs, _reading
 from optim_checkpoint._errors import CorruptCheckpointError
 from optim_checkpoint._folder import StrPath, check_step, find_root, generations, open_root
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._json import as_object
 from optim_checkpoint._select import candidates
 
 T = TypeVar("T")
@@ -166,12 +167,14 @@ def _describe(generation: Generation, path: Path) -> Inspection:
         TensorSummary(part, key, info.dtype, info.shape, info.nbytes)
         for (part, key), info in sorted(generation.keys().items())
     )
-    optimizer = manifest.sections.get("optimizer")
-    kind: object = None
-    if isinstance(optimizer, dict):
-        kind = cast("dict[str, object]", optimizer).get("kind")
+    optimizers = sorted(key for key in manifest.sections if key.partition("/")[0] == "optimizer")
+    kinds: list[str] = []
+    for key in optimizers:
+        kind = (as_object(manifest.sections[key]) or {}).get("kind")
+        if isinstance(kind, str):
+            kinds.append(f"{key.partition('/')[2]}: {kind}" if "/" in key else kind)
     train = manifest.sections.get("train")
-    names = [key for key in ("model", "optimizer") if key in manifest.sections]
+    names = [key for key in ("model", *optimizers) if key in manifest.sections]
     if isinstance(train, dict):
         names += sorted(cast("dict[str, object]", train))
     return Inspection(
@@ -179,7 +182,7 @@ def _describe(generation: Generation, path: Path) -> Inspection:
         manifest.step,
         manifest.checkpoint_id,
         dict(manifest.framework),
-        kind if isinstance(kind, str) else None,
+        ", ".join(kinds) or None,
         tuple(names),
         tensors,
         sum(stored.record.size for stored in generation.files),

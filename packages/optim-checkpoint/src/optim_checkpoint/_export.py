@@ -16,6 +16,7 @@ from optim_checkpoint._errors import (
 from optim_checkpoint._folder import StrPath, check_step, open_root
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._header import TensorInfo
+from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._select import candidates
 from optim_checkpoint._shard import Entry, lay_out, write_shard
 
@@ -31,6 +32,7 @@ def export(
     """Write one part of a generation as a plain safetensors file.
 
     Every byte is verified before the file appears; it is synced and then renamed into place.
+    Tied tensors of a torch model are written under each of their names, for a strict load.
 
     Args:
         path: The folder of the run.
@@ -54,7 +56,7 @@ def export(
         raise CheckpointExistsError(f"{goal} exists; pass --force to replace it")
     wanted = None if step is None else check_step(step)
 
-    def read() -> tuple[Mapping[str, TensorInfo], Mapping[str, memoryview]]:
+    def read() -> tuple[Mapping[str, TensorInfo], Mapping[str, memoryview], Mapping[str, str]]:
         with (
             _fs.opened(open_root(path)) as root,
             Generation(root, candidates(root, path, wanted)[0]) as generation,
@@ -66,12 +68,13 @@ def export(
             for key, info in infos.items():
                 staging.memory[key] = memoryview(bytearray(info.nbytes))
             read_staged(generation, staging)
-            return infos, staging.memory
+            names = _names(generation, infos) if part == "model" else {key: key for key in infos}
+            return infos, staging.memory, names
 
-    infos, memory = _reading.afresh(read)
+    infos, memory, names = _reading.afresh(read)
     entries = [
-        Entry(key, info.dtype, info.shape, lambda key=key: memory[key])
-        for key, info in infos.items()
+        Entry(name, infos[key].dtype, infos[key].shape, lambda key=key: memory[key])
+        for name, key in names.items()
     ]
     try:
         with _fs.opened(_fs.open_folder(goal.parent)) as folder:
@@ -79,6 +82,21 @@ def export(
     except OSError as error:
         raise CheckpointWriteError(f"{goal} was not written: {error.strerror}") from error
     return len(entries)
+
+
+def _names(generation: Generation, infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Return the names to write with their keys: a tensor that is tied has a name for each owner.
+
+    Safetensors has no aliases, and a strict load wants every name.
+    """
+    names: dict[str, str] = {}
+    for item in as_array(generation.manifest.sections.get("model")) or []:
+        pair = as_array(item) or [None, None]
+        key = (as_object(pair[1]) or {}).get("tensor")
+        if isinstance(pair[0], str) and isinstance(key, str) and key in infos:
+            names[pair[0]] = key
+    rest = infos.keys() - names.values()
+    return names | {key: key for key in infos if key in rest and key not in names}
 
 
 def _write(folder: int, name: str, entries: list[Entry]) -> None:

@@ -1,3 +1,4 @@
+import re
 import types
 from typing import NamedTuple
 
@@ -117,8 +118,32 @@ def test_keys_that_print_alike_are_kept_apart(tmp_path):
     ckpt.save(tmp_path, 1, params=tree)
     same(ckpt.restore(tmp_path, params=tree).params, tree)
     ckpt.save(tmp_path, 2, params={"0": jnp.ones(2)})
-    with pytest.raises(oc.IncompatibleCheckpointError, match="params 0 is not in the checkpoint"):
-        ckpt.restore(tmp_path, params=[jnp.ones(2)])
+    templates = (([jnp.ones(2)], "an index of a sequence"), ({0: jnp.ones(2)}, "an int key"))
+    for template, kind in templates:
+        with pytest.raises(oc.IncompatibleCheckpointError) as caught:
+            ckpt.restore(tmp_path, params=template)
+        said = f"params 0: 0 is a str key in the checkpoint, {kind} in the template"
+        assert caught.value.differences == (said,)
+
+
+@pytest.mark.parametrize(
+    ("saved", "live", "kind"),
+    [
+        (1, 0.5, "float32[]"),
+        (0.5, 1, "int32[]"),
+        (True, 1, "int32[]"),
+        (1, jnp.ones(2), "float32[2]"),
+    ],
+)
+def test_a_number_of_another_kind_is_refused_under_shapes(tmp_path, saved, live, kind):
+    ckpt.save(tmp_path, 1, params={}, opt_state={"scale": saved})
+    shapes = jax.eval_shape(lambda: {"scale": live})
+    said = f"scale is the {type(saved).__name__} {saved} in the checkpoint, {re.escape(kind)} here"
+    with pytest.raises(oc.IncompatibleCheckpointError, match=said):
+        ckpt.restore(tmp_path, opt_state=shapes)
+    shapes = jax.eval_shape(lambda: {"scale": saved})
+    found = ckpt.restore(tmp_path, opt_state=shapes).opt_state["scale"]
+    assert (found, type(found)) == (saved, type(saved))
 
 
 class Packed(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from optim_checkpoint._errors import shown
 from optim_checkpoint._names import name_differences
-from optim_checkpoint._paths import Path, text
+from optim_checkpoint._paths import Path, kind_difference, text
 from optim_checkpoint.jax._leaves import Pending, is_key
 from optim_checkpoint.jax._sections import SavedLeaf, SavedTree
 from optim_checkpoint.jax._tree import leaves, structure
@@ -60,8 +60,15 @@ def match(what: str, saved: SavedTree, template: Any, differences: list[str]) ->
 
 def _compare_names(what: str, saved: SavedTree, live: set[Path], differences: list[str]) -> None:
     lost, new = sorted(saved.leaves.keys() - live), sorted(live - saved.leaves.keys())
+    # What prints alike is told apart by what it is: a key "0" is not the key 0.
+    spelled = {text(path): path for path in new}
+    alike = {path: spelled[text(path)] for path in lost if text(path) in spelled}
+    differences += [f"{what} {text(p)}: {kind_difference(p, other)}" for p, other in alike.items()]
     differences += name_differences(
-        what, [text(path) for path in lost], [text(path) for path in new], "the template"
+        what,
+        [text(path) for path in lost if path not in alike],
+        [text(path) for path in new if path not in alike.values()],
+        "the template",
     )
 
 
@@ -103,7 +110,19 @@ def _leaf(where: str, saved: Any, template: Any, differences: list[str]) -> Call
         differences.append(f"{where} is {shown(saved)} in the checkpoint, {shown(template)} here")
     elif here is not None and not isinstance(template, jax.ShapeDtypeStruct):
         differences.append(f"{where} is {shown(saved)} in the checkpoint, an array here")
+    elif here is not None and here != _described_by_jax(saved):
+        differences.append(
+            f"{where} is the {type(saved).__name__} {shown(saved)} in the checkpoint, "
+            f"{here[1]}{list(here[0])} here"
+        )
     return lambda: saved
+
+
+def _described_by_jax(value: Any) -> tuple[tuple[int, ...], str] | None:
+    """Return what `jax.eval_shape` makes of a Python number."""
+    if type(value) not in (bool, int, float, complex):
+        return None
+    return (), jax.dtypes.canonicalize_dtype(type(value)).name
 
 
 def _compare(

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from optim_checkpoint._background import BackgroundCheckpointer
-from optim_checkpoint.torch._save import Stateful, build_document
+from optim_checkpoint.torch._save import Models, Optimizers, Statefuls, build_document
 
 
 class AsyncCheckpointer(BackgroundCheckpointer):
@@ -27,10 +25,10 @@ class AsyncCheckpointer(BackgroundCheckpointer):
         self,
         step: int,
         *,
-        model: torch.nn.Module | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        scheduler: Stateful | None = None,
-        scaler: Stateful | None = None,
+        model: Models = None,
+        optimizer: Optimizers = None,
+        scheduler: Statefuls = None,
+        scaler: Statefuls = None,
         extra: Mapping[str, Any] | None = None,
         rng: bool = True,
     ) -> None:

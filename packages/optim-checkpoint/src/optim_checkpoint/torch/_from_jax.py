@@ -12,7 +12,9 @@ from optim_checkpoint._errors import (
 )
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._paths import Path, from_json, text
-from optim_checkpoint.torch._optimizer import SavedGroup, SavedOptimizer, kind
+from optim_checkpoint.torch._hyper import SavedGroup
+from optim_checkpoint.torch._layout import state_order
+from optim_checkpoint.torch._optimizer import SavedOptimizer, kind, live_parameters
 from optim_checkpoint.torch._tensors import DTYPES, TorchStaging
 
 
@@ -69,7 +71,7 @@ def convert_optimizer(
     """
     file = staging.staging.file
     table, nodes = _leaves(section, staging), _nodes(section, file)
-    live_kind = kind(optimizer)
+    live_kind, live = kind(optimizer), live_parameters(optimizer, names)
     state: dict[str, Any] = {}
     counted: dict[str, Path] = {}
     for path, leaf in table.items():
@@ -79,17 +81,13 @@ def convert_optimizer(
         if cut is not None and row is not None and field in row.slots:
             name = text(path[len(cut) + 1 :])
             key = _array_key(leaf, text(path), staging)
-            state.setdefault(name, {})[row.slots[field]] = staging.tensor(key)
+            order = state_order(live.get(name), staging.staging.info(key).shape)
+            state.setdefault(name, {})[row.slots[field]] = staging.tensor(key, order)
             if row.step and row.count is not None:
                 counted[name] = (*cut, ("attr", row.count))
         elif cut is None or field != "count" or nodes[cut] not in {*BY_NODE, SCHEDULE}:
             differences.append(f"opt_state {text(path)} has no counterpart in {live_kind}")
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    flat = [name for group in names for name in group]
-    shapes = {
-        name: (DTYPES.get(p.dtype, str(p.dtype)), tuple(p.shape))
-        for name, p in zip(flat, params, strict=True)
-    }
+    shapes = {name: (DTYPES.get(p.dtype, str(p.dtype)), tuple(p.shape)) for name, p in live.items()}
     for name, slots in state.items():
         if name not in shapes:
             differences.append(f"the optimizer has no parameter {name}, the checkpoint has")

@@ -116,6 +116,9 @@ def shape_differences(
         dtype, shape = saved[name]
         tensor = live[name]
         # A copy into these would change nothing, or fail half way.
+        if tensor.layout != torch.strided:
+            differences.append(f"{what} {name} is {tensor.layout} here, only dense is restored")
+            continue
         if tensor.is_meta:
             differences.append(f"{what} {name} is on the meta device: give it memory first")
         elif is_traceable_wrapper_subclass(tensor) and not is_dtensor(tensor):

@@ -2,13 +2,13 @@
 
 Differs from ``Optimizer.load_state_dict`` in:
 1. state finds its parameter by name, whatever the order of parameters and groups is now;
-2. a state tensor keeps the dtype it was saved with (torch casts it to the parameter's);
+2. a state tensor keeps the dtype it was saved with (torch casts it to the parameter's), and lies in
+   memory as the live parameter does, as an optimizer would allocate it;
 3. hyperparameters follow their parameters into groups that were split or merged;
 4. everything is checked before anything changes.
 """
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,21 +23,13 @@ from optim_checkpoint._errors import (
 )
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._names import escape
-from optim_checkpoint._typed import Typed, encode
-from optim_checkpoint.torch._names import live_differences, parameter_names
+from optim_checkpoint._typed import Leaf, Typed, encode
+from optim_checkpoint.torch._dtensor import is_dtensor
+from optim_checkpoint.torch._hyper import STRUCTURAL, SavedGroup
+from optim_checkpoint.torch._layout import order_of, state_order
+from optim_checkpoint.torch._names import parameter_names
 from optim_checkpoint.torch._sharding import decode_slots
 from optim_checkpoint.torch._tensors import DTYPES, TorchStaging, tensor_leaf
-
-# Keys that schedulers add to a group; a checkpoint may have them before the scheduler exists.
-_SCHEDULER_KEYS = {
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "base_momentum",
-    "max_momentum",
-    "swa_lr",
-}
-_STRUCTURAL = {"params", "param_names"}
 
 
 def kind(optimizer: torch.optim.Optimizer) -> str:
@@ -46,7 +38,10 @@ def kind(optimizer: torch.optim.Optimizer) -> str:
 
 
 def encode_optimizer(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module | None, collector: Collector
+    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module | None,
+    collector: Collector,
+    prefix: str = "",
 ) -> Typed:
     """Write the state of an optimizer.
 
@@ -54,6 +49,7 @@ def encode_optimizer(
         optimizer: The optimizer; its state dict hooks run.
         model: Where its parameters get their names from, if given.
         collector: Receives the tensors.
+        prefix: What their keys start with.
 
     Returns:
         The section of the manifest.
@@ -62,32 +58,34 @@ def encode_optimizer(
         UnsupportedStateError: For a value that cannot be stored, with its parameter and slot.
     """
     names = parameter_names(optimizer, model)
-    dumped = optimizer.state_dict()
+    dumped = dump(optimizer)
     groups = dumped["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group) for group in names.groups]:
         raise UnsupportedStateError(
             kind(optimizer), "its state_dict() does not list the parameters of its groups in order"
         )
-    by_id: dict[Any, str] = {}
+    by_id: dict[Any, tuple[str, torch.Tensor]] = {}
     parameters: dict[str, list[object]] = {}
     for group, live, listed in zip(groups, optimizer.param_groups, names.groups, strict=True):
         for number, parameter, name in zip(group["params"], live["params"], listed, strict=True):
-            by_id[number] = name
+            by_id[number] = (name, parameter)
             parameters[name] = [
                 DTYPES.get(parameter.dtype, str(parameter.dtype)),
                 list(parameter.shape),
             ]
     state: list[object] = []
     loose: dict[object, object] = {}
+    orders: dict[str, object] = {}
     for number, slots in dumped["state"].items():
         if number not in by_id:
             loose[number] = slots
             continue
-        name = by_id[number]
-        state.append({"param": name, "slots": _encode_slots(slots, name, collector)})
-    known = {"state", "param_groups", *_STRUCTURAL}
+        name, parameter = by_id[number]
+        leaf = _state_leaf(parameter, collector, f"{prefix}state.", orders)
+        state.append({"param": name, "slots": _encode_slots(slots, name, leaf)})
+    known = {"state", "param_groups", *STRUCTURAL}
     rest = {key: value for key, value in dumped.items() if key not in known}
-    general = tensor_leaf(collector, "global.")
+    general = tensor_leaf(collector, f"{prefix}global.")
     return {
         "kind": kind(optimizer),
         "names": "positional" if names.positional else "model",
@@ -96,7 +94,7 @@ def encode_optimizer(
             {
                 "params": listed,
                 "hyper": encode(
-                    {key: value for key, value in group.items() if key not in _STRUCTURAL},
+                    {key: value for key, value in group.items() if key not in STRUCTURAL},
                     f"group{g}",
                     general,
                 ),
@@ -104,28 +102,55 @@ def encode_optimizer(
             for g, (group, listed) in enumerate(zip(groups, names.groups, strict=True))
         ],
         "state": state,
+        "orders": orders,
         "loose": encode(loose, "state", general),
         "rest": encode(rest, "rest", general),
     }
 
 
-def _encode_slots(slots: Any, name: str, collector: Collector) -> Typed:
+def dump(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state dict of an optimizer.
+
+    Raises:
+        UnsupportedStateError: If it is not of the form that torch gives it.
+    """
+    dumped = optimizer.state_dict()
+    for name in ("param_groups", "state"):
+        if name not in dumped:
+            raise UnsupportedStateError(
+                kind(optimizer),
+                f"its state_dict() has {shown(sorted(map(str, dumped)))} and no {name!r}: save the "
+                "optimizer inside it, and what it keeps beside that in extra",
+            )
+    return dumped
+
+
+def _state_leaf(
+    parameter: torch.Tensor, collector: Collector, prefix: str, orders: dict[str, object]
+) -> Leaf:
+    """Return an `encode` hook for a parameter's state, which notes what lies in another order."""
+    plain = tensor_leaf(collector, prefix)
+
+    def leaf(value: object, path: str) -> Typed | None:
+        typed = plain(value, path)
+        # Processes hold shards of one tensor and must agree about what is noted of it.
+        if typed is not None and isinstance(value, torch.Tensor) and not is_dtensor(value):
+            order = order_of(value)
+            if order != state_order(parameter, value.shape):
+                orders[str(typed["tensor"])] = list(order)
+        return typed
+
+    return leaf
+
+
+def _encode_slots(slots: Any, name: str, leaf: Leaf) -> Typed:
     if not isinstance(slots, dict):
-        return encode(slots, name, tensor_leaf(collector, "state."))
+        return encode(slots, name, leaf)
     pairs: list[object] = []
     for slot, value in slots.items():
         path = f"{name}.{escape(str(slot))}"
-        pairs.append([encode(slot, path), encode(value, path, tensor_leaf(collector, "state."), 1)])
+        pairs.append([encode(slot, path), encode(value, path, leaf, 1)])
     return {"dict": pairs}
-
-
-@dataclass(frozen=True, eq=False)
-class SavedGroup:
-    """A parameter group of the checkpoint."""
-
-    params: tuple[str, ...]
-    hyper: Mapping[str, Any]
-    typed: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -161,12 +186,14 @@ def decode_optimizer(
     fields = as_object(section) or {}
     params = as_object(fields.get("params"))
     groups, state = as_array(fields.get("groups")), as_array(fields.get("state"))
+    orders = as_object(fields.get("orders", {}))
     name = fields.get("kind")
     loose, rest = (staging.decode(fields.get(key, {"dict": []})) for key in ("loose", "rest"))
     if (
         params is None
         or groups is None
         or state is None
+        or orders is None
         or not isinstance(name, str)
         or not isinstance(loose, dict)
         or not isinstance(rest, dict)
@@ -179,7 +206,8 @@ def decode_optimizer(
         owner = entry.get("param")
         if not isinstance(owner, str) or owner not in shapes or owner in per_param:
             raise CorruptCheckpointError(file, f"state of the unknown parameter {shown(owner)}")
-        per_param[owner] = decode_slots(entry.get("slots"), live.get(owner), staging, sharded)
+        parameter = live.get(owner)
+        per_param[owner] = decode_slots(entry.get("slots"), parameter, staging, sharded, orders)
     decoded = tuple(_group(item, staging) for item in groups)
     owners = [param for group in decoded for param in group.params]
     if sorted(owners) != sorted(shapes):
@@ -205,105 +233,13 @@ def _group(value: object, staging: TorchStaging) -> SavedGroup:
     if params is None or not all(isinstance(p, str) for p in params) or not isinstance(hyper, dict):
         raise CorruptCheckpointError(file, f"the group {shown(value)} is malformed")
     for key, number in hyper.items():
-        if not isinstance(key, str) or key in _STRUCTURAL:
+        if not isinstance(key, str) or key in STRUCTURAL:
             raise CorruptCheckpointError(
                 file, f"the hyperparameter {shown(key)} is {shown(number)}"
             )
     pairs = as_array(typed.get("dict")) or []
     spelled = {key: repr(pair) for key, pair in zip(hyper, pairs, strict=True)}
     return SavedGroup(tuple(str(p) for p in params), hyper, spelled)
-
-
-@dataclass
-class OptimizerPlan:
-    """A checked restore of an optimizer.
-
-    Attributes:
-        origins: For each live group the saved group that its hyperparameters come from.
-        differences: Why it cannot be done; empty if it can.
-    """
-
-    optimizer: torch.optim.Optimizer
-    saved: SavedOptimizer
-    names: list[list[str]]
-    hyper: list[dict[str, Any]]
-    origins: list[int]
-    differences: list[str]
-
-    def apply(self, undo: Callable[[Callable[[], None]], object]) -> None:
-        """Load the state; `undo` receives what takes it back."""
-        optimizer = self.optimizer
-        before_groups = optimizer.param_groups
-        before = [(group, dict(group)) for group in before_groups]
-        before_state = dict(optimizer.state)
-        lrs = [
-            (value, value.clone())
-            for group in before_groups
-            for value in group.values()
-            if isinstance(value, torch.Tensor)
-        ]
-
-        def take_back() -> None:
-            for group, content in before:
-                group.clear()
-                group.update(content)
-            optimizer.param_groups = before_groups
-            optimizer.state.clear()
-            optimizer.state.update(before_state)
-            for value, copied in lrs:
-                value.copy_(copied)
-
-        undo(take_back)
-        state, groups, number = dict(self.saved.loose), [], 0
-        by_param: list[tuple[torch.Tensor, Any]] = []
-        for group, listed, hyper in zip(before_groups, self.names, self.hyper, strict=True):
-            ids = list(range(number, number + len(listed)))
-            number += len(listed)
-            for index, name, parameter in zip(ids, listed, group["params"], strict=True):
-                if name in self.saved.state:
-                    state[index] = self.saved.state[name]
-                    by_param.append((parameter, self.saved.state[name]))
-            kept = {k: v for k, v in group.items() if k not in _STRUCTURAL}
-            dumped: dict[str, Any] = {**kept, **hyper, "params": ids}
-            if "param_names" in group:
-                dumped["param_names"] = list(group["param_names"])
-            groups.append(dumped)
-        # Lists of names beside the groups describe the live order, not the saved one.
-        names = {k: v for k, v in optimizer.state_dict().items() if k in _STRUCTURAL}
-        rest = {**self.saved.rest, **names}
-        optimizer.load_state_dict({**rest, "state": state, "param_groups": groups})
-        for parameter, slots in by_param:
-            if parameter in optimizer.state:
-                optimizer.state[parameter] = _keep_dtypes(slots, optimizer.state[parameter])
-        for group, (_, old) in zip(optimizer.param_groups, before, strict=True):
-            _keep_identity(group, old)
-
-
-def _keep_dtypes(saved: Any, live: Any) -> Any:
-    """Put back what the cast of `load_state_dict` changed; containers keep their live type."""
-    if isinstance(saved, torch.Tensor) and isinstance(live, torch.Tensor):
-        same = saved.dtype == live.dtype or saved.shape != live.shape
-        return live if same else saved.to(live.device)
-    if isinstance(saved, dict) and isinstance(live, dict):
-        for key in saved.keys() & live.keys():
-            live[key] = _keep_dtypes(saved[key], live[key])
-    sequences = isinstance(saved, list | tuple) and isinstance(live, list | tuple)
-    if sequences and len(saved) == len(live):
-        return type(live)(_keep_dtypes(s, v) for s, v in zip(saved, live, strict=True))
-    return live
-
-
-def _keep_identity(group: dict[str, Any], old: Mapping[str, Any]) -> None:
-    # A captured or compiled step reads the learning rate from the tensor it was built with.
-    for key, value in old.items():
-        new = group.get(key)
-        if (
-            isinstance(value, torch.Tensor)
-            and isinstance(new, torch.Tensor | float | int)
-            and (not isinstance(new, torch.Tensor) or new.shape == value.shape)
-        ):
-            value.copy_(torch.as_tensor(new))
-            group[key] = value
 
 
 def live_parameters(
@@ -315,83 +251,3 @@ def live_parameters(
         for group, listed in zip(optimizer.param_groups, names, strict=True)
         for name, parameter in zip(listed, group["params"], strict=True)
     }
-
-
-def plan_optimizer(
-    optimizer: torch.optim.Optimizer, names: list[list[str]], saved: SavedOptimizer
-) -> OptimizerPlan:
-    """Compare a checkpoint with a live optimizer.
-
-    Args:
-        optimizer: The optimizer.
-        names: The names of its parameters, group by group.
-        saved: The decoded section.
-
-    Returns:
-        A plan with every difference that was found; it may be applied only where there is none.
-    """
-    differences: list[str] = []
-    live_kind = kind(optimizer)
-    if saved.kind.rpartition(".")[2] != live_kind.rpartition(".")[2]:
-        differences.append(f"the optimizer is {saved.kind} in the checkpoint, {live_kind} here")
-    live = live_parameters(optimizer, names)
-    differences += live_differences("optimizer parameter", saved.params, live)
-    for name in sorted(saved.params.keys() & live.keys()):
-        dtype, shape = saved.params[name]
-        here = (DTYPES.get(live[name].dtype), tuple(live[name].shape))
-        if here != (dtype, shape):
-            differences.append(
-                f"optimizer parameter {name} is {dtype}{list(shape)} in the checkpoint, "
-                f"{here[0]}{list(here[1])} here"
-            )
-    owner = {name: group for group in saved.groups for name in group.params}
-    empty = [group for group in saved.groups if not group.params]
-    hyper: list[dict[str, Any]] = []
-    origins: list[int] = []
-    for g, (group, listed) in enumerate(zip(optimizer.param_groups, names, strict=True)):
-        sources = list(dict.fromkeys(owner[name] for name in listed if name in owner))
-        if not listed and empty:
-            sources = [empty.pop(0)]
-        origins.append(saved.groups.index(sources[0]) if sources else 0)
-        values, notes = _group_hyper(g, group, sources)
-        hyper.append(values)
-        differences += notes
-    return OptimizerPlan(optimizer, saved, names, hyper, origins, differences)
-
-
-def _group_hyper(
-    g: int, live: Mapping[str, Any], sources: list[SavedGroup]
-) -> tuple[dict[str, Any], list[str]]:
-    result: dict[str, Any] = {}
-    notes: list[str] = []
-    for source in sources:
-        for key, value in source.hyper.items():
-            if key in result and source.typed[key] != sources[0].typed.get(key):
-                notes.append(
-                    f"group {g} merges groups that differ in {key}: give each its own group"
-                )
-            if key not in live and key not in _SCHEDULER_KEYS:
-                notes.append(f"group {g} has no hyperparameter {shown(key)}, the checkpoint has")
-            elif key in live and not _same_kind(value, live[key]):
-                notes.append(
-                    f"group {g}: {key} is {shown(value)} in the checkpoint, {shown(live[key])} here"
-                )
-            # Schedulers and the optimizer may change containers in place.
-            result[key] = value if isinstance(value, torch.Tensor) else copy.deepcopy(value)
-    # Several sources may differ from the live group in the same way.
-    return result, list(dict.fromkeys(notes))
-
-
-def _same_kind(saved: object, live: object) -> bool:
-    if saved is None or live is None:
-        return True
-    if isinstance(saved, bool) or isinstance(live, bool):
-        return isinstance(saved, bool) and isinstance(live, bool)
-    numbers = (int, float, torch.Tensor)
-    if isinstance(saved, numbers) and isinstance(live, numbers):
-        return True
-    if isinstance(saved, tuple | list) and isinstance(live, tuple | list):
-        return len(saved) == len(live) and all(
-            _same_kind(s, v) for s, v in zip(saved, live, strict=True)
-        )
-    return type(saved) is type(live)

@@ -58,7 +58,9 @@ def _tensors(value: Any) -> Iterator[Any]:
 
 
 def is_sharded(
-    model: torch.nn.Module | None, optimizer: torch.optim.Optimizer | None, extra: Any = None
+    model: torch.nn.Module | None,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    extra: Any = None,
 ) -> bool:
     """Say whether any tensor of a training run is a DTensor."""
     # Their meshes are made of process groups: without any, nothing has to be looked through.
@@ -68,7 +70,7 @@ def is_sharded(
     if model is not None:
         # FSDP2 shards again what a forward pass left whole only when it is asked for its state.
         values.append(unwrap(model).state_dict())
-    if optimizer is not None:
+    for optimizer in optimizers.values():
         values += [group["params"] for group in optimizer.param_groups]
     return any(is_dtensor(value) for value in _tensors(values))
 

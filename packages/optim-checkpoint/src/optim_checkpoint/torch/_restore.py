@@ -23,34 +23,24 @@ from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._peers import Team
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint.torch import _rng
-from optim_checkpoint.torch._dtensor import is_dtensor
-from optim_checkpoint.torch._from_jax import convert_optimizer, model_entries, settle_steps
-from optim_checkpoint.torch._names import (
-    live_differences,
-    model_state,
-    parameter_names,
-    shape_differences,
-    unwrap,
+from optim_checkpoint.torch._from_jax import convert_optimizer, settle_steps
+from optim_checkpoint.torch._model import ModelPlan, Undo, plan_model
+from optim_checkpoint.torch._named import (
+    ALONE,
+    by_name,
+    key,
+    key_differences,
+    keys_of,
+    name_in,
+    one_model,
 )
-from optim_checkpoint.torch._optimizer import (
-    OptimizerPlan,
-    decode_optimizer,
-    live_parameters,
-    plan_optimizer,
-)
+from optim_checkpoint.torch._names import live_differences, parameter_names
+from optim_checkpoint.torch._optimizer import decode_optimizer, live_parameters
+from optim_checkpoint.torch._optimizer_plan import OptimizerPlan, plan_optimizer
 from optim_checkpoint.torch._processes import is_sharded, readers
-from optim_checkpoint.torch._save import Stateful
+from optim_checkpoint.torch._save import Models, Optimizers, Stateful, Statefuls, statefuls_of
 from optim_checkpoint.torch._scheduler import like_live, regroup
-from optim_checkpoint.torch._sharding import (
-    LocalShard,
-    copy_shard,
-    settle_shards,
-    shard_whole,
-    stage_shard,
-)
-from optim_checkpoint.torch._tensors import TorchStaging, copy_all, identity
-
-Undo = Callable[[Callable[[], None]], object]
+from optim_checkpoint.torch._tensors import TorchStaging
 
 
 @dataclass(frozen=True)
@@ -73,51 +63,36 @@ class Restored:
 @dataclass
 class _Target:
     model: torch.nn.Module | None
-    optimizer: torch.optim.Optimizer | None
-    scheduler: Stateful | None
-    scaler: Stateful | None
+    optimizers: dict[str, torch.optim.Optimizer]
+    statefuls: dict[str, Stateful]
     rng: bool
 
 
 @dataclass
 class _Plan:
     target: _Target
-    model: dict[str, Any]
-    optimizer: OptimizerPlan | None
+    model: ModelPlan | None
+    optimizers: dict[str, OptimizerPlan]
     train: dict[str, Any]
     generators: int
 
     def apply(self, undo: Undo) -> None:
         """Load everything that can still fail; `undo` receives what takes it back."""
-        if self.optimizer is not None:
-            self.optimizer.apply(undo)
-        for name, stateful in (
-            ("scheduler", self.target.scheduler),
-            ("scaler", self.target.scaler),
-        ):
-            if stateful is not None:
-                before = copy.deepcopy(stateful.state_dict())
-                undo(_loader(stateful, before))
-                stateful.load_state_dict(like_live(self.train[name], before))
+        for plan in self.optimizers.values():
+            plan.apply(undo)
+        for name, stateful in self.target.statefuls.items():
+            before = copy.deepcopy(stateful.state_dict())
+            undo(_loader(stateful, before))
+            stateful.load_state_dict(like_live(self.train[name], before))
         if self.target.rng and "rng" in self.train:
             _rng.restore(self.train["rng"], undo)
-        if self.target.model is not None:
-            _load_others(self.target.model, self.model, undo)
+        if self.model is not None:
+            self.model.apply(undo)
 
     def finish(self) -> None:
-        """Copy the values into the model's tensors, which cannot fail and is not taken back."""
-        if self.target.model is None:
-            return
-        live = model_state(self.target.model)
-        whole: list[tuple[torch.Tensor, torch.Tensor]] = []
-        with torch.no_grad():
-            for name, value in self.model.items():
-                tensor = live[name]
-                if isinstance(value, LocalShard):
-                    copy_shard(value, tensor)
-                elif isinstance(tensor, torch.Tensor) and isinstance(value, torch.Tensor):
-                    whole.append((tensor, value))
-            copy_all(whole)
+        """Do what cannot fail and is not taken back."""
+        if self.model is not None:
+            self.model.finish()
 
 
 def _loader(stateful: Stateful, state: Any) -> Callable[[], None]:
@@ -125,24 +100,6 @@ def _loader(stateful: Stateful, state: Any) -> Callable[[], None]:
         stateful.load_state_dict(state)
 
     return load
-
-
-def _load_others(model: torch.nn.Module, saved: dict[str, Any], undo: Undo) -> None:
-    live = model_state(model)
-    others = {name: value for name, value in saved.items() if not _is_copied(value, live[name])}
-    if others:
-        inner = unwrap(model)
-        before = {name: copy.deepcopy(live[name]) for name in others}
-        undo(lambda: _load_extra(inner, before))
-        _load_extra(inner, others)
-
-
-def _is_copied(saved: object, live: object) -> bool:
-    return isinstance(saved, torch.Tensor | LocalShard) and isinstance(live, torch.Tensor)
-
-
-def _load_extra(model: torch.nn.Module, values: dict[str, Any]) -> None:
-    model.load_state_dict(values, strict=False)
 
 
 def _section(generation: Generation, name: str) -> object:
@@ -154,70 +111,25 @@ def _section(generation: Generation, name: str) -> object:
     return sections[name]
 
 
-def _plan_model(
-    generation: Generation, model: torch.nn.Module, staging: TorchStaging, differences: list[str]
-) -> dict[str, Any]:
-    file = staging.staging.file
-    typed: dict[str, object] = {}
-    section = _section(generation, "model")
-    if generation.manifest.framework.get("name") == "jax":
-        section = model_entries(section, staging)
-    for item in as_array(section) or []:
-        pair = as_array(item) or []
-        name = pair[0] if len(pair) == 2 else None
-        if not isinstance(name, str) or name in typed:
-            raise CorruptCheckpointError(file, f"the model entry {shown(item)} is malformed")
-        typed[name] = pair[1]
-    live = model_state(model)
-    differences += live_differences("model entry", typed, live)
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, value in typed.items():
-        key = (as_object(value) or {}).get("tensor")
-        if key is not None:
-            info = staging.staging.info(key)
-            shapes[name] = (info.dtype, info.shape)
-        if name in live and isinstance(live[name], torch.Tensor) != (key is not None):
-            differences.append(f"model entry {name} is a tensor only on one side")
-    tensors = {name: value for name, value in live.items() if isinstance(value, torch.Tensor)}
-    differences += _tie_differences(typed, tensors)
-    differences += shape_differences("model entry", shapes, tensors)
-    if differences:
-        return {}
-    decoded: dict[str, Any] = {}
-    for name, value in typed.items():
-        if is_dtensor(live[name]):
-            key = str((as_object(value) or {})["tensor"])
-            # pyright does not know that is_dtensor() has asked for the class.
-            placements = tuple(tensors[name].placements)  # pyright: ignore[reportAttributeAccessIssue]
-            decoded[name] = stage_shard(staging, key, live[name], placements)
-        else:
-            decoded[name] = staging.decode(value)
-    return decoded
-
-
-def _tie_differences(typed: dict[str, object], live: dict[str, torch.Tensor]) -> list[str]:
-    """List the live tensors that are one memory and would get two values."""
-    first: dict[Any, str] = {}
-    differences: list[str] = []
-    for name, tensor in live.items():
-        memory = identity(tensor)
-        if memory is None or name not in typed:
-            continue
-        other = first.setdefault(memory, name)
-        if typed[other] != typed[name]:
-            differences.append(
-                f"{other} and {name} are tied in the live model, the checkpoint has both"
-            )
-    return differences
-
-
 def _plan_stateful(name: str, saved: Any, live: Stateful, differences: list[str]) -> None:
     here = live.state_dict()
     if type(saved) is not type(here):
         differences.append(f"the {name} stored {type(saved).__name__}, not {type(here).__name__}")
     elif isinstance(saved, dict):
+        # A key "0" is not the key 0, and prints alike.
+        spelled = {str(key): key for key in here.keys() - saved.keys()}
+        alike = {
+            key: spelled[str(key)] for key in saved.keys() - here.keys() if str(key) in spelled
+        }
+        differences += [
+            f"{name} entry {there}: the key is {type(there).__name__} in the checkpoint, "
+            f"{type(key).__name__} here"
+            for there, key in alike.items()
+        ]
         differences += live_differences(
-            f"{name} entry", map(str, saved.keys()), map(str, here.keys())
+            f"{name} entry",
+            map(str, saved.keys() - alike.keys()),
+            map(str, here.keys() - set(alike.values())),
         )
 
 
@@ -239,77 +151,84 @@ def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
     framework = generation.manifest.framework.get("name")
     if framework not in ("torch", "jax"):
         raise IncompatibleCheckpointError([f"it was saved by {shown(framework)}, not by torch"])
-    steps: list[tuple[dict[str, Any], torch.Tensor]] = []
-    model: dict[str, Any] = {}
+    model = None
     if target.model is not None:
-        model = _plan_model(generation, target.model, staged["model"], differences)
-    plan = None
-    if target.optimizer is not None:
-        section = _section(generation, "optimizer")
-        names = parameter_names(target.optimizer, target.model).groups
+        section = _section(generation, "model")
+        model = plan_model(generation, section, target.model, staged["model"], differences)
+    steps: list[tuple[dict[str, Any], torch.Tensor]] = []
+    plans: dict[str, OptimizerPlan] = {}
+    there = key_differences(
+        "optimizer", generation.name.step, generation.manifest.sections, target.optimizers
+    )
+    for name, optimizer in target.optimizers.items() if not there else ():
+        section = _section(generation, key("optimizer", name))
+        names = parameter_names(optimizer, target.model).groups
         if framework == "torch":
-            live = live_parameters(target.optimizer, names)
+            live = live_parameters(optimizer, names)
             saved = decode_optimizer(section, staged["optim"], live, generation.shards("optim"))
         else:
-            saved, steps = convert_optimizer(
-                section, target.optimizer, names, staged["optim"], differences
+            saved, counts = convert_optimizer(
+                section, optimizer, names, staged["optim"], differences
             )
-        plan = plan_optimizer(target.optimizer, names, saved)
-        differences += plan.differences
-    fields = as_object(_section(generation, "train"))
-    if fields is None:
-        raise CorruptCheckpointError(str(generation.name), "the train section is malformed")
-    train: dict[str, Any] = {}
-    rng, generators = _generators(fields, team.rank)
-    stored = fields if rng is None else {**fields, "rng": rng}
-    wanted = {
-        "scheduler": target.scheduler is not None,
-        "scaler": target.scaler is not None,
-        "extra": True,
-        "rng": target.rng and rng is not None,
-    }
-    for name, asked in wanted.items():
-        if asked and framework == "torch" and name in stored:
-            train[name] = staged["train"].decode(stored[name])
-    if plan is not None and "scheduler" in train and not differences:
-        train["scheduler"] = regroup(train["scheduler"], plan.origins, len(plan.saved.groups))
-    for name, stateful in (("scheduler", target.scheduler), ("scaler", target.scaler)):
-        if stateful is None:
-            continue
-        if name not in train:
-            differences.append(f"the checkpoint holds no {name}")
-        else:
-            _plan_stateful(name, train[name], stateful, differences)
+            steps += counts
+        plans[name] = plan_optimizer(optimizer, names, saved)
+        where = f"optimizer {name}: " if name != ALONE else ""
+        differences += [f"{where}{difference}" for difference in plans[name].differences]
+    differences += there
+    train, generators = _plan_train(generation, target, plans, staged["train"], team, differences)
     if differences:
         raise IncompatibleCheckpointError(differences)
     read_staged(
         generation, *(item.staging for item in staged.values()), rank=team.rank, size=team.size
     )
     settle_steps(steps)
-    if plan is not None:
-        _settle_state(plan)
-    return _Plan(target, model, plan, train, generators if framework == "torch" else 0)
+    for plan in plans.values():
+        plan.settle()
+    return _Plan(target, model, plans, train, generators if framework == "torch" else 0)
 
 
-def _settle_state(plan: OptimizerPlan) -> None:
-    """Make DTensors of what was read for the state of parameters that are."""
-    state = plan.saved.state
-    for name, parameter in live_parameters(plan.optimizer, plan.names).items():
-        if not is_dtensor(parameter) or name not in state:
+def _plan_train(
+    generation: Generation,
+    target: _Target,
+    plans: dict[str, OptimizerPlan],
+    staging: TorchStaging,
+    team: Team,
+    differences: list[str],
+) -> tuple[dict[str, Any], int]:
+    """Return what goes into schedulers and the like, and how many processes' generators exist."""
+    fields = as_object(_section(generation, "train"))
+    if fields is None:
+        raise CorruptCheckpointError(str(generation.name), "the train section is malformed")
+    rng, generators = _generators(fields, team.rank)
+    stored = fields if rng is None else {**fields, "rng": rng}
+    wanted = [*target.statefuls, "extra", *(["rng"] if target.rng and rng is not None else [])]
+    train: dict[str, Any] = {}
+    framework = generation.manifest.framework.get("name")
+    if framework == "torch":
+        train = {name: staging.decode(stored[name]) for name in wanted if name in stored}
+    for what in ("scheduler", "scaler"):
+        here = [name_in(what, each) for each in keys_of(what, target.statefuls)]
+        there = stored if framework == "torch" else ()
+        differences += key_differences(what, generation.name.step, there, here)
+    for name, stateful in target.statefuls.items():
+        if name not in train:
             continue
-        slots = settle_shards(state[name])
-        # A converted state was read whole.
-        if isinstance(slots, dict):
-            slots = {
-                slot: shard_whole(value, parameter)
-                if isinstance(value, torch.Tensor)
-                and not is_dtensor(value)
-                and value.ndim
-                and value.shape == parameter.shape
-                else value
-                for slot, value in slots.items()
-            }
-        state[name] = slots
+        plan = _plan_of(stateful, name, plans)
+        if plan is not None and not differences:
+            train[name] = regroup(train[name], plan.origins, len(plan.saved.groups))
+        _plan_stateful(name, train[name], stateful, differences)
+    return train, generators
+
+
+def _plan_of(
+    scheduler: Stateful, name: str, plans: dict[str, OptimizerPlan]
+) -> OptimizerPlan | None:
+    """Return the plan of the optimizer that a scheduler sets, or of the one with its name."""
+    optimizer = getattr(scheduler, "optimizer", None)
+    for plan in plans.values():
+        if plan.optimizer is optimizer:
+            return plan
+    return plans.get(name_in("scheduler", name)) if keys_of("scheduler", [name]) else None
 
 
 def _warn_of_generators(saved: int, team: Team) -> None:
@@ -327,10 +246,10 @@ def restore(
     path: StrPath,
     step: int | None = None,
     *,
-    model: torch.nn.Module | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    scheduler: Stateful | None = None,
-    scaler: Stateful | None = None,
+    model: Models = None,
+    optimizer: Optimizers = None,
+    scheduler: Statefuls = None,
+    scaler: Statefuls = None,
     rng: bool = True,
     process_group: Any = None,
 ) -> Restored:
@@ -338,8 +257,13 @@ def restore(
 
     The whole generation is read and every digest compared; then names, shapes, dtypes and
     hyperparameters are compared with what is live; only then does anything change. The values are
-    copied into the model's own tensors; an optimizer's state is matched by parameter name and keeps
-    its saved dtypes.
+    copied into the model's own tensors; what a module keeps beside its parameters and buffers, or
+    loads by code or hooks of its own, goes through its `load_state_dict` and is read back. An
+    optimizer's state is matched by parameter name and keeps its saved dtypes; its hyperparameters
+    are read back.
+
+    Several models, optimizers, schedulers or scalers are given as a mapping, under the names they
+    were saved with, and all of them.
 
     A checkpoint of JAX is read too, where the parameters have the same dotted names and shapes and
     the optimizers are a pair (AdamW, sign momentum, SGD with momentum); hyperparameters stay the
@@ -354,10 +278,10 @@ def restore(
         path: The folder of the run.
         step: The step; None takes the newest generation that verifies, with a
             `CheckpointWarning` for each one skipped.
-        model: The module to load into, if wanted.
-        optimizer: The optimizer to load into, if wanted.
-        scheduler: The scheduler to load into, if wanted.
-        scaler: The GradScaler to load into, if wanted.
+        model: The module to load into, or several by name, if wanted.
+        optimizer: The optimizer to load into, or several by name, if wanted.
+        scheduler: The scheduler to load into, or several by name, if wanted.
+        scaler: The GradScaler to load into, or several by name, if wanted.
         rng: Whether to set the global generators of torch, NumPy and Python, where stored.
         process_group: The processes that restore together; None is the default group where
             something is sharded, and this process alone where nothing is.
@@ -369,10 +293,14 @@ def restore(
         CheckpointNotFoundError: If there is no such generation.
         CorruptCheckpointError: If every candidate is damaged.
         CheckpointReadError: If the generation cannot be read; no older one is taken for it.
-        IncompatibleCheckpointError: With every difference between checkpoint and live objects.
+        IncompatibleCheckpointError: With every difference between checkpoint and live objects; also
+            where a module or an optimizer does not take what it is given, and then everything is
+            as it was.
+        TypeError: If an argument is neither of its kind nor a mapping of names to such.
     """
-    target = _Target(model, optimizer, scheduler, scaler, rng)
-    team = readers(process_group, sharded=is_sharded(model, optimizer))
+    optimizers, statefuls = by_name("optimizer", optimizer), statefuls_of(scheduler, scaler)
+    target = _Target(one_model(model), optimizers, statefuls, rng)
+    team = readers(process_group, sharded=is_sharded(target.model, optimizers))
     chosen = choose(path, step, lambda generation: _read(generation, target, team), team)
     with contextlib.ExitStack() as stack:
 

@@ -8,15 +8,19 @@ import torch
 
 from optim_checkpoint._collect import Collector
 from optim_checkpoint._commit import Document, check_keep, commit
+from optim_checkpoint._errors import UnsupportedStateError
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import Typed, encode, encode_exact
 from optim_checkpoint.torch import _rng
-from optim_checkpoint.torch._names import model_state
+from optim_checkpoint.torch._layout import overlaps
+from optim_checkpoint.torch._named import ALONE, by_name, key, one_model
+from optim_checkpoint.torch._names import model_state, unwrap
 from optim_checkpoint.torch._optimizer import encode_optimizer
+from optim_checkpoint.torch._own_load import own_memory
 from optim_checkpoint.torch._processes import is_sharded, writers
-from optim_checkpoint.torch._tensors import add_tensor, tensor_leaf
+from optim_checkpoint.torch._tensors import add_tensor, is_lazy, tensor_leaf
 
 
 class Stateful(Protocol):
@@ -31,13 +35,31 @@ class Stateful(Protocol):
         ...
 
 
+Models = torch.nn.Module | Mapping[str, torch.nn.Module] | None
+Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None
+Statefuls = Stateful | Mapping[str, Stateful] | None
+
+
+def statefuls_of(scheduler: Statefuls, scaler: Statefuls) -> dict[str, Stateful]:
+    """Return schedulers and scalers under the keys that a checkpoint has them under.
+
+    Raises:
+        TypeError: As `by_name`.
+    """
+    return {
+        key(what, name): stateful
+        for what, given in (("scheduler", scheduler), ("scaler", scaler))
+        for name, stateful in by_name(what, given).items()
+    }
+
+
 def build_document(
     step: int,
     *,
-    model: torch.nn.Module | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    scheduler: Stateful | None = None,
-    scaler: Stateful | None = None,
+    model: Models = None,
+    optimizer: Optimizers = None,
+    scheduler: Statefuls = None,
+    scaler: Statefuls = None,
     extra: Mapping[str, Any] | None = None,
     rng: bool = True,
     rank: int | None = None,
@@ -49,16 +71,18 @@ def build_document(
     number = check_step(step)
     parts = {part: Collector() for part in ("model", "optim", "train")}
     sections: dict[str, object] = {}
-    if model is not None:
-        sections["model"] = _encode_model(model, parts["model"])
-    if optimizer is not None:
-        sections["optimizer"] = encode_optimizer(optimizer, model, parts["optim"])
+    whole = one_model(model)
+    if whole is not None:
+        sections["model"] = _encode_model(whole, parts["model"])
+    for name, one in by_name("optimizer", optimizer).items():
+        prefix = "" if name == ALONE else f"{name}."
+        section = encode_optimizer(one, whole, parts["optim"], prefix)
+        sections[key("optimizer", name)] = section
     train: dict[str, object] = {}
     collector = parts["train"]
-    for name, value in (("scheduler", scheduler), ("scaler", scaler)):
-        if value is not None:
-            leaf = tensor_leaf(collector, "")
-            train[name] = encode(value.state_dict(), name, leaf)
+    for name, value in statefuls_of(scheduler, scaler).items():
+        leaf = tensor_leaf(collector, "")
+        train[name] = encode(value.state_dict(), name, leaf)
     if extra is not None:
         leaf = tensor_leaf(collector, "", exact=True)
         train["extra"] = encode_exact(dict(extra), "extra", leaf, collector.features)
@@ -82,10 +106,18 @@ def build_document(
 
 def _encode_model(model: torch.nn.Module, collector: Collector) -> list[object]:
     entries: list[object] = []
-    for name, value in model_state(model).items():
+    live = model_state(model)
+    for name, tensor in own_memory(unwrap(model)).items():
+        if name in live and not is_lazy(tensor) and overlaps(tensor):
+            raise UnsupportedStateError(
+                f"model {name}",
+                "has elements that share memory, as expand() makes them, so that nothing can be "
+                "copied into it: register it with .contiguous(), or with persistent=False",
+            )
+    for name, value in live.items():
         if isinstance(value, torch.Tensor):
-            key = add_tensor(collector, name, value, f"model {name}", subclasses=True)
-            typed: Typed = {"tensor": key}
+            stored = add_tensor(collector, name, value, f"model {name}", subclasses=True)
+            typed: Typed = {"tensor": stored}
         else:
             typed = encode(value, f"model {name}", tensor_leaf(collector, "extra_state."))
         entries.append([name, typed])
@@ -96,10 +128,10 @@ def save(
     path: StrPath,
     step: int,
     *,
-    model: torch.nn.Module | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    scheduler: Stateful | None = None,
-    scaler: Stateful | None = None,
+    model: Models = None,
+    optimizer: Optimizers = None,
+    scheduler: Statefuls = None,
+    scaler: Statefuls = None,
     extra: Mapping[str, Any] | None = None,
     rng: bool = True,
     keep: int | None = None,
@@ -117,7 +149,8 @@ def save(
     Args:
         path: The folder of the run; created where missing.
         step: The training step, from 0 to 10**18; one generation per step.
-        model: Its whole state dict is stored, tied tensors once.
+        model: Its whole state dict is stored, tied tensors once. Several are given by name, as in
+            ``{"generator": g, "critic": d}``; so are several optimizers, schedulers and scalers.
         optimizer: Any optimizer; its state is stored by parameter name in its own dtypes.
         scheduler: A learning-rate scheduler, or anything else with a state dict.
         scaler: A `torch.amp.GradScaler`.
@@ -141,8 +174,9 @@ def save(
         CheckpointExistsError: If the step exists undamaged and `replace` is false.
         CheckpointWriteError: If it cannot be written, or another process failed or is gone; earlier
             steps are untouched.
+        TypeError: If an argument is neither of its kind nor a mapping of names to such.
     """
-    sharded = is_sharded(model, optimizer, extra)
+    sharded = is_sharded(one_model(model), by_name("optimizer", optimizer), extra)
     team = writers(process_group, step, sharded=sharded)
 
     def build() -> Document:

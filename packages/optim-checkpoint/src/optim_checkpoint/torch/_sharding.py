@@ -7,7 +7,12 @@ from typing import Any
 import torch
 
 from optim_checkpoint._boxes import Region, Shape
-from optim_checkpoint._errors import IncompatibleCheckpointError, UnsupportedStateError
+from optim_checkpoint._errors import (
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    UnsupportedStateError,
+    shown,
+)
 from optim_checkpoint._header import TensorInfo
 from optim_checkpoint._typed import decode
 from optim_checkpoint.torch._dtensor import (
@@ -18,7 +23,8 @@ from optim_checkpoint.torch._dtensor import (
     replicated,
     sharded_dimensions,
 )
-from optim_checkpoint.torch._tensors import BY_NAME, TorchStaging
+from optim_checkpoint.torch._layout import is_order, state_order
+from optim_checkpoint.torch._tensors import BY_NAME, TorchStaging, bytes_in_place
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,6 @@ class LocalShard:
         return dtensor_like(self.local, self.shape, self.like, self.placements)
 
 
-def _bytes(tensor: torch.Tensor) -> Any:
-    return tensor.unsqueeze(-1).view(torch.uint8).numpy()
-
-
 def stage_shard(
     staging: TorchStaging, key: str, like: Any, placements: tuple[Any, ...]
 ) -> LocalShard:
@@ -60,7 +62,7 @@ def stage_shard(
     except UnsupportedStateError as error:
         raise IncompatibleCheckpointError([str(error)]) from None
     local = torch.empty(shape, dtype=BY_NAME[info.dtype])
-    memory = _bytes(local)
+    memory = bytes_in_place(local)
     for offset, cut in boxes:
         staging.staging.want(key, Region(offset, memory[cut]))
     return LocalShard(local, info.shape, like, placements)
@@ -94,21 +96,43 @@ def slot_placements(
 
 
 def decode_slots(
-    typed: object, parameter: Any, staging: TorchStaging, sharded: Mapping[str, Shape]
+    typed: object,
+    parameter: Any,
+    staging: TorchStaging,
+    sharded: Mapping[str, Shape],
+    orders: Mapping[str, object],
 ) -> object:
-    """Decode the state of one parameter; what belongs in a DTensor comes as `LocalShard`."""
-    if not is_dtensor(parameter):
-        return staging.decode(typed)
+    """Decode the state of one parameter; what belongs in a DTensor comes as `LocalShard`.
+
+    Args:
+        typed: The typed value.
+        parameter: The live parameter, or None.
+        staging: The optimizer part.
+        sharded: Which stored tensors were DTensors.
+        orders: Which stored tensors do not lie as `state_order` says.
+    """
 
     def leaf(tag: str, content: object) -> object:
-        if tag == "tensor":
-            info = staging.staging.info(content)
+        if tag != "tensor":
+            return staging.leaf(tag, content)
+        info = staging.staging.info(content)
+        if is_dtensor(parameter):
             placements = slot_placements(
                 parameter, info, sharded=content in sharded, any_sharded=bool(sharded)
             )
             if placements is not None:
                 return stage_shard(staging, str(content), parameter, placements)
-        return staging.leaf(tag, content)
+        order = orders.get(str(content))
+        if order is None:
+            return staging.tensor(content, state_order(parameter, info.shape))
+        if not is_order(order, info.shape):
+            raise CorruptCheckpointError(
+                staging.staging.file,
+                f"{shown(order)} is not an order of its dimensions",
+                tensor=str(content),
+            )
+        # is_order() asked for a list, which pyright cannot follow.
+        return staging.tensor(content, tuple(order))  # pyright: ignore[reportArgumentType]
 
     return decode(typed, staging.staging.file, leaf)
 

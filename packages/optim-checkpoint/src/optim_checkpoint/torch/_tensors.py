@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optim_checkpoint import _parallel
+from optim_checkpoint._boxes import Region
 from optim_checkpoint._collect import Collector, Staging
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
 from optim_checkpoint._json import as_array
@@ -17,6 +18,7 @@ from optim_checkpoint._numpy import axis_order, copy_bytes, invert, is_order
 from optim_checkpoint._typed import EXACT, Leaf, Typed, decode
 from optim_checkpoint._views import View
 from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of
+from optim_checkpoint.torch._layout import Order, empty_in, row_major
 
 DTYPES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -45,6 +47,11 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NUMPY_DIMENSIONS = 64
 
 
+def is_lazy(tensor: object) -> bool:
+    """Say whether a tensor has no shape yet."""
+    return isinstance(tensor, UninitializedBuffer | UninitializedParameter)
+
+
 def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -> None:
     """Refuse a tensor that cannot come back as it is.
 
@@ -62,7 +69,7 @@ def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -
         raise UnsupportedStateError(
             path, f"a {type(tensor).__name__} is a tensor subclass; store its plain tensors"
         )
-    if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
+    if is_lazy(tensor):
         raise UnsupportedStateError(path, "is not initialised yet; run the model once first")
     if tensor.is_meta:
         raise UnsupportedStateError(path, "is on the meta device and has no data")
@@ -82,6 +89,11 @@ def to_bytes(tensor: torch.Tensor) -> memoryview:
     # One element counts as contiguous whatever its stride, but only stride 1 can be seen as bytes.
     flat = plain.reshape(-1).as_strided((plain.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy())
+
+
+def bytes_in_place(tensor: torch.Tensor) -> Any:
+    """Return the memory of a CPU tensor as an array of its shape and the bytes of an element."""
+    return tensor.unsqueeze(-1).view(torch.uint8).numpy()
 
 
 def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -123,6 +135,8 @@ def identity(tensor: torch.Tensor) -> Hashable:
         local = local_of(tensor)
         storage = local.untyped_storage()._cdata
         return (storage, local.storage_offset(), tuple(tensor.shape), local.stride(), tensor.dtype)
+    if tensor.layout != torch.strided or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
+        return None
     return (
         str(tensor.device),
         tensor.data_ptr(),
@@ -219,16 +233,22 @@ class TorchStaging:
     """Hands out CPU tensors that the read of a part will fill; one per key, so aliases stay one."""
 
     staging: Staging
-    _tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    _tensors: dict[tuple[str, Order], torch.Tensor] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
-    def tensor(self, key: object) -> torch.Tensor:
-        """Return the tensor stored under `key`; its data is there after the read."""
+    def tensor(self, key: object, order: Order | None = None) -> torch.Tensor:
+        """Return the tensor stored under `key`; its data is there after the read.
+
+        Args:
+            key: The key.
+            order: How it is to lie in memory; None is C order.
+        """
         info = self.staging.info(key)
-        name = str(key)
-        if name not in self._tensors:
+        plain = row_major(info.shape)
+        name, order = str(key), plain if order is None else order
+        if (name, order) not in self._tensors:
             try:
-                tensor = torch.empty(info.shape, dtype=BY_NAME[info.dtype])
+                tensor = empty_in(order, info.shape, BY_NAME[info.dtype])
             except RuntimeError as error:
                 if info.nbytes:
                     # Not damage: the file is as long as its header says.
@@ -238,9 +258,12 @@ class TorchStaging:
                 raise CorruptCheckpointError(
                     self.staging.file, f"cannot be allocated: {shown(str(error))}", tensor=name
                 ) from None
-            self.staging.claim(name, to_bytes(tensor))
-            self._tensors[name] = tensor
-        return self._tensors[name]
+            if order == plain:
+                self.staging.claim(name, to_bytes(tensor))
+            else:
+                self.staging.want(name, Region((0,) * tensor.ndim, bytes_in_place(tensor)))
+            self._tensors[name, order] = tensor
+        return self._tensors[name, order]
 
     def leaf(self, tag: str, content: object) -> object:
         """Decode what `tensor_leaf` wrote."""

@@ -1,0 +1,244 @@
+"""Restoring an optimizer: compared with what is live, loaded, read back, or taken back."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from optim_checkpoint._errors import IncompatibleCheckpointError
+from optim_checkpoint.torch._dtensor import is_dtensor
+from optim_checkpoint.torch._hyper import (
+    STRUCTURAL,
+    group_hyper,
+    keep_tensors,
+    tensors_in,
+    unapplied,
+    written_by_steps,
+)
+from optim_checkpoint.torch._names import live_differences
+from optim_checkpoint.torch._optimizer import SavedOptimizer, dump, kind, live_parameters
+from optim_checkpoint.torch._sharding import settle_shards, shard_whole
+from optim_checkpoint.torch._tensors import DTYPES, is_lazy
+
+
+@dataclass
+class OptimizerPlan:
+    """A checked restore of an optimizer; applied only after `settle`.
+
+    Attributes:
+        optimizer: The live one.
+        saved: What the checkpoint has.
+        names: The names of its parameters, group by group.
+        hyper: For each live group its new hyperparameters.
+        origins: For each live group the saved group that its hyperparameters come from.
+        differences: Why it cannot be done; empty if it can.
+    """
+
+    optimizer: torch.optim.Optimizer
+    saved: SavedOptimizer
+    names: list[list[str]]
+    hyper: list[dict[str, Any]]
+    origins: list[int]
+    differences: list[str]
+    loose: Any = None
+    rest: Any = None
+
+    def settle(self) -> None:
+        """Finish the values, now that the data is there."""
+        state = self.saved.state
+        for name, parameter in live_parameters(self.optimizer, self.names).items():
+            if name not in state:
+                continue
+            state[name] = slots = settle_shards(state[name])
+            # A converted state was read whole.
+            if is_dtensor(parameter) and isinstance(slots, dict):
+                state[name] = {
+                    slot: shard_whole(value, parameter)
+                    if isinstance(value, torch.Tensor)
+                    and not is_dtensor(value)
+                    and value.ndim
+                    and value.shape == parameter.shape
+                    else value
+                    for slot, value in slots.items()
+                }
+        # Schedulers and the optimizer may change containers in place.
+        self.hyper = [
+            {
+                key: value if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+                for key, value in hyper.items()
+            }
+            for hyper in self.hyper
+        ]
+        self.loose, self.rest = self.saved.loose, self.saved.rest
+
+    def apply(self, undo: Callable[[Callable[[], None]], object]) -> None:
+        """Load the state and read it back; `undo` receives what takes it back.
+
+        Raises:
+            IncompatibleCheckpointError: If the optimizer did not take what it was given.
+        """
+        optimizer = self.optimizer
+        family = list(_family(optimizer))
+        for member in family:
+            undo(_snapshot(member))
+        before = [dict(group) for group in optimizer.param_groups]
+        shared = [member for member in family[1:] if _share_groups(optimizer, member)]
+        by_param = self._load()
+        for parameter, slots in by_param:
+            if parameter in optimizer.state:
+                optimizer.state[parameter] = _keep_dtypes(slots, optimizer.state[parameter])
+        keep_tensors(optimizer.param_groups, before)
+        notes = [
+            f"load_state_dict() of the {kind(optimizer)} gave the {kind(member)} inside it other "
+            "param_groups than it has itself: what a scheduler sets would not arrive"
+            for member in shared
+            if not _share_groups(optimizer, member)
+        ]
+        notes += unapplied(optimizer.param_groups, self.hyper, "param_groups")
+        notes += unapplied(dump(optimizer)["param_groups"], self.hyper, "state_dict()")
+        if notes:
+            raise IncompatibleCheckpointError(list(dict.fromkeys(notes)))
+
+    def _load(self) -> list[tuple[torch.Tensor, Any]]:
+        optimizer = self.optimizer
+        state, groups, number = dict(self.loose), [], 0
+        by_param: list[tuple[torch.Tensor, Any]] = []
+        for group, listed, hyper in zip(
+            optimizer.param_groups, self.names, self.hyper, strict=True
+        ):
+            ids = list(range(number, number + len(listed)))
+            number += len(listed)
+            for index, name, parameter in zip(ids, listed, group["params"], strict=True):
+                if name in self.saved.state:
+                    state[index] = self.saved.state[name]
+                    by_param.append((parameter, self.saved.state[name]))
+            kept = {k: v for k, v in group.items() if k not in STRUCTURAL}
+            dumped: dict[str, Any] = {**kept, **hyper, "params": ids}
+            if "param_names" in group:
+                dumped["param_names"] = list(group["param_names"])
+            groups.append(dumped)
+        # Lists of names beside the groups describe the live order, not the saved one.
+        names = {k: v for k, v in optimizer.state_dict().items() if k in STRUCTURAL}
+        rest = {**self.rest, **names}
+        optimizer.load_state_dict({**rest, "state": state, "param_groups": groups})
+        return by_param
+
+
+def _family(optimizer: Any) -> Iterator[Any]:
+    """Yield an optimizer and those that it holds, as wrappers do."""
+    seen: set[int] = set()
+    waiting = [optimizer]
+    while waiting:
+        item = waiting.pop(0)
+        if isinstance(item, dict | list | tuple):
+            waiting += item.values() if isinstance(item, dict) else item
+        elif id(item) not in seen and isinstance(getattr(item, "param_groups", None), list):
+            seen.add(id(item))
+            yield item
+            own = {"param_groups", "state", "defaults"}
+            waiting += [value for key, value in vars(item).items() if key not in own]
+
+
+def _share_groups(one: Any, other: Any) -> bool:
+    groups = {id(group) for group in one.param_groups}
+    return any(id(group) in groups for group in other.param_groups)
+
+
+def _snapshot(optimizer: Any) -> Callable[[], None]:
+    fields, groups, state = dict(vars(optimizer)), optimizer.param_groups, optimizer.state
+    contents = [(group, dict(group)) for group in groups]
+    slots = dict(state)
+    inside = [(value, dict(value)) for value in slots.values() if isinstance(value, dict)]
+    values = [
+        (tensor, tensor.clone())
+        for group in groups
+        for key, value in group.items()
+        if key not in STRUCTURAL
+        for tensor in tensors_in(value)
+    ]
+
+    def take_back() -> None:
+        vars(optimizer).clear()
+        vars(optimizer).update(fields)
+        groups[:] = [group for group, _ in contents]
+        for own, content in (*contents, *inside, (state, slots)):
+            own.clear()
+            own.update(content)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+
+    return take_back
+
+
+def _keep_dtypes(saved: Any, live: Any) -> Any:
+    """Put back what the cast of `load_state_dict` changed; containers keep their live type."""
+    if isinstance(saved, torch.Tensor) and isinstance(live, torch.Tensor):
+        same = saved.dtype == live.dtype or saved.shape != live.shape
+        return live if same else saved.to(live.device)
+    if isinstance(saved, dict) and isinstance(live, dict):
+        for key in saved.keys() & live.keys():
+            live[key] = _keep_dtypes(saved[key], live[key])
+    sequences = isinstance(saved, list | tuple) and isinstance(live, list | tuple)
+    if sequences and len(saved) == len(live):
+        return type(live)(_keep_dtypes(s, v) for s, v in zip(saved, live, strict=True))
+    return live
+
+
+def plan_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[list[str]], saved: SavedOptimizer
+) -> OptimizerPlan:
+    """Compare a checkpoint with a live optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        names: The names of its parameters, group by group.
+        saved: The decoded section.
+
+    Returns:
+        A plan with every difference that was found; it may be applied only where there is none.
+    """
+    differences: list[str] = []
+    dump(optimizer)
+    live_kind = kind(optimizer)
+    if saved.kind.rpartition(".")[2] != live_kind.rpartition(".")[2]:
+        differences.append(f"the optimizer is {saved.kind} in the checkpoint, {live_kind} here")
+    same = _place(saved.kind) == _place(live_kind)
+    live = live_parameters(optimizer, names)
+    differences += live_differences("optimizer parameter", saved.params, live)
+    for name in sorted(saved.params.keys() & live.keys()):
+        if is_lazy(live[name]):
+            differences.append(
+                f"optimizer parameter {name} has no shape yet: run the model once first"
+            )
+            continue
+        dtype, shape = saved.params[name]
+        here = (DTYPES.get(live[name].dtype), tuple(live[name].shape))
+        if here != (dtype, shape):
+            differences.append(
+                f"optimizer parameter {name} is {dtype}{list(shape)} in the checkpoint, "
+                f"{here[0]}{list(here[1])} here"
+            )
+    owner = {name: group for group in saved.groups for name in group.params}
+    empty = [group for group in saved.groups if not group.params]
+    hyper: list[dict[str, Any]] = []
+    origins: list[int] = []
+    for g, (group, listed) in enumerate(zip(optimizer.param_groups, names, strict=True)):
+        sources = list(dict.fromkeys(owner[name] for name in listed if name in owner))
+        if not listed and empty:
+            sources = [empty.pop(0)]
+        origins.append(saved.groups.index(sources[0]) if sources else 0)
+        values, notes = group_hyper(g, group, sources, same_class=same)
+        hyper.append(values)
+        differences += notes
+        if same and optimizer.state and not saved.state:
+            defaults = getattr(optimizer, "defaults", {})
+            differences += written_by_steps(g, group, values, defaults)
+    return OptimizerPlan(optimizer, saved, names, hyper, origins, differences)
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Return the package and the class of a kind: modules move from one release to the next."""
+    return name.partition(".")[0], name.rpartition(".")[2]
