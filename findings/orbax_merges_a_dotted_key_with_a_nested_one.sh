@@ -4,8 +4,8 @@
 # Behaviour: a leaf is stored under its keys joined by dots, and nothing looks for two leaves that
 # get the same name. The leaf "enc.w" and the leaf "w" of the dictionary "enc" share one array on
 # disk: both are restored with the values of one of them, and the other's are gone.
-# Seen: {"enc.w": 1.0, "enc": {"w": 2.0}} comes back as 1.0 twice or as 2.0 twice (which of them
-# depends on what was written last); save() and restore() report success, a template changes nothing.
+# Seen: {"enc.w": 1.0, "enc": {"w": 2.0}} comes back as 1.0 twice or as 2.0 twice, differently from
+# run to run; save() and restore() report success, and a template changes nothing.
 #
 # One would guess either escaped names or an error: the restored tree has both keys, so the
 # structure, which is recorded apart from the values, looks intact.
