@@ -61,16 +61,6 @@ def test_a_renamed_generation_is_refused(run_folder):
         oc.verify(run_folder, 9)
 
 
-def test_a_boolean_that_is_neither_is_refused_even_with_its_digest(tmp_path, load):
-    from optim_checkpoint._commit import Document, commit
-    from optim_checkpoint._shard import Entry
-
-    entry = Entry("flags", "BOOL", (2,), lambda: memoryview(b"\1\2"))
-    commit(tmp_path, Document(1, {}, {}, {"model": [entry]}))
-    with pytest.raises(oc.CorruptCheckpointError, match="a boolean is neither 0 nor 1"):
-        load(tmp_path)
-
-
 def test_when_everything_is_damaged_the_newest_says_why(run_folder, load):
     for step in (1, 2):
         (run_folder / f"step-{step:08d}" / "manifest.json").write_bytes(b"{}")

@@ -34,8 +34,8 @@ def row_major(shape: Sequence[int]) -> Order:
     return () if 0 in shape else tuple(d for d, size in enumerate(shape) if size > 1)
 
 
-def state_order(parameter: object, shape: Sequence[int]) -> Order:
-    """Return the order in which an optimizer allocates a state of this shape.
+def state_order(parameter: object, shape: Sequence[int]) -> Order | None:
+    """Return the order in which an optimizer allocates a state of this shape; None is C order.
 
     One of the parameter's shape lies as ``zeros_like(parameter)`` does, which fused steps rely on:
     dense, in the parameter's order. Anything else is in C order. A DTensor has the layout of its
@@ -48,7 +48,7 @@ def state_order(parameter: object, shape: Sequence[int]) -> Order:
         or tuple(parameter.shape) != tuple(shape)
         or parameter.is_contiguous()
     ):
-        return row_major(shape)
+        return None
     return order_of(torch.empty_like(parameter, device="meta"))
 
 

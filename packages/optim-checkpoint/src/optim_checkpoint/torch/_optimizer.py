@@ -26,7 +26,7 @@ from optim_checkpoint._names import escape
 from optim_checkpoint._typed import Leaf, Typed, encode
 from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._hyper import STRUCTURAL, SavedGroup
-from optim_checkpoint.torch._layout import order_of, state_order
+from optim_checkpoint.torch._layout import order_of, row_major, state_order
 from optim_checkpoint.torch._names import parameter_names
 from optim_checkpoint.torch._sharding import decode_slots
 from optim_checkpoint.torch._tensors import DTYPES, TorchStaging, tensor_leaf
@@ -135,8 +135,11 @@ def _state_leaf(
         typed = plain(value, path)
         # Processes hold shards of one tensor and must agree about what is noted of it.
         if typed is not None and isinstance(value, torch.Tensor) and not is_dtensor(value):
+            expected = state_order(parameter, value.shape)
+            if expected is None and value.is_contiguous():
+                return typed
             order = order_of(value)
-            if order != state_order(parameter, value.shape):
+            if order != (row_major(value.shape) if expected is None else expected):
                 orders[str(typed["tensor"])] = list(order)
         return typed
 

@@ -233,7 +233,7 @@ class TorchStaging:
     """Hands out CPU tensors that the read of a part will fill; one per key, so aliases stay one."""
 
     staging: Staging
-    _tensors: dict[tuple[str, Order], torch.Tensor] = field(default_factory=dict)
+    _tensors: dict[tuple[str, Order | None], torch.Tensor] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
     def tensor(self, key: object, order: Order | None = None) -> torch.Tensor:
@@ -244,11 +244,17 @@ class TorchStaging:
             order: How it is to lie in memory; None is C order.
         """
         info = self.staging.info(key)
-        plain = row_major(info.shape)
-        name, order = str(key), plain if order is None else order
+        name = str(key)
+        if order is not None and order == row_major(info.shape):
+            order = None
         if (name, order) not in self._tensors:
             try:
-                tensor = empty_in(order, info.shape, BY_NAME[info.dtype])
+                dtype = BY_NAME[info.dtype]
+                tensor = (
+                    torch.empty(info.shape, dtype=dtype)
+                    if order is None
+                    else empty_in(order, info.shape, dtype)
+                )
             except RuntimeError as error:
                 if info.nbytes:
                     # Not damage: the file is as long as its header says.
@@ -258,7 +264,7 @@ class TorchStaging:
                 raise CorruptCheckpointError(
                     self.staging.file, f"cannot be allocated: {shown(str(error))}", tensor=name
                 ) from None
-            if order == plain:
+            if order is None:
                 self.staging.claim(name, to_bytes(tensor))
             else:
                 self.staging.want(name, Region((0,) * tensor.ndim, bytes_in_place(tensor)))
