@@ -3,7 +3,8 @@
 import pytest
 import torch
 from stac_torch import STAC
-from stac_torch._rounding import Noise, noise_key, random_bits, round_stochastically_
+from stac_torch._rounding import Noise, random_bits, round_stochastically_
+from stam_core.noise import noise_key
 from torch import nn
 
 CPU = torch.device("cpu")

@@ -7,7 +7,6 @@ replica.
 """
 
 from dataclasses import dataclass, replace
-from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -32,16 +31,6 @@ class Noise:
     def shifted(self, entries: int) -> "Noise":
         """Return the noise of a piece that begins ``entries`` later."""
         return replace(self, offset=self.offset + entries)
-
-
-def noise_key(seed: int, name: str) -> int:
-    """Return the hash of a seed and a parameter's name.
-
-    Example:
-        >>> noise_key(0, "head.weight"), noise_key(1, "head.weight"), noise_key(0, "body.weight")
-        (503201796, 3228080513, 1163586044)
-    """
-    return crc32(f"{seed}:{name}".encode())
 
 
 def _mix(x: Tensor) -> Tensor:

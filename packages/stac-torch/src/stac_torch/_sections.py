@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+from stam_core.noise import noise_key
 from torch import Tensor
 
 from stac_torch._adamw import AdamWTensors, adamw_step_
@@ -10,7 +11,7 @@ from stac_torch._fused import sign_fused_
 from stac_torch._hosts import distributed, refuse_flat
 from stac_torch._local import is_dtensor, local, local_grad, local_reals
 from stac_torch._report import Tally
-from stac_torch._rounding import Noise, noise_key
+from stac_torch._rounding import Noise
 from stac_torch._sign import SignOptions, SignTensors, can_foreach, sign_foreach_, sign_step_
 from stac_torch._state import complete_state, new_state, rounds_stochastically
 

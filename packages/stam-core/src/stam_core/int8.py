@@ -18,9 +18,9 @@ BLOCK = 256
 MIN_ENTRIES = 4096
 # A row costs at least one scale: below 16 entries that is more than a quarter byte per entry.
 MIN_ROW = 16
-_LEVELS = 127
+LEVELS = 127
 # 1/127 rounded to float32. Multiplied by, and not divided by 127: some devices do so anyway.
-_UNIT = 0.007874015718698502
+UNIT = 0.007874015718698502
 
 
 def row_length(shape: tuple[int, ...]) -> int:
@@ -77,14 +77,14 @@ def encode(values: Array, *, xp: Namespace, exact: Exact = AS_WRITTEN) -> tuple[
     one = xp.ones_like(share)
     half = exact.divide(one, exact.keep(xp.sqrt(share)))
     root = exact.divide(one, exact.keep(xp.sqrt(half)))
-    codes = xp.round(root * _LEVELS) * xp.sign(blocks)
+    codes = xp.round(root * LEVELS) * xp.sign(blocks)
     codes = xp.astype(xp.where(xp.isfinite(codes), codes, xp.zeros_like(codes)), xp.int8)
     return _unblocked(codes, values.shape, xp), scale
 
 
 def decode(codes: Array, scale: Array, *, xp: Namespace, exact: Exact = AS_WRITTEN) -> Array:
     """Return the float32 values of codes and scales; see :func:`encode`."""
-    level = _blocks(xp.astype(codes, xp.float32), xp) * _UNIT
+    level = _blocks(xp.astype(codes, xp.float32), xp) * UNIT
     square = level * level
     value = xp.sign(level) * (square * square) * scale[..., None]
     return _unblocked(exact.keep(value), codes.shape, xp)
@@ -105,4 +105,13 @@ def _unblocked(blocks: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
     return xp.reshape(rows[:, : row_length(shape)], shape)
 
 
-__all__ = ["BLOCK", "decode", "encode", "has_int8_code", "row_length", "scale_shape"]
+__all__ = [
+    "BLOCK",
+    "LEVELS",
+    "UNIT",
+    "decode",
+    "encode",
+    "has_int8_code",
+    "row_length",
+    "scale_shape",
+]
