@@ -25,14 +25,19 @@ VARIANTS = [
     "rows_kept_apart_stay_replicated",
     "shard_map_over_two_axes",
 ]
+CODES = ["codes_of_rows", "codes_of_cut_rows"]
 # Sharding in types came after the oldest JAX that is supported.
 VARIANTS += ["explicit_mesh", "explicit_mesh_samples_and_axes"] if hasattr(jax, "set_mesh") else []
+CODES += ["codes_on_an_explicit_mesh"] if hasattr(jax, "set_mesh") else []
 
 
 @pytest.fixture(scope="module")
 def on_eight_devices(selected_values):
     """The report of run_sharded.py, which needs a process of its own."""
-    flows = selected_values("test_eight_devices_compute_what_one_does", "flow")
+    flows = [
+        *selected_values("test_eight_devices_compute_what_one_does", "flow"),
+        *selected_values("test_codes_are_those_of_one_device", "codes"),
+    ]
     result = subprocess.run(
         [sys.executable, str(HERE / "run_sharded.py"), *flows],
         capture_output=True,
@@ -49,6 +54,15 @@ def on_eight_devices(selected_values):
 )
 def test_eight_devices_compute_what_one_does(on_eight_devices, flow, kind):
     difference = on_eight_devices[f"{flow}-{kind}"]
+    assert isinstance(difference, float), difference
+    assert difference <= 2e-6
+
+
+@pytest.mark.parametrize(
+    "codes", [CODES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in CODES[1:])]
+)
+def test_codes_are_those_of_one_device(on_eight_devices, codes):
+    difference = on_eight_devices[f"{codes}-stac"]
     assert isinstance(difference, float), difference
     assert difference <= 2e-6
 

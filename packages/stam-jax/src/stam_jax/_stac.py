@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import transforms
 from stam_core import HYBRID_SIGN_LR_SCALE, STACHyperparams
 
 from stam_jax._adamw import adamw_section
@@ -142,7 +143,7 @@ def stac(
         if scale is None:
             hybrid = ordered and len(set(jax.tree.leaves(roles))) == 2
             scale = HYBRID_SIGN_LR_SCALE if hybrid else 1.0
-        return optax.partition(
+        return transforms.partition(
             {
                 "sign": optax.chain(
                     by_sign,
