@@ -155,7 +155,7 @@ class JaxAdapter:
     def __init__(self, name, *, jit, place=one_device):
         self.name, self.jit, self.place = name, jit, place
         shared = {"f64", "bf16", "f16", "complex", "resume", "lr", "corrected", "stat_sample"}
-        shared |= {"parity", "mu_dtype", "propagate", "zero", "skip", "maximize", "amsgrad"}
+        shared |= {"digits", "parity", "mu_dtype", "propagate", "zero", "skip", "maximize", "amsgrad"}
         self.capabilities = frozenset(shared | ({"jit"} if jit else set()))
 
     def optimizers(self):
