@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import stam_jax
 import stam_jax._means
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -241,13 +242,8 @@ def codes_on_an_explicit_mesh(make):
         lambda: by_sign().init({"v": cut}),
         lambda: jax.jit(by_sign().update)({"v": cut}, whole),
     ):
-        try:
+        with pytest.raises(ValueError, match=r"leaf 'v' is sharded as .* shard it along dim"):
             refused()
-        except ValueError as error:
-            assert "leaf 'v' is sharded as" in str(error), error
-            assert "shard it along dimension 0" in str(error), error
-        else:
-            raise AssertionError("a cut row was accepted")
     with jax.set_mesh(the_mesh):
         coded_on(the_mesh, ROWS, optimizer)
     return coded_on(the_mesh, ROWS, optimizer)

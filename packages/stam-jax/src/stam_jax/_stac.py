@@ -114,9 +114,10 @@ def stac(
         The project page of stac-optimizer 0.1.5; the equations' numbers stand in
         ``stam_core._stac``.
     """
-    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if not callable(value):
-            STACHyperparams(**{name: value})
+    if not callable(learning_rate):
+        STACHyperparams(learning_rate=learning_rate)
+    if not callable(weight_decay):
+        STACHyperparams(weight_decay=weight_decay)
     own = (sign_weight_decay, adamw_weight_decay)
     own_sign, own_adamw = (None if callable(value) else value for value in own)
     hyperparams = STACHyperparams(
