@@ -19,14 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 import stam_jax
 import stam_jax._means
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MAKERS = {"stam": stam_jax.stam, "stam_lite": stam_jax.stam_lite}
-STAC_MAKER = {"stac": lambda rate: stam_jax.stac(rate, weight_decay=0.1, sign_state_dtype="int8")}
 # Two leaves of one type share a batch; one of the same shape, replicated, is of the same type only
 # where sharding is no part of the type.
 SPECS = {"b": P("x"), "emb": P(None, "x"), "r": P(None, None), "v": P("x", None), "w": P("x", None)}
@@ -164,91 +162,6 @@ def shard_map_over_two_axes(make):
     return difference(result, on_one_device(make))
 
 
-CODED = {
-    "a": {"b": (300,), "v": (16, 5, 64), "w": (64, 300)},
-    "m": {"small": (16, 5)},
-    "z": {"w": (16, 8)},
-}
-ROWS = {
-    "a": {"b": P(), "v": P("x", None, None), "w": P("x")},
-    "m": {"small": P("x", None)},
-    "z": {"w": P("x", None)},
-}
-APART = {
-    "a": {"b": P(), "v": P(None, None, "x"), "w": P()},
-    "m": {"small": P(None, None)},
-    "z": {"w": P(None, "x")},
-}
-
-
-def coded_on(the_mesh, specs, optimizer):
-    """Drive int8 moments on a mesh and on one device; return what differs, if no leaf moved."""
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: jnp.asarray(rng.standard_normal(s), jnp.float32),
-        CODED,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-    shardings = jax.tree.map(
-        lambda s: NamedSharding(the_mesh, s), specs, is_leaf=lambda x: isinstance(x, P)
-    )
-    expected = drive(optimizer, params, optimizer.init(params))
-    params = jax.device_put(params, shardings)
-    tree = stam_jax.state_shardings(shardings, params, optimizer)
-    state = jax.jit(optimizer.init, out_shardings=tree)(params)
-    # The compiler of the oldest JAX moves replicated leaves of optax.adamw, too.
-    given = None if hasattr(jax, "set_mesh") else (shardings, tree)
-    result = drive(optimizer, params, state, given)
-    stay_in_place(result, (shardings, tree))
-    codes, others = [], []
-    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
-        (codes if a.dtype == jnp.int8 else others).append((a, b))
-    assert len(codes) == 2
-    assert all(bool((np.asarray(a) == np.asarray(b)).all()) for a, b in codes)
-    return max(difference(a, b) for a, b in others if a.size)
-
-
-@check
-def codes_of_rows(make):
-    """Rows of 8-bit moments stay where they are with their scales, and have the same codes."""
-    optimizer = make(0.05)
-    worst = coded_on(mesh(), ROWS, optimizer)
-    sharding = NamedSharding(mesh(), P("x"))
-    tree = stam_jax.state_shardings({"w": sharding}, {"w": jnp.zeros((64, 300))}, by_sign())
-    assert tree.mu_scale["w"].spec == P("x")
-    return worst
-
-
-def by_sign():
-    return stam_jax.scale_by_sign_momentum(state_dtype="int8")
-
-
-@check
-def codes_of_cut_rows(make):
-    """The compiler puts a row together where it is free to."""
-    return coded_on(mesh(), APART, make(0.05))
-
-
-@check
-def codes_on_an_explicit_mesh(make):
-    """Rows work as anywhere; a cut row is refused by the name of its leaf."""
-    if not hasattr(jax, "set_mesh"):
-        raise LookupError("this JAX has no jax.set_mesh")
-    the_mesh = mesh(AxisType.Explicit)
-    optimizer = make(0.05)
-    cut = jax.device_put(jnp.zeros((16, 5, 64)), NamedSharding(the_mesh, P(None, None, "x")))
-    whole = by_sign().init({"v": jnp.zeros((16, 5, 64))})
-    for refused in (
-        lambda: by_sign().init({"v": cut}),
-        lambda: jax.jit(by_sign().update)({"v": cut}, whole),
-    ):
-        with pytest.raises(ValueError, match=r"leaf 'v' is sharded as .* shard it along dim"):
-            refused()
-    with jax.set_mesh(the_mesh):
-        coded_on(the_mesh, ROWS, optimizer)
-    return coded_on(the_mesh, ROWS, optimizer)
-
-
 @check
 def zero1(make):
     params, shardings = place(mesh(), dict.fromkeys(SPECS, P()))
@@ -366,10 +279,10 @@ def rounding_does_not_depend_on_sharding(make):
     return difference(apply(sharded, updates, key), apply(params, updates, key))
 
 
-def main(names):
+def main(names, makers=MAKERS):
     report = {}
     for name in names:
-        for kind, make in (STAC_MAKER if name.startswith("codes_") else MAKERS).items():
+        for kind, make in makers.items():
             try:
                 report[f"{name}-{kind}"] = CHECKS[name](make)
             except Exception:  # noqa: BLE001 (reported, and failed on, by the test)
