@@ -44,7 +44,7 @@ class NumpyAdapter:
     name = "stam-core reference"
     framework = "numpy"
     capabilities = frozenset(
-        {"f64", "complex", "resume", "lr", "corrected", "stat_sample", "parity"}
+        {"f64", "digits", "complex", "resume", "lr", "corrected", "stat_sample", "parity"}
     )
 
     def optimizers(self):

@@ -279,10 +279,10 @@ def rounding_does_not_depend_on_sharding(make):
     return difference(apply(sharded, updates, key), apply(params, updates, key))
 
 
-def main(names):
+def main(names, makers=MAKERS):
     report = {}
     for name in names:
-        for kind, make in MAKERS.items():
+        for kind, make in makers.items():
             try:
                 report[f"{name}-{kind}"] = CHECKS[name](make)
             except Exception:  # noqa: BLE001 (reported, and failed on, by the test)

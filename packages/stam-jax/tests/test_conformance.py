@@ -154,9 +154,9 @@ class JaxAdapter:
 
     def __init__(self, name, *, jit, place=one_device):
         self.name, self.jit, self.place = name, jit, place
-        shared = {"f64", "bf16", "f16", "complex", "resume", "lr", "corrected", "stat_sample"}
-        shared |= {"parity", "mu_dtype", "propagate", "zero", "skip", "maximize", "amsgrad"}
-        self.capabilities = frozenset(shared | ({"jit"} if jit else set()))
+        shared = {"f64", "bf16", "f16", "complex", "digits", "resume", "lr", "corrected"}
+        shared |= {"stat_sample", "parity", "mu_dtype", "propagate", "zero", "skip", "maximize"}
+        self.capabilities = frozenset(shared | {"amsgrad"} | ({"jit"} if jit else set()))
 
     def optimizers(self):
         return frozenset(OPTIMIZERS)

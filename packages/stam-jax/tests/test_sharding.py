@@ -25,16 +25,17 @@ VARIANTS = [
     "rows_kept_apart_stay_replicated",
     "shard_map_over_two_axes",
 ]
+CODES = ["rows_with_their_scales", "cut_rows", "codes_by_zero1", "codes_in_shard_map"]
 # Sharding in types came after the oldest JAX that is supported.
-VARIANTS += ["explicit_mesh", "explicit_mesh_samples_and_axes"] if hasattr(jax, "set_mesh") else []
+TYPED = hasattr(jax, "set_mesh")
+VARIANTS += ["explicit_mesh", "explicit_mesh_samples_and_axes"] if TYPED else []
+CODES += ["codes_on_an_explicit_mesh", "cut_rows_on_an_explicit_mesh"] if TYPED else []
 
 
-@pytest.fixture(scope="module")
-def on_eight_devices(selected_values):
-    """The report of run_sharded.py, which needs a process of its own."""
-    flows = selected_values("test_eight_devices_compute_what_one_does", "flow")
+def report_of(script, checks):
+    """Run checks in a process of its own, which has eight devices."""
     result = subprocess.run(
-        [sys.executable, str(HERE / "run_sharded.py"), *flows],
+        [sys.executable, str(HERE / script), *checks],
         capture_output=True,
         text=True,
         check=False,
@@ -43,12 +44,34 @@ def on_eight_devices(selected_values):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def on_eight_devices(selected_values):
+    flows = selected_values("test_eight_devices_compute_what_one_does", "flow")
+    return report_of("run_sharded.py", flows)
+
+
+@pytest.fixture(scope="module")
+def codes_on_eight_devices(selected_values):
+    return report_of(
+        "run_sharded_codes.py", selected_values("test_codes_are_those_of_one_device", "codes")
+    )
+
+
 @pytest.mark.parametrize("kind", ["stam", "stam_lite"])
 @pytest.mark.parametrize(
     "flow", [*FLOWS, *(pytest.param(flow, marks=pytest.mark.slow) for flow in VARIANTS)]
 )
 def test_eight_devices_compute_what_one_does(on_eight_devices, flow, kind):
     difference = on_eight_devices[f"{flow}-{kind}"]
+    assert isinstance(difference, float), difference
+    assert difference <= 2e-6
+
+
+@pytest.mark.parametrize(
+    "codes", [CODES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in CODES[1:])]
+)
+def test_codes_are_those_of_one_device(codes_on_eight_devices, codes):
+    difference = codes_on_eight_devices[f"{codes}-stac"]
     assert isinstance(difference, float), difference
     assert difference <= 2e-6
 

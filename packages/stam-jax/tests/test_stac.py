@@ -61,7 +61,8 @@ def test_all_adamw_is_optax_adamw():
     grads = gradients(50)
     (p, _), (q, _) = drive(ours, PARAMS, grads), drive(theirs, PARAMS, grads)
     for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(q), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+        # Optax forms 1 - b2^t in float32: its first steps are off by up to 1.5e-5 of a rate.
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 
 
 def test_without_momentum_there_is_no_state():

@@ -114,6 +114,18 @@ class TrajectoryChecks(Checks):
         expected = {leaf: _first_step(case, leaf, params[leaf], g[leaf]) for leaf in params}
         close(run.params(), expected, lambda _: free_running("float32", "params"), f"{opt}, step 1")
 
+    def test_updates_from_zero(self, opt: str) -> None:
+        """A parameter that begins at zero is the sum of its updates, and shows all their digits."""
+        case = plain_case(opt)
+        row = "update" if "digits" in self.adapter.capabilities else "cancelled update"
+        zeros = {leaf: np.zeros_like(p) for leaf, p in case.params("float32").items()}
+        run, oracle = self.start(case, params=zeros), Oracle(opt, case.hparams, zeros)
+        for t, g in enumerate(case.grads("float32"), start=1):
+            run.step(g)
+            oracle.step(g)
+            what = f"{opt} from zero, step {t}"
+            close(run.params(), oracle.params(), lambda _: free_running("float32", row), what)
+
     def test_golden_trajectories(self, opt: str) -> None:
         """The recorded trajectories, which need no oracle at test time, are reproduced."""
         for golden in golden_cases(opt):

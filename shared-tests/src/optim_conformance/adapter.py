@@ -40,6 +40,7 @@ CAPABILITIES: Mapping[str, str] = {
     "bf16": "runs with bfloat16 parameters and gradients",
     "f16": "runs with float16 parameters and gradients",
     "complex": "accepts complex64 leaves",
+    "digits": "corrects bias without cancellation; else early float32 updates are right to 2e-5",
     "jit": "compiles its step; `Run.compilations` counts compilations",
     "resume": "`Run.save` and `Run.restore` work",
     "lr": "`Run.step` takes a learning rate for the step",

@@ -22,32 +22,33 @@ class Tolerance:
     reason: str
 
 
-_F64 = "float64 on both sides: a few roundings per step, added up over 24 steps"
-_F32_P = (
-    "24 roundings of the parameter (6e-8 each), and 1-b2^t loses 14 bits at t=1, which moves the "
-    "first updates by 7e-6 of a learning rate of at most 1e-2"
-)
+_F32_P = "24 steps, each with up to three roundings on the parameter's scale (3e-8 each)"
 _F32_M = "an average of float32 terms: a few units in the last place"
 _F32_STAT = "a float32 mean, then an average: its terms carry the cancellation of g - m"
-_F32_BETA = "z is a ratio of two float32 statistics, damped by z/(1+z)"
-_F32_PROD = "24 factors that carry beta1's error each"
 
+# About three times what the implementations of this repository reach.
 _FLOAT32 = {
     "params": Tolerance(3e-6, _F32_P),
-    "mu": Tolerance(4e-6, _F32_M + "; and beta1's own error times the residual g - m"),
+    "update": Tolerance(1e-6, "a few roundings in each of 8 updates, relative to the updates"),
+    "cancelled update": Tolerance(
+        2e-5, "1-b2^t formed in float32 is off by 3e-5, and an update by the half of that"
+    ),
+    "mu": Tolerance(2e-6, _F32_M + "; and beta1's own error times the residual g - m"),
     "nu": Tolerance(2e-6, _F32_M),
     "nu_max": Tolerance(2e-6, _F32_M),
-    "s2": Tolerance(4e-6, _F32_STAT),
-    "tau": Tolerance(4e-6, _F32_STAT),
-    "e1": Tolerance(4e-6, _F32_STAT),
-    "e2": Tolerance(4e-6, _F32_STAT),
-    "beta1": Tolerance(4e-6, _F32_BETA),
-    "b1_prod": Tolerance(4e-5, _F32_PROD),
+    "s2": Tolerance(2e-6, _F32_STAT),
+    "tau": Tolerance(1e-6, _F32_STAT),
+    "e1": Tolerance(2e-7, "an average of means, relative to the size of their terms"),
+    "e2": Tolerance(1.5e-6, "a float32 mean of squares, then an average"),
+    "beta1": Tolerance(5e-7, "z is a ratio of two float32 statistics, damped by z/(1+z)"),
+    "b1_prod": Tolerance(5e-6, "24 factors that carry beta1's error each"),
     "count": Tolerance(0.0, "an integer"),
     "limit": Tolerance(4e-6, _F32_P.replace("24", "60") + ", on both sides of the limit"),
-    "reordered": Tolerance(4e-6, "the same sums in another order, in both runs"),
+    "reordered": Tolerance(1e-6, "the same sums in another order, in both runs"),
 }
-_FLOAT64 = {key: Tolerance(t.bound * 1e-7, _F64) for key, t in _FLOAT32.items()}
+# Five times the ratio of the units in the last place.
+_F64 = "float64 on both sides: a few roundings per step, added up over 24 steps"
+_FLOAT64 = {key: Tolerance(t.bound * 1e-8, _F64) for key, t in _FLOAT32.items()}
 
 
 def free_running(dtype: str, slot: str) -> Tolerance:
@@ -55,7 +56,7 @@ def free_running(dtype: str, slot: str) -> Tolerance:
 
     Args:
         dtype: "float32" or "float64".
-        slot: "params", or a state slot without its leaf.
+        slot: "params", a state slot without its leaf, or another row of the table.
 
     Example:
         >>> free_running("float64", "params").bound < free_running("float32", "params").bound

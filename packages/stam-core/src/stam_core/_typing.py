@@ -1,7 +1,6 @@
 """The names the rules are typed with: any array, any namespace of the Python array API."""
 
 from collections.abc import Callable
-from operator import truediv
 from typing import Any, NamedTuple, TypeAlias
 
 Array: TypeAlias = Any
@@ -30,5 +29,13 @@ class Exact(NamedTuple):
     divide: Callable[[Array, Array], Array]
 
 
-AS_WRITTEN = Exact(keep=lambda x: x, divide=truediv)
+def _keep(x: Array) -> Array:
+    return x
+
+
+def _divide(x: Array, y: Array) -> Array:
+    return x / y
+
+
+AS_WRITTEN = Exact(_keep, _divide)
 """For namespaces that round each operation by itself, as NumPy does."""

@@ -96,7 +96,9 @@ def _blocks(values: Array, xp: Namespace) -> Array:
     flat = xp.reshape(values, (rows, row_length(values.shape)))
     missing = blocks * BLOCK - flat.shape[1]
     if missing:
-        flat = xp.concat([flat, xp.zeros((rows, missing), dtype=values.dtype)], axis=1)
+        # Zeros made of values, and not of nothing: on a mesh they lie where those do.
+        zeros = xp.broadcast_to(xp.zeros_like(flat[:, :1]), (rows, missing))
+        flat = xp.concat([flat, zeros], axis=1)
     return xp.reshape(flat, (rows, blocks, BLOCK))
 
 

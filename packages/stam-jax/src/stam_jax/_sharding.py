@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -16,7 +17,8 @@ def state_shardings(
 ) -> Any:
     """Return the sharding of every array in an optimizer's state.
 
-    Buffers shaped like parameters take the parameter's sharding; counts and packed statistics are
+    Buffers shaped like parameters take the parameter's sharding, and those that have only its rows,
+    as the scales of 8-bit moments, that of its first dimension; counts and packed statistics are
     replicated. A state made by ``jax.jit(optimizer.init)(params)`` needs this as ``out_shardings``:
     its zeros do not depend on the parameters' values, so the compiler would leave them unsharded.
 
@@ -65,10 +67,15 @@ def state_shardings(
         msg = f"zero1_axis {zero1_axis!r} is not an axis of the mesh: it has {tuple(mesh.shape)}"
         raise ValueError(msg)
 
-    def like_parameter(buffer: Any, sharding: NamedSharding) -> NamedSharding:
-        if zero1_axis is None:
-            return sharding
-        return NamedSharding(sharding.mesh, _spread(sharding.spec, buffer.shape, mesh, zero1_axis))
+    def like_parameter(buffer: Any, sharding: NamedSharding, param: Any) -> Any:
+        if _is_masked(buffer):
+            return buffer
+        spec = sharding.spec
+        if buffer.shape != jnp.shape(param):
+            spec = _rows_only(spec, buffer.shape, jnp.shape(param))
+        if zero1_axis is not None:
+            spec = _spread(spec, buffer.shape, mesh, zero1_axis)
+        return NamedSharding(sharding.mesh, spec)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return optax.tree_utils.tree_map_params(
@@ -76,8 +83,21 @@ def state_shardings(
         like_parameter,
         jax.eval_shape(optimizer.init, params),
         params_shardings,
+        params,
         transform_non_params=lambda _: replicated,
+        is_leaf=_is_masked,
     )
+
+
+def _is_masked(x: Any) -> bool:
+    """Tell whether ``x`` stands for a leaf that this part of the optimizer does not see."""
+    return isinstance(x, optax.MaskedNode)
+
+
+def _rows_only(spec: Any, shape: tuple[int, ...], param: tuple[int, ...]) -> PartitionSpec:
+    """Keep of a parameter's ``spec`` what a buffer with its rows, but another shape, can have."""
+    has_rows = spec and shape and param and shape[0] == param[0]
+    return PartitionSpec(spec[0]) if has_rows else PartitionSpec()
 
 
 def _spread(spec: Any, shape: tuple[int, ...], mesh: Any, axis: str) -> PartitionSpec:

@@ -106,6 +106,31 @@ def _is_coded(leaf: Any) -> bool:
     )
 
 
+def _check_rows_whole(tree: Any) -> None:
+    """Raise where a row of an int8 moment would be cut, and shardings are part of the types.
+
+    With automatic axes the compiler puts the pieces of a row together.
+
+    Raises:
+        ValueError: One would be; the message names the leaf.
+    """
+    for name, leaf in zip(_tree.leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        spec = _explicit_spec(leaf) if _is_coded(leaf) else ()
+        if any(part is not None for part in spec[1:]):
+            msg = (
+                f"leaf {name!r} is sharded as {spec} on a mesh with explicit axes, and blocks of "
+                'an int8 moment lie along its rows: shard it along dimension 0, or leave "int8" out'
+            )
+            raise ValueError(msg)
+
+
+def _explicit_spec(leaf: Any) -> Any:
+    # Explicit axes came after the oldest JAX, and a NumPy array has no sharding.
+    if not hasattr(jax.sharding, "auto_axes") or not isinstance(leaf, jax.Array):
+        return ()
+    return jax.typeof(leaf).sharding.spec
+
+
 def _zero_moment(leaf: Any, requested: Any) -> jax.Array:
     if requested != INT8:
         return jnp.zeros_like(leaf, dtype=_dtypes.moment_dtype(requested, _dtypes.dtype_of(leaf)))
@@ -142,7 +167,9 @@ def scale_by_sign_momentum(
         maximize: Turn the sign of the gradients.
 
     Raises:
-        ValueError: A value is out of range, or the dtype is neither floating nor int8.
+        ValueError: A value is out of range, or the dtype is neither floating nor int8. ``init`` and
+            ``update``: on a mesh with explicit axes an int8 leaf is sharded along another dimension
+            than the first.
         TypeError: ``sign_momentum`` is not a number, or a 16-bit array.
 
     Example:
@@ -170,6 +197,8 @@ def sign_section(
     def init(params: Any) -> ScaleBySignMomentumState:
         _tree.check_floating(params, "parameter")
         coded = requested == INT8 and not stateless
+        if coded:
+            _check_rows_whole(params)
         return ScaleBySignMomentumState(
             count=jnp.zeros([], jnp.int32),
             mu=None
@@ -192,6 +221,8 @@ def sign_section(
             else _tree.flatten_like(treedef, grads, state.mu, "the optimizer state")
         )
         scales = absent if state.mu_scale is None else treedef.flatten_up_to(state.mu_scale)
+        if state.mu_scale is not None:
+            _check_rows_whole(updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         static, dynamic = _hyperparams.split(hyperparams)
         leaves = [

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import transforms
 from stam_core import HYBRID_SIGN_LR_SCALE, STACHyperparams
 
 from stam_jax._adamw import adamw_section
@@ -113,9 +114,10 @@ def stac(
         The project page of stac-optimizer 0.1.5; the equations' numbers stand in
         ``stam_core._stac``.
     """
-    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if not callable(value):
-            STACHyperparams(**{name: value})
+    if not callable(learning_rate):
+        STACHyperparams(learning_rate=learning_rate)
+    if not callable(weight_decay):
+        STACHyperparams(weight_decay=weight_decay)
     own = (sign_weight_decay, adamw_weight_decay)
     own_sign, own_adamw = (None if callable(value) else value for value in own)
     hyperparams = STACHyperparams(
@@ -142,7 +144,7 @@ def stac(
         if scale is None:
             hybrid = ordered and len(set(jax.tree.leaves(roles))) == 2
             scale = HYBRID_SIGN_LR_SCALE if hybrid else 1.0
-        return optax.partition(
+        return transforms.partition(
             {
                 "sign": optax.chain(
                     by_sign,

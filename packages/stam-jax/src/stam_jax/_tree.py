@@ -44,7 +44,7 @@ def unique_names(tree: Any) -> list[str]:
     return names
 
 
-REMEDY = "freeze it with optax.partition or optax.masked, or leave it out of the tree"
+REMEDY = "freeze it with optax.transforms.partition or optax.masked, or leave it out of the tree"
 
 
 def check_floating(tree: Any, what: str) -> None:

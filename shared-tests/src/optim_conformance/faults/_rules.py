@@ -38,6 +38,23 @@ class EpsInsideRoot(Stam):
         return m_hat / np.sqrt(s["nu"] / (1 - self.b2**t) + self.eps)
 
 
+@plant_rule("test_updates_from_zero", "stam")
+class CancelledCorrection(Stam):
+    """The bias correction of the second moment is one minus a power in float32."""
+
+    def direction(self, s: Any, t: int) -> Any:
+        correction = float(1 - np.float32(self.b2) ** np.float32(t))
+        return super().direction({**s, "nu": s["nu"] * (1 - self.b2**t) / correction}, t)
+
+
+@plant_rule("test_trajectory_params", "stam")
+class EpsRootIgnored(Stam):
+    """The epsilon under the root is accepted and not added."""
+
+    def direction(self, s: Any, t: int) -> Any:
+        return Stam.direction(replace(self, eps_root=0.0), s, t)
+
+
 @plant_rule("test_first_step", "stam")
 class CountOffByOne(Stam):
     """The bias correction counts steps from 0, plus one too many."""
@@ -239,6 +256,23 @@ class UncorrectedScale(StamLite):
 
     def direction(self, s: Any, t: int) -> Any:
         return (s["mu"] / (1 - s["b1_prod"])) / (np.sqrt(s["e2"]) + self.eps)
+
+
+@plant_rule("test_trajectory_params", "stam_lite")
+class EpsRootOfScaleIgnored(StamLite):
+    """The epsilon under the root of a mean is accepted and not added."""
+
+    def direction(self, s: Any, t: int) -> Any:
+        return StamLite.direction(replace(self, eps_root=0.0), s, t)
+
+
+@plant_rule("test_propagate_in_the_first_step", "stam_lite")
+class MovesWithoutScale(StamLite):
+    """A tensor that has no scale yet is divided by the epsilon alone."""
+
+    def direction(self, s: Any, t: int) -> Any:
+        scaled = super().direction(s, t)
+        return s["mu"] / (1 - s["b1_prod"]) / self.eps if s["e2"] == 0 else scaled
 
 
 @plant_rule("test_overflowing_statistics", "stam_lite")
