@@ -126,6 +126,23 @@ def test_state_shardings_of_a_chain_with_schedules():
 
 
 @pytest.mark.parametrize(
+    "partition", [None, {"a": "sign", "b": "adamw"}, lambda tree: {"a": "sign", "b": "adamw"}]
+)
+def test_state_shardings_of_a_partition(partition):
+    sharding = one_device_shardings()["w"]
+    params = {"a": {"w": jnp.ones((64, 64))}, "b": {"w": jnp.ones((4, 2))}}
+    optimizer = stam_jax.stac(partition=partition, sign_state_dtype="int8")
+    shardings = jax.tree.map(lambda _: sharding, params)
+    tree = stam_jax.state_shardings(shardings, params, optimizer)
+    state = jax.jit(optimizer.init, out_shardings=tree)(params)
+    assert jax.tree.structure(tree) == jax.tree.structure(state)
+    by_sign, by_adam = (tree.inner_states[role].inner_state[0] for role in ("sign", "adamw"))
+    assert by_sign.mu["a"]["w"].spec == sharding.spec
+    assert by_sign.mu_scale["a"]["w"].spec == PartitionSpec("x")
+    assert by_adam.nu["b"]["w"].spec == sharding.spec
+
+
+@pytest.mark.parametrize(
     ("shardings", "axis", "error", "says"),
     [
         ({}, None, ValueError, "params_shardings is empty"),

@@ -141,6 +141,9 @@ def roles_of(partition: Partition, params: Any) -> Any:
     Raises:
         ValueError: A role is unknown, or the tree of roles does not fit the parameters.
     """
+    if not jax.tree.leaves(params):
+        # No leaves, no roles: optax finds the moments in a state by an init of such a tree.
+        return params
     chosen = LastLayers() if partition is None else partition
     roles = chosen(params) if callable(chosen) else chosen
     try:
