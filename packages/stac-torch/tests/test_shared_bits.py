@@ -4,23 +4,27 @@ import numpy as np
 import pytest
 import stam_core
 import torch
-from stac_torch import _int8
+from stac_torch import STAC, _int8
 from stac_torch._rounding import Noise, random_bits
 
 
-@pytest.mark.parametrize("shape", [(64, 300), (33, 5, 64), (16, 256), (70, 16)])
-@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
-def test_codes(shape, scale):
-    rng = np.random.default_rng(0)
-    spread = 10.0 ** rng.integers(-12, 1, shape)
-    values = (rng.standard_normal(shape) * spread * scale).astype(np.float32)
-    values[0] = 0.0
-    codes, scales = _int8.encode(torch.from_numpy(values))
-    expected, expected_scales = stam_core.int8.encode(values, xp=np)
-    np.testing.assert_array_equal(codes, expected)
-    np.testing.assert_array_equal(scales, expected_scales)
-    decoded = stam_core.int8.decode(expected, expected_scales, xp=np)
-    np.testing.assert_array_equal(_int8.decode(codes, scales), decoded)
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+@pytest.mark.parametrize("shape", [(64, 300), (33, 5, 64), (16, 256)])
+def test_codes_of_fifty_steps(shape, options):
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = STAC([weight], role="sign", sign_state_dtype="int8", **options)
+    hp, rng = stam_core.STACHyperparams(sign_momentum=0.9), np.random.default_rng(2)
+    codes, scale = stam_core.int8.encode(np.zeros(shape, np.float32), xp=np)
+    for _ in range(50):
+        # Nine orders of magnitude: every level of the code, and ties between them.
+        g = (rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 3, shape)).astype(np.float32)
+        weight.grad = torch.from_numpy(g)
+        optimizer.step()
+        old = stam_core.int8.decode(codes, scale, xp=np)
+        codes, scale = stam_core.int8.encode(stam_core.update_sign_moment(g, old, hp), xp=np)
+        state = optimizer.state[weight]
+        np.testing.assert_array_equal(state["exp_avg"].numpy(), codes)
+        np.testing.assert_array_equal(state["exp_avg_scale"].numpy(), scale)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
