@@ -87,7 +87,7 @@ def test_the_table_shows_every_row(report):
     ],
 )
 def test_the_command_refuses_what_it_would_ignore(arguments, message, capfd):
-    assert run_app(build_app(), ["memory", *arguments]) == 1
+    assert run_app(build_app(), ["memory", *arguments]) == 2
     assert message in capfd.readouterr().err
 
 

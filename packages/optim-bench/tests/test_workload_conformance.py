@@ -104,6 +104,7 @@ class Benchmark:
             info.validate({"learning_rate": pair.learning_rate}),
             self.initial(pair.workload, seed),
             "cpu",
+            seed,
         )
         return Training(self.opened.enter_context(session), pair.framework)
 
