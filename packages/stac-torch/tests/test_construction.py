@@ -329,3 +329,12 @@ def test_refused(build, error, message):
 def test_int8_is_exact_about_its_name():
     optimizer = STAC(two_layers(), sign_state_dtype=torch.int8)
     assert optimizer.param_groups[0]["sign_state_dtype"] == "int8"
+
+
+def test_a_method_of_the_model_that_only_has_the_name_is_no_obstacle():
+    class Model(nn.Sequential):
+        def get_output_embeddings(self, tokens):
+            return self[1](tokens)
+
+    model = Model(nn.Linear(4, 4), nn.Linear(4, 2))
+    assert STAC(model).partition.adamw_layer_names == ("1",)

@@ -113,3 +113,14 @@ def test_torch_builds_it_into_the_backward_pass():
     for step in range(4):
         backward(net, step)
     identical(dict(net.state_dict()), dict(ordinary({})[0].state_dict()))
+
+
+def test_frozen_parameters_can_be_left_out():
+    net = model()
+    net[0].requires_grad_(False)
+    groups = param_groups(net, hold_frozen=False)
+    held = [parameter for group in groups for parameter in group["params"]]
+    assert held
+    for parameter in held:
+        parameter.register_post_accumulate_grad_hook(lambda p: None)
+    assert not any(parameter is own for parameter in held for own in net[0].parameters())

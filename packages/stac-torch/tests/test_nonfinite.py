@@ -215,3 +215,16 @@ def test_the_owners_of_shards_are_found(tmp_path):
 def test_only_lr_may_be_a_tensor(options, name):
     with pytest.raises(TypeError, match=f"{name} must be a number, got a tensor: only lr may be"):
         STAC([nn.Parameter(torch.ones(2))], role="adamw", **options)
+
+
+def test_a_pickle_of_the_first_release_goes_on():
+    model, optimizer = hybrid()
+    guard = optimizer._guard
+    old = {**guard.__getstate__(), "group": None}
+    del old["deciders"]
+    fresh = object.__new__(type(guard))
+    fresh.__setstate__(old)
+    optimizer._guard = fresh
+    backward(model, math.nan)
+    optimizer.step()
+    assert optimizer.nonfinite_skipped_steps == 1

@@ -77,3 +77,29 @@ def test_a_frozen_layer_is_none_and_stays(make):
     np.testing.assert_allclose(updates.layers[1].bias, expected["b"], rtol=1e-6)
     assert float(jnp.abs(updates.layers[1].weight).max()) > 0
     assert list(stam_jax.diagnostics(state, trained)) == ["layers/1/weight", "layers/1/bias"]
+
+
+def test_a_model_of_roles_is_a_partition_and_is_not_called():
+    params = eqx.filter(build(), eqx.is_inexact_array)
+    roles = jax.tree.map(lambda _: "sign", params)
+    optimizer = stam_jax.stac(0.1, partition=roles)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    moved = jax.tree.map(lambda u, p: bool(jnp.allclose(u, -0.1 * jnp.sign(p))), updates, params)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_stac_trains_a_model_and_does_not_call_it():
+    model = build()
+    optimizer = stam_jax.stac(0.02, sign_state_dtype="int8", weight_decay=0.01)
+    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state):
+        grads = eqx.filter_grad(loss)(model)
+        updates, state = optimizer.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
+        return eqx.apply_updates(model, updates), state
+
+    before = loss(model)
+    for _ in range(60):
+        model, state = step(model, state)
+    assert float(loss(model)) < 0.5 * float(before)

@@ -1,6 +1,7 @@
 """STAC for JAX: its exact limits, its storage, and the bits that all frameworks share."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -156,6 +157,14 @@ def test_a_moment_too_large_for_its_storage_is_the_largest(dtype):
     _, state = transformation.update({"w": jnp.asarray([3e38, -3e38])}, state)
     largest = min(float(jnp.finfo(dtype).max), 1.5e38)
     np.testing.assert_allclose(state.mu["w"].astype(jnp.float32), [largest, -largest], rtol=1e-2)
+
+
+def test_int8_needs_sizes():
+    (n,) = jax.export.symbolic_shape("n")
+    params = {"w": jax.ShapeDtypeStruct((n, 64), jnp.float32)}
+    optimizer = stam_jax.stac(sign_state_dtype="int8", partition=everywhere("sign"))
+    with pytest.raises(ValueError, match=r"leaf 'w' has the symbolic shape .* take \"bfloat16\""):
+        jax.eval_shape(optimizer.init, params)
 
 
 def test_dtypes_are_the_same_after_each_step():

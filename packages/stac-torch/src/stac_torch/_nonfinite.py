@@ -106,6 +106,11 @@ class NonfiniteGuard:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "deciders": ALONE}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickled by a release that kept the process group alone.
+        state.pop("group", None)
+        self.__dict__.update({"deciders": ALONE, **state})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "NonfiniteGuard":
         copied = type(self)(self.policy, self.limit)
         copied.__dict__.update(deepcopy(self.__getstate__(), memo))

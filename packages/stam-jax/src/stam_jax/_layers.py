@@ -145,7 +145,10 @@ def roles_of(partition: Partition, params: Any) -> Any:
         # No leaves, no roles: optax finds the moments in a state by an init of such a tree.
         return params
     chosen = LastLayers() if partition is None else partition
-    roles = chosen(params) if callable(chosen) else chosen
+    # A model of roles may be callable, too, as Equinox's modules are.
+    held = jax.tree.leaves(chosen)
+    is_tree = bool(held) and all(isinstance(role, str) for role in held)
+    roles = chosen(params) if callable(chosen) and not is_tree else chosen
     try:
         spread = jax.tree.map(
             lambda role, part: jax.tree.map(lambda _: role, part),

@@ -112,9 +112,16 @@ def _check_rows_whole(tree: Any) -> None:
     With automatic axes the compiler puts the pieces of a row together.
 
     Raises:
-        ValueError: One would be; the message names the leaf.
+        ValueError: One would be, or a size is not known; the message names the leaf.
     """
     for name, leaf in zip(_tree.leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        if not all(isinstance(length, int) for length in jnp.shape(leaf)):
+            msg = (
+                f"leaf {name!r} has the symbolic shape {jnp.shape(leaf)}, and its size decides "
+                'whether its moment is stored in "int8": take "bfloat16", or export for fixed '
+                "shapes"
+            )
+            raise ValueError(msg)
         spec = _explicit_spec(leaf) if _is_coded(leaf) else ()
         if any(part is not None for part in spec[1:]):
             msg = (

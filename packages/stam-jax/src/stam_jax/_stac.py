@@ -157,7 +157,8 @@ def stac(
                     optax.scale_by_learning_rate(learning_rate),
                 ),
             },
-            roles,
+            # A model that is called would be taken for a function that returns the roles.
+            lambda _: roles,
         )
 
     def init(params: Any) -> Any:
