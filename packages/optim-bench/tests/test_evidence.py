@@ -120,6 +120,14 @@ def test_what_is_not_better_is_on_the_page_as_it_is(tool, results):
             assert f"- {comparison['sentence']}" in part
 
 
+def test_every_committed_sentence_is_what_its_numbers_say_today(results):
+    for comparison in results["comparisons"]:
+        assert comparison["sentence"] == verdict_sentence(comparison, "AdamW")
+    for search in results["searches"]:
+        for comparison in search["comparisons"]:
+            assert comparison["sentence"] == verdict_sentence(comparison, search["title"])
+
+
 BASE = [1.0 + 0.1 * seed for seed in range(10)]
 
 
