@@ -15,7 +15,7 @@ from optim_bench.executors import InlineExecutor
 from optim_bench.memory import memory_markdown
 from optim_bench.protocol import Budget
 from optim_bench.report import section_of
-from optim_bench.results import build_results, validate_results
+from optim_bench.results import build_results, validate_results, verdict_sentence
 from optim_bench.store import Store
 from optim_bench.timing import PRESETS, preset_markdown
 

@@ -285,7 +285,7 @@ def test_factories_no_longer_in_use_are_let_go():
         def __call__(self, module, learning_rate):
             return torch.optim.SGD(module.parameters(), lr=learning_rate)
 
-    kept = []
+    kept, factory = [], None
     for _ in range(20):
         factory = Plain()
         kept.append(weakref.ref(factory))
