@@ -15,7 +15,7 @@ from optim_bench.executors import InlineExecutor
 from optim_bench.memory import memory_markdown
 from optim_bench.protocol import Budget
 from optim_bench.report import section_of
-from optim_bench.results import build_results, validate_results
+from optim_bench.results import build_results, validate_results, verdict_sentence
 from optim_bench.store import Store
 from optim_bench.timing import PRESETS, preset_markdown
 
@@ -118,6 +118,14 @@ def test_what_is_not_better_is_on_the_page_as_it_is(tool, results):
         if comparison["tests"] is not None:
             part = better if comparison["verdict"] == "better" else rest
             assert f"- {comparison['sentence']}" in part
+
+
+def test_every_committed_sentence_is_what_its_numbers_say_today(results):
+    for comparison in results["comparisons"]:
+        assert comparison["sentence"] == verdict_sentence(comparison, "AdamW")
+    for search in results["searches"]:
+        for comparison in search["comparisons"]:
+            assert comparison["sentence"] == verdict_sentence(comparison, search["title"])
 
 
 BASE = [1.0 + 0.1 * seed for seed in range(10)]

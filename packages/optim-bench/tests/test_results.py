@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from optim_bench.protocol import Budget, next_specs
-from optim_bench.results import build_results, validate_results
+from optim_bench.results import build_results, validate_results, verdict_sentence
 
 SEEDS = 10
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=SEEDS, extensions=0, defaults=False)
@@ -263,6 +263,36 @@ def test_an_exploded_but_finite_run_still_gives_a_report(score, loss, seeds):
     assert found["ratio"] == pytest.approx(loss ** (1 / seeds))
     assert found["sentence"].endswith(".")
     assert (found["high"] is None) == ("no bound" in found["sentence"])
+
+
+@pytest.mark.parametrize(
+    ("factor", "ranked", "unranked"),
+    [
+        (4.4, "worse than ADAMW, test loss 4.4 times as high (", "4.4 times as high as ADAMW's ("),
+        (1.03, "worse than ADAMW, test loss 3.0 % higher (", "3.0 % higher than ADAMW's ("),
+        (0.9, "better than ADAMW, test loss 10.0 % lower (", "10.0 % lower than ADAMW's ("),
+        (
+            1.0001,
+            "worse than ADAMW, test loss less than 0.05 % higher (",
+            "less than 0.05 % higher than ADAMW's (",
+        ),
+        (1.0, "no detectable difference from ADAMW, test loss equal (", "equal to ADAMW's ("),
+    ],
+)
+def test_every_change_reads_as_english(score, factor, ranked, unranked):
+    losses = {"stam": [factor] * SEEDS, "adamw": [1.0] * SEEDS}
+    assert f": {ranked}" in comparison(score(losses))["sentence"]
+    found = comparison(score(losses, kind="synthetic"))
+    assert f"; test loss {unranked}" in found["sentence"]
+
+
+def test_a_title_that_ends_in_a_bracket_is_no_genitive():
+    sentence = verdict_sentence(
+        {"title": "STAM", "workload": "toy", "verdict": "exploratory", "reason": "exploratory"}
+        | {"ratio": 0.9, "low": 0.8, "high": 1.1, "pairs": 10},
+        "AdamW (b1=0.5)",
+    )
+    assert "test loss 10.0 % lower than that of AdamW (b1=0.5) (95 % interval" in sentence
 
 
 def test_bounds_beyond_a_float_are_none(score):

@@ -170,6 +170,121 @@ def test_a_decorator_of_another_module_is_seen_without_the_reference(folder):
     assert found() != before
 
 
+def identity_of(factory) -> str | None:
+    rate = {"learning_rate": learning_rate(1.0)}
+    info = OptimizerInfo("o", "jax", "o", "third-party", factory, rate)
+    return source_of(info, "o", get("digits-cnn"))
+
+
+def of_itself():
+    def build(learning_rate, depth=0):
+        return build(learning_rate, depth + 1) if depth < 2 else learning_rate
+
+    return build
+
+
+def of_each_other():
+    def even(learning_rate):
+        return odd(learning_rate)
+
+    def odd(learning_rate):
+        return even(learning_rate)
+
+    return even
+
+
+def of_a_name_without_a_value(assigned=False):
+    def build(learning_rate):
+        return later(learning_rate)
+
+    if assigned:
+        later = abs
+    return build
+
+
+def in_a_circle_of_partials():
+    inner = functools.partial(of_itself)
+    inner.__setstate__((of_itself, (functools.partial(inner),), {"again": inner}, {}))
+    return inner
+
+
+def in_a_circle_of_wrappers():
+    def build(learning_rate):
+        return learning_rate
+
+    build.__wrapped__ = build
+    return build
+
+
+def in_a_long_chain():
+    factory = of_itself()
+    for _ in range(sys.getrecursionlimit()):
+        factory = _around(factory)
+    return factory
+
+
+def _around(inner):
+    return lambda learning_rate: inner(learning_rate)
+
+
+def over_a_method_of_a_c_type():
+    join = str.join
+
+    def build(learning_rate):
+        return join(",", [str(learning_rate)])
+
+    return build
+
+
+def called_through_an_instance():
+    class Inner:
+        def __call__(self, learning_rate):
+            return learning_rate
+
+    class Outer:
+        __call__ = Inner()
+
+    return Outer()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        of_itself,
+        of_each_other,
+        of_a_name_without_a_value,
+        in_a_circle_of_partials,
+        in_a_circle_of_wrappers,
+        in_a_long_chain,
+        over_a_method_of_a_c_type,
+        called_through_an_instance,
+    ],
+)
+def test_what_a_factory_holds_need_not_come_to_an_end(make):
+    assert identity_of(make()) == identity_of(of_itself)
+
+
+def test_a_long_chain_of_modules_is_followed_to_its_end(folder):
+    length = sys.getrecursionlimit() + 1
+    (folder / "src_chain").mkdir()
+    (folder / "src_chain/__init__.py").touch()
+    for i in range(length):
+        text = f"def build(learning_rate):\n    import src_chain.m{i + 1}\n"
+        (folder / f"src_chain/m{i}.py").write_text(text)
+    last = folder / f"src_chain/m{length}.py"
+    last.write_text("x = 1\n")
+    before = identity("src_chain.m0:build")
+    last.write_text("x = 2\n")
+    assert identity("src_chain.m0:build") != before
+
+
+def test_wrappers_in_a_circle_without_a_file_are_refused():
+    space = {"__name__": "src_typed"}
+    exec("def typed(learning_rate): ...\ntyped.__wrapped__ = typed", space)
+    with pytest.raises(ValueError, match=r"the source of typed cannot be found.*into a file"):
+        identity_of(space["typed"])
+
+
 def test_what_was_typed_and_cannot_be_read_again_is_refused():
     space = {"__name__": "__main__"}
     exec("def typed(learning_rate): ...", space)

@@ -1,16 +1,23 @@
 """A schedule reaches every optimizer, wherever it keeps its learning rate, or is refused."""
 
+import gc
 import math
+import weakref
+from dataclasses import dataclass, field
 
 import numpy as np
+import optax
 import pytest
-from optim_bench.optimizers import OPTIMIZERS
+import torch
+from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, learning_rate
 from optim_bench.records import RunSpec
 from optim_bench.timing import TimingRequest, measure_times
 from optim_bench.train import open_session, train
 from optim_bench.workloads import get
 
 SOURCE = '''
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 import optax
 import torch
@@ -96,6 +103,35 @@ def rateless(module, learning_rate):
 
 def torch_plain(module, learning_rate):
     return torch.optim.SGD(module.parameters(), lr=learning_rate)
+
+
+@dataclass
+class JaxScaled:
+    scale: float = 1.0
+
+    def __call__(self, learning_rate):
+        return optax.sgd(self.scale * learning_rate)
+
+
+@dataclass
+class TorchScaled:
+    scale: float = 1.0
+
+    def __call__(self, module, learning_rate):
+        return torch.optim.SGD(module.parameters(), lr=self.scale * learning_rate)
+
+
+@dataclass
+class TorchDeaf:
+    scale: float = 1.0
+
+    def __call__(self, module, learning_rate):
+        return deaf(module, learning_rate)
+
+
+jax_unhashable = JaxScaled()
+torch_unhashable = TorchScaled()
+torch_deaf = TorchDeaf()
 '''
 
 
@@ -179,6 +215,84 @@ def test_a_wrapper_that_does_not_listen_is_refused():
 
 def test_a_wrapper_that_shares_its_groups_trains_as_what_it_wraps():
     assert run("shared", "torch").metrics == run("torch_plain", "torch").metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "equal", "framework"),
+    [("torch_unhashable", "torch_plain", "torch"), ("jax_unhashable", "plain", "jax")],
+)
+def test_a_factory_need_not_have_a_hash(name, equal, framework):
+    found = run(name, framework)
+    assert found.error is None
+    assert found.metrics == run(equal, framework).metrics
+
+
+def test_a_factory_without_a_hash_is_looked_at_too():
+    assert "torch_deaf does not listen to the 'lr'" in run("torch_deaf", "torch").error
+
+
+def given(factory, framework):
+    rate = {"learning_rate": learning_rate(0.05)}
+    return OptimizerInfo("given", framework, "Given", "third-party", factory, rate)
+
+
+def first_losses(info):
+    workload = get("digits-noisy")
+    task = workload.task(None)
+    inputs, targets = next(iter(task.chunks(0, [4])))
+    settings = info.validate({})
+    with open_session(workload, info, settings, task.initial(0)) as session:
+        return list(session.advance(inputs, targets, [0.05] * 4))
+
+
+def test_equal_factories_are_not_taken_for_one_another():
+    @dataclass(frozen=True)
+    class Scaled:
+        scale: float = field(compare=False)
+
+        def __call__(self, learning_rate):
+            return optax.sgd(self.scale * learning_rate)
+
+    one, other = Scaled(1.0), Scaled(2.0)
+    assert one == other
+    assert first_losses(given(one, "jax")) != first_losses(given(other, "jax"))
+
+
+def test_a_factory_is_looked_at_and_compiled_once_however_it_is_reached():
+    class Maker:
+        def __init__(self):
+            self.calls = 0
+
+        def jax(self, learning_rate):
+            self.calls += 1
+            return optax.sgd(learning_rate)
+
+        def torch(self, module, learning_rate):
+            self.calls += 1
+            return torch.optim.SGD(module.parameters(), lr=learning_rate)
+
+    for framework, again in (("jax", 0), ("torch", 1)):
+        maker = Maker()
+        first_losses(given(getattr(maker, framework), framework))
+        before = maker.calls
+        first_losses(given(getattr(maker, framework), framework))
+        assert maker.calls == before + again
+
+
+def test_factories_no_longer_in_use_are_let_go():
+    @dataclass
+    class Plain:
+        def __call__(self, module, learning_rate):
+            return torch.optim.SGD(module.parameters(), lr=learning_rate)
+
+    kept, factory = [], None
+    for _ in range(20):
+        factory = Plain()
+        kept.append(weakref.ref(factory))
+        first_losses(given(factory, "torch"))
+    del factory
+    gc.collect()
+    assert [ref() is None for ref in kept] == [True] * 4 + [False] * 16
 
 
 def test_groups_without_a_rate_are_named():

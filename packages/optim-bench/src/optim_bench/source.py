@@ -20,6 +20,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from pathlib import Path
@@ -75,50 +76,72 @@ def _modules_of(part: Any) -> Iterator[tuple[str, Any]]:
         if ":" in part:
             yield part.partition(":")[0], None
         return
-    if isinstance(part, functools.partial):
-        for value in (part.func, *part.args, *part.keywords.values()):
-            if callable(value):
-                yield from _modules_of(value)
-        return
+    # An inner function that calls itself holds itself. The objects stay here, so that no other one
+    # gets the id of one that was seen.
+    seen: dict[int, Any] = {}
+    waiting = [part]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
+        if not isinstance(part, functools.partial):
+            yield from _written_in(part)
+        waiting += [held for held in reversed(_held(part)) if callable(held)]
+
+
+def _written_in(part: Any) -> Iterator[tuple[str, Any]]:
     # A bound method, a function, a class, or an object with __call__.
     plain = getattr(part, "__func__", part)
     owner = plain if hasattr(plain, "__name__") else type(plain)
-    yield owner.__module__ or "builtins", owner
+    # Methods of C types have a name and no module.
+    yield getattr(owner, "__module__", None) or "builtins", owner
     # A decorated function calls itself by the name and module of what it wraps.
     if isinstance(plain, FunctionType):
         yield plain.__globals__.get("__name__", "builtins"), owner
-        for cell in plain.__closure__ or ():
-            if callable(cell.cell_contents):
-                yield from _modules_of(cell.cell_contents)
+
+
+def _held(part: Any) -> list[Any]:
+    """Return what a partial applies, or what a function closes over."""
+    if isinstance(part, functools.partial):
+        return [part.func, *part.args, *part.keywords.values()]
+    plain = getattr(part, "__func__", part)
+    held: list[Any] = []
+    for cell in (plain.__closure__ or ()) if isinstance(plain, FunctionType) else ():
+        with suppress(ValueError):  # the cell of a name that was not assigned
+            held.append(cell.cell_contents)
+    return held
 
 
 def _collect(name: str, origin: Any, parts: dict[str, bytes], distributions: set[str]) -> None:
-    """Add a module, and everything of the user's that it imports."""
-    top = name.partition(".")[0]
-    if name in parts or top in _RECORDED or top in sys.stdlib_module_names:
-        return
-    path = _path_of(name)
-    if path is None:
-        if origin is not None or name == "__main__":
-            parts[name] = _typed(name, origin)
-        return
-    if (distribution := _distribution(top, path)) is not None:
-        distributions.add(distribution)
-        return
-    parts[name] = content = _content(name, path)
-    for imported in {*_imports(name, path, content), *_bound(sys.modules.get(name))}:
-        _collect(imported, None, parts, distributions)
+    """Add a module, and everything of the user's that it imports, however long the chain."""
+    waiting = [(name, origin)]
+    while waiting:
+        name, origin = waiting.pop()
+        top = name.partition(".")[0]
+        if name in parts or top in _RECORDED or top in sys.stdlib_module_names:
+            continue
+        path = _path_of(name)
+        if path is None:
+            if origin is not None or name == "__main__":
+                parts[name] = _typed(name, origin)
+        elif (distribution := _distribution(top, path)) is not None:
+            distributions.add(distribution)
+        else:
+            parts[name] = content = _content(name, path)
+            imported = {*_imports(name, path, content), *_bound(sys.modules.get(name))}
+            waiting += [(other, None) for other in imported]
 
 
 def _typed(name: str, origin: Any) -> bytes:
     """Return what was typed into a notebook or an interpreter."""
-    code = getattr(inspect.unwrap(origin), "__code__", None) if callable(origin) else None
     try:
+        code = getattr(inspect.unwrap(origin), "__code__", None) if callable(origin) else None
         # Every `exec` and every `python -c` has this name, and Python may know one of their texts.
         if code is not None and code.co_filename == "<string>":
             raise OSError("the text of this name may be another's")
         return inspect.getsource(origin).encode()
-    except (OSError, TypeError):
+    except (OSError, TypeError, ValueError):  # the last one where wrappers form a circle
         msg = (
             f"the source of {getattr(origin, '__qualname__', name)} cannot be found, so that its "
             "runs could not be told from those of an edited one; write it into a file"

@@ -22,15 +22,16 @@ def change_in_words(ratio: float) -> str:
     Example:
         >>> change_in_words(0.877), change_in_words(1.02), change_in_words(3.4)
         ('12.3 % lower', '2.0 % higher', '3.4 times as high')
-        >>> change_in_words(1.0)
-        'equal'
+        >>> change_in_words(1.0), change_in_words(0.9999)
+        ('equal', 'less than 0.05 % lower')
     """
     percent = 100 * (ratio - 1)
     if ratio >= 2:
         return f"{ratio:.2g} times as high"
-    if abs(percent) < 0.05:
+    if ratio == 1:
         return "equal"
-    return f"{abs(percent):.1f} % {'lower' if percent < 0 else 'higher'}"
+    size = "less than 0.05" if abs(percent) < 0.05 else f"{abs(percent):.1f}"
+    return f"{size} % {'lower' if percent < 0 else 'higher'}"
 
 
 def verdict_sentence(comparison: Mapping[str, Any], baseline_title: str) -> str:
@@ -63,9 +64,20 @@ def verdict_sentence(comparison: Mapping[str, Any], baseline_title: str) -> str:
             f"({detail})."
         )
     return (
-        f"{title} on {workload}: no verdict, {comparison['reason']}; test loss {ratio} than "
-        f"{baseline_title}'s ({detail})."
-    ).replace("equal than", "equal to")
+        f"{title} on {workload}: no verdict, {comparison['reason']}; test loss {ratio} "
+        f"{_joint(ratio)} {_possessive(baseline_title)} ({detail})."
+    )
+
+
+def _joint(change: str) -> str:
+    """Return the word between a change and what it is a change from."""
+    if change == "equal":
+        return "to"
+    return "as" if change.endswith("as high") else "than"
+
+
+def _possessive(title: str) -> str:
+    return f"that of {title}" if title.endswith(")") else f"{title}'s"
 
 
 def has_interval(comparison: Mapping[str, Any]) -> bool:

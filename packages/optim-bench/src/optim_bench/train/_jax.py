@@ -14,6 +14,7 @@ from optim_bench.optimizers import OptimizerInfo
 from optim_bench.optimizers._info import import_object
 from optim_bench.train import _jax_models as models
 from optim_bench.train._jax_rate import Follower, follow_rate
+from optim_bench.train._same import SameFactory
 from optim_bench.train._seeding import seeded
 from optim_bench.train._session import CHUNK
 from optim_bench.workloads import Array, Workload
@@ -117,7 +118,8 @@ _KEPT = 16
 def _program(workload: Workload, info: OptimizerInfo, fixed: Mapping[str, Any]) -> Program:
     # By their text: 1, 1.0 and True are equal, and programs of them need not be.
     values = tuple(sorted((name, repr(value)) for name, value in fixed.items()))
-    key = (workload.name, workload.version, info.factory, info.evaluation, values)
+    factory = SameFactory(info.load_factory())
+    key = (workload.name, workload.version, factory, info.evaluation, values)
     if key not in _PROGRAMS:
         while len(_PROGRAMS) >= _KEPT:
             _PROGRAMS.popitem(last=False)

@@ -6,6 +6,7 @@ a rate, built there and then set to half of it, and built at half of it. Where t
 way of the first and the third does not, the rate is fixed when the optimizer is built.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from torch import nn
 
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo
+from optim_bench.train._same import SameFactory
 from optim_bench.train._torch_seeding import torch_seeded
 
 Start = Callable[[float], tuple[nn.Module, torch.optim.Optimizer]]
-# What was looked at in this process: a sweep opens the same optimizer many times.
-_CHECKED: set[Any] = set()
+# What was looked at lately in this process: a sweep opens the same few optimizers many times.
+_CHECKED: deque[SameFactory] = deque(maxlen=16)
 
 
 def group_rates(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -44,7 +46,7 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def check_rate(info: OptimizerInfo, start: Start, rate: float, device: str) -> None:
-    """Check once per process that an optimizer from outside listens to `group["lr"]`.
+    """Check, once for a factory in use, that an optimizer from outside listens to `group["lr"]`.
 
     Args:
         info: the optimizer.
@@ -55,7 +57,10 @@ def check_rate(info: OptimizerInfo, start: Start, rate: float, device: str) -> N
     Raises:
         ValueError: it does not.
     """
-    if info.key in OPTIMIZERS or info.key in OPTIONAL or info.factory in _CHECKED:
+    if info.key in OPTIMIZERS or info.key in OPTIONAL:
+        return
+    factory = SameFactory(info.load_factory())
+    if factory in _CHECKED:
         return
     built = _stepped(start, rate, 1.0, device)
     halved = _stepped(start, rate, 0.5, device)
@@ -66,7 +71,7 @@ def check_rate(info: OptimizerInfo, start: Start, rate: float, device: str) -> N
             "was built with, whatever the schedule says; let its param_groups be those of the "
             "optimizer that it wraps"
         )
-    _CHECKED.add(info.factory)
+    _CHECKED.append(factory)
 
 
 def _stepped(start: Start, rate: float, factor: float, device: str) -> list[torch.Tensor]:
