@@ -201,3 +201,41 @@ def test_states_that_lack_more_are_refused():
     message = "group 0 has 4 parameters saved, 6 here"
     with pytest.raises(ValueError, match=message):
         STAC(model).load_state_dict(old.state_dict())
+
+
+@pytest.mark.parametrize("hold_frozen", [True, False])
+def test_loading_says_where_frozen_parameters_are_the_difference(hold_frozen):
+    model = mlp()
+    model[1].requires_grad_(False)
+    old = STAC(model, hold_frozen=not hold_frozen)
+    step(model, old)
+    saved = old.state_dict()
+    # With names the ones that were left out are found.
+    for group in saved["param_groups"]:
+        group.pop("param_names", None)
+    saved.pop("param_names", None)
+    message = {
+        True: (
+            "group 0 has 4 parameters saved, 6 here, 2 of them frozen, which the saved one left "
+            "out: build the optimizer with hold_frozen=False"
+        ),
+        False: (
+            "group 0 has 6 parameters saved, 4 here. 2 of those saved have no state, as frozen "
+            "parameters have none: build the optimizer without hold_frozen=False"
+        ),
+    }[hold_frozen]
+    with pytest.raises(ValueError, match=f"{re.escape(message)}$"):
+        STAC(model, hold_frozen=hold_frozen).load_state_dict(saved)
+    STAC(model, hold_frozen=not hold_frozen).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("hold_frozen", [True, False])
+def test_another_difference_is_not_put_on_frozen_parameters(hold_frozen):
+    model = mlp()
+    model[1].requires_grad_(False)
+    saved = STAC(model.named_parameters(), hold_frozen=not hold_frozen).state_dict()
+    group = saved["param_groups"][0]
+    del group["params"][0], group["param_names"][0]
+    size, own = len(group["params"]), 6 if hold_frozen else 4
+    with pytest.raises(ValueError, match=f"group 0 has {size} parameters saved, {own} here$"):
+        STAC(model, hold_frozen=hold_frozen).load_state_dict(saved)

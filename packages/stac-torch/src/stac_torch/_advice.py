@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stac_torch._layers import LayerGroup, is_trained
-from stac_torch._partition import STACPartition
+from stac_torch._partition import Preset, STACPartition
 from stac_torch._transformer import output_embeddings
 
 _REMEDY = (
@@ -18,16 +18,32 @@ _REMEDY = (
 
 
 def warn_of_partition(
-    model: Any, partition: STACPartition, sign_modules: Sequence[Any], stacklevel: int
+    model: Any,
+    partition: STACPartition,
+    sign_modules: Sequence[Any],
+    preset: Preset,
+    stacklevel: int,
 ) -> None:
     """Warn if a partition into two sections leaves AdamW no matrix, or the output to sign.
+
+    Also if a preset that looks at parameters leaves nothing to sign, so that STAC is AdamW.
 
     Args:
         model: The model, or whatever names its parameters.
         partition: Its partition.
         sign_modules: What the user put on sign, which is then meant.
+        preset: What made the partition.
         stacklevel: Where the user is, seen from ``warnings.warn``.
     """
+    if preset != "last_layers":
+        if not partition.sign_layers:
+            msg = (
+                f"partition={preset!r} leaves the sign section empty, AdamW trains all, "
+                f"{_listed(partition.adamw_layers)}: name in sign_modules=[...] what the sign "
+                "update is to train; last_n_ratio=1.0 instead is AdamW without this warning"
+            )
+            warnings.warn(msg, UserWarning, stacklevel=stacklevel)
+        return
     if not partition.sign_layers or not partition.adamw_layers or sign_modules:
         return
     findings: list[str] = []

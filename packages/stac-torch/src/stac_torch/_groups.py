@@ -91,8 +91,7 @@ def param_groups(
         sign_modules=sign_modules,
         norms_on_adamw=norms_on_adamw,
     )
-    if partition == "last_layers":
-        warn_of_partition(model, found, sign_modules, stacklevel=3)
+    warn_of_partition(model, found, sign_modules, partition, stacklevel=3)
     groups = groups_of(
         found,
         hold_frozen=hold_frozen,
@@ -143,8 +142,8 @@ def sections_of(
     params, partitionable = materialized(params, role)
     if partitionable:
         partition, layers = find_partition(params, **options)
-        if options["partition"] == "last_layers":
-            warn_of_partition(params, partition, options["sign_modules"], stacklevel=4)
+        chosen = options["sign_modules"], options["partition"]
+        warn_of_partition(params, partition, *chosen, stacklevel=4)
         groups = groups_of(
             partition,
             decay=decay,

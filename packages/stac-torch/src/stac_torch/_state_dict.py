@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stac_torch._fused import same_layout
-from stac_torch._layers import clean_name
+from stac_torch._layers import clean_name, is_trained
 from stac_torch._legacy import from_published, is_published
 from stac_torch._loaded_state import check_state
 from stac_torch._local import is_dtensor
@@ -57,7 +57,7 @@ def normalized(
         )
         raise ValueError(msg)
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        _check_group(index, saved, group)
+        _check_group(index, saved, group, state_dict["state"])
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         options = _options(saved, group)
         for position, (key, parameter) in enumerate(
@@ -82,12 +82,14 @@ def _refuse_adamw(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, A
         raise ValueError(msg)
 
 
-def _check_group(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+def _check_group(
+    index: int, saved: Mapping[str, Any], group: Mapping[str, Any], state: Mapping[Any, Any]
+) -> None:
     if len(saved["params"]) != len(group["params"]):
         msg = (
             "loaded state dict contains a parameter group that doesn't match the size of "
             f"optimizer's group: group {index} has {len(saved['params'])} parameters saved, "
-            f"{len(group['params'])} here"
+            f"{len(group['params'])} here{_frozen_hint(saved, group, state)}"
         )
         raise ValueError(msg)
     role = saved.get("role", group["role"])
@@ -104,6 +106,24 @@ def _check_group(index: int, saved: Mapping[str, Any], group: Mapping[str, Any])
             "install a newer stac-torch"
         )
         raise ValueError(msg)
+
+
+def _frozen_hint(
+    saved: Mapping[str, Any], group: Mapping[str, Any], state: Mapping[Any, Any]
+) -> str:
+    """Say what to do if frozen parameters, which one of the two left out, are the difference."""
+    more = len(group["params"]) - len(saved["params"])
+    if more > 0 and more == sum(not is_trained(p) for p in group["params"]):
+        return (
+            f", {more} of them frozen, which the saved one left out: build the optimizer with "
+            "hold_frozen=False"
+        )
+    if more < 0 and -more == sum(not state.get(key) for key in saved["params"]):
+        return (
+            f". {-more} of those saved have no state, as frozen parameters have none: build the "
+            "optimizer without hold_frozen=False"
+        )
+    return ""
 
 
 def saved_names(state_dict: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
