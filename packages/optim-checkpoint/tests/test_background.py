@@ -3,11 +3,11 @@
 import errno
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
 import warnings
-from functools import partial
 
 import numpy as np
 import optim_checkpoint as oc
@@ -163,9 +163,7 @@ def test_a_failure_in_a_process_of_multiprocessing_is_said(tmp_path, how, then, 
     assert ("KeyError: 'mine'" in out.stderr) == (then == "raise")
 
 
-def test_a_relative_folder_where_there_is_no_working_folder_is_a_typed_error(
-    tmp_path, monkeypatch
-):
+def test_a_relative_folder_where_there_is_no_working_folder_is_a_typed_error(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -239,9 +237,7 @@ def test_an_interrupt_wherever_it_lands_mixes_no_two_saves(
         monkeypatch.setattr(_fs, "ops", slow)
         timer = threading.Timer(0.02, slow.go.set)
         timer.start()
-        hit = interrupted(
-            lambda c=checkpointer: (c._submit(make_document(2)), c.wait()), number
-        )
+        hit = interrupted(lambda c=checkpointer: (c._submit(make_document(2)), c.wait()), number)
         # The thread of step 2, if there is one, has still to write.
         checkpointer._submit(make_document(3))
         assert checkpointer.wait() == root / "step-00000003"
@@ -252,6 +248,30 @@ def test_an_interrupt_wherever_it_lands_mixes_no_two_saves(
             break
         committed += 2 in oc.steps(root)
     assert 2 < committed < number - 10
+
+
+def test_an_interrupt_while_it_waits_does_not_end_the_waiting(
+    tmp_path, make_document, load, check, monkeypatch
+):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    slow = Slow()
+    monkeypatch.setattr(_fs, "ops", slow)
+    checkpointer = BackgroundCheckpointer(tmp_path)
+    checkpointer._submit(make_document(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.wait()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    threading.Timer(0.1, slow.go.set).start()
+    checkpointer._submit(make_document(2))
+    checkpointer.wait()
+    for step in (1, 2):
+        check(load(tmp_path, step).value, step)
 
 
 def test_no_memory_for_the_copy_is_a_typed_error(tmp_path, make_document, monkeypatch):

@@ -49,7 +49,7 @@ class _Writer:
         self.go = self._waits.release
 
     def join(self) -> None:
-        # Not Thread.join, after which, if it is interrupted, Python 3.11 takes the thread for ended.
+        # Not Thread.join: where that is interrupted, Python 3.11 takes the thread for ended.
         with self._works:
             pass
 
@@ -83,10 +83,10 @@ class BackgroundCheckpointer:
             # A later change of the working folder must not split the run.
             self._path = Path(path).absolute()
         except OSError as error:
-            code = errno.errorcode.get(error.errno or 0, str(error.errno))
+            code = errno.errorcode.get(error.errno or 0, "an error")
             raise CheckpointWriteError(
-                f"nothing can be saved to {os.fspath(path)}: {code} ({os.strerror(error.errno or 0)}) "
-                "for the working folder; give an absolute path",
+                f"nothing can be saved to {os.fspath(path)}: {code} ({error.strerror}) for the "
+                "working folder; give an absolute path",
                 errno=error.errno,
             ) from error
         self._process = os.getpid()
