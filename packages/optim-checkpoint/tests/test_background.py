@@ -1,7 +1,9 @@
 """Saving in the background: where it saves, and who hears of a save that failed."""
 
 import errno
+import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -75,7 +77,7 @@ def end_of(situation):
     return out.returncode, out.stderr
 
 
-@pytest.mark.parametrize("situation", ["pass", "checkpointer._thread.join(); del checkpointer"])
+@pytest.mark.parametrize("situation", ["pass", "checkpointer._writer.join(); del checkpointer"])
 def test_a_failure_that_nobody_waits_for_is_said_at_the_end(situation):
     code, err = end_of(situation)
     assert code == 120
@@ -99,12 +101,78 @@ def test_a_failure_that_was_raised_is_not_said_again(situation):
 
 def test_a_failure_is_not_that_of_a_forked_process():
     code, err = end_of(
-        "checkpointer._thread.join()\npid = os.fork()\n"
+        "checkpointer._writer.join()\npid = os.fork()\n"
         "if pid == 0: sys.exit(0)\n"
         "print(os.waitpid(pid, 0)[1])\nassert os.waitstatus_to_exitcode(0) == 0\n"
         "try: checkpointer.wait()\nexcept Exception: pass"
     )
     assert (code, err) == (0, "")
+
+
+CHILD = """
+import errno, multiprocessing, sys, tempfile
+from optim_checkpoint import _fs
+from optim_checkpoint._background import BackgroundCheckpointer
+from optim_checkpoint._commit import Document
+
+class Full(_fs.FileOps):
+    def write(self, fd, data):
+        raise OSError(errno.ENOSPC, "disk full")
+
+def train(root, then):
+    _fs.ops = Full()
+    checkpointer = BackgroundCheckpointer(root)
+    checkpointer._submit(Document(7, {}, {}, {}))
+    if then == "raise":
+        raise KeyError("mine")
+    if then == "wait":
+        try:
+            checkpointer.wait()
+        except Exception:
+            pass
+
+if __name__ == "__main__":
+    how, then = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as root:
+        process = multiprocessing.get_context(how).Process(target=train, args=(root, then))
+        process.start()
+        process.join()
+        print(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "then", "expected"),
+    [
+        ("fork", "end", [120]),
+        ("forkserver", "end", [120]),
+        ("spawn", "end", [120]),
+        # From Python 3.13 on the status is chosen before anything can be added to it.
+        ("fork", "raise", [1, 120]),
+        ("fork", "wait", [0]),
+    ],
+)
+def test_a_failure_in_a_process_of_multiprocessing_is_said(tmp_path, how, then, expected):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), how, then], capture_output=True, text=True
+    )
+    assert int(out.stdout) in expected
+    assert out.stderr.count("step 7 was not saved") == (then != "wait")
+    assert ("KeyError: 'mine'" in out.stderr) == (then == "raise")
+
+
+def test_a_relative_folder_where_there_is_no_working_folder_is_a_typed_error(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(
+        oc.CheckpointWriteError, match=r"saved to run: ENOENT .* working folder; give an absolute"
+    ) as caught:
+        BackgroundCheckpointer("run")
+    assert caught.value.errno == errno.ENOENT
+    BackgroundCheckpointer(tmp_path / "run")
 
 
 @pytest.mark.parametrize("closed", [None, "closed"])
@@ -127,6 +195,83 @@ def test_a_forked_process_saves_nothing_of_its_parent(tmp_path, make_document, m
     monkeypatch.undo()
     checkpointer.wait()
     assert oc.steps(tmp_path) == [1, 2]
+
+
+def interrupted(call, number):
+    """Say whether a call came to the point of this number, and interrupt it there.
+
+    Python looks for signals when a function begins and when one in C has returned.
+    """
+    file, start = _background.__file__, threading.Thread.start.__code__
+    left = number
+
+    def strike(frame, event, argument):
+        nonlocal left
+        code = frame.f_code
+        if event in ("call", "c_return") and (code.co_filename == file or code is start):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(strike)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def test_an_interrupt_wherever_it_lands_mixes_no_two_saves(
+    memory_path, make_document, load, check, monkeypatch
+):
+    committed = 0
+    for number in itertools.count(1):
+        root = memory_path / str(number)
+        checkpointer = BackgroundCheckpointer(root)
+        checkpointer._submit(make_document(1))
+        checkpointer.wait()
+        slow = Slow()
+        monkeypatch.setattr(_fs, "ops", slow)
+        timer = threading.Timer(0.02, slow.go.set)
+        timer.start()
+        hit = interrupted(lambda c=checkpointer: (c._submit(make_document(2)), c.wait()), number)
+        # The thread of step 2, if there is one, has still to write.
+        checkpointer._submit(make_document(3))
+        assert checkpointer.wait() == root / "step-00000003"
+        timer.join()
+        for step in oc.steps(root):
+            check(load(root, step).value, step)
+        if not hit:
+            break
+        committed += 2 in oc.steps(root)
+    assert 2 < committed < number - 10
+
+
+def test_an_interrupt_while_it_waits_does_not_end_the_waiting(
+    tmp_path, make_document, load, check, monkeypatch
+):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    slow = Slow()
+    monkeypatch.setattr(_fs, "ops", slow)
+    checkpointer = BackgroundCheckpointer(tmp_path)
+    checkpointer._submit(make_document(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.wait()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    threading.Timer(0.1, slow.go.set).start()
+    checkpointer._submit(make_document(2))
+    checkpointer.wait()
+    for step in (1, 2):
+        check(load(tmp_path, step).value, step)
 
 
 def test_no_memory_for_the_copy_is_a_typed_error(tmp_path, make_document, monkeypatch):

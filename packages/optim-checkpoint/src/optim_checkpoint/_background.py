@@ -1,10 +1,11 @@
 # pyright: strict
 """Saving in the background: training waits for a copy in memory, not for the disk."""
 
+import errno
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,41 @@ from optim_checkpoint._shard import Entry
 # What is read on the training's own thread before the copies of it run: the host copies of tensors
 # on another device, all at once, would be a second copy of the state.
 _WINDOW = 64 << 20
+Memory = npt.NDArray[np.uint8]
+
+
+class _Writer:
+    """A thread that calls `work` with what it is given before `go`, or ends without.
+
+    It is started before there is anything to do: an interrupt inside of `Thread.start` leaves open
+    whether there is a thread, and then there is nothing that it could do.
+    """
+
+    def __init__(self, work: Callable[[Document, Memory], None]) -> None:
+        self._work = work
+        self._given: list[tuple[Document, Memory]] = []
+        self._waits = threading.Lock()
+        self._waits.acquire()
+        self._works = threading.Lock()
+        self._works.acquire()
+        # Not a daemon: the interpreter does not end before the save has.
+        self._thread = threading.Thread(target=self._run, daemon=False)
+        self.start = self._thread.start
+        self.give = self._given.append
+        self.go = self._waits.release
+
+    def join(self) -> None:
+        # Not Thread.join: where that is interrupted, Python 3.11 takes the thread for ended.
+        with self._works:
+            pass
+
+    def _run(self) -> None:
+        try:
+            self._waits.acquire()
+            for document, memory in self._given:
+                self._work(document, memory)
+        finally:
+            self._works.release()
 
 
 class BackgroundCheckpointer:
@@ -43,17 +79,26 @@ class BackgroundCheckpointer:
     """
 
     def __init__(self, path: StrPath, *, keep: int | None = None, replace: bool = False) -> None:
-        # A later change of the working folder must not split the run.
-        self._path = Path(path).absolute()
+        try:
+            # A later change of the working folder must not split the run.
+            self._path = Path(path).absolute()
+        except OSError as error:
+            code = errno.errorcode.get(error.errno or 0, "an error")
+            raise CheckpointWriteError(
+                f"nothing can be saved to {os.fspath(path)}: {code} ({error.strerror}) for the "
+                "working folder; give an absolute path",
+                errno=error.errno,
+            ) from error
         self._process = os.getpid()
         self._keep = check_keep(keep)
         self._replace = replace
-        self._thread: threading.Thread | None = None
-        self._submitting = threading.Lock()
+        self._writer: _Writer | None = None
+        self._guard = threading.Lock()
+        self._submitting: object = None
         self._error: BaseException | None = None
         self._failure = object()
         self._last: Path | None = None
-        self._staging: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._staging: Memory = np.empty(0, np.uint8)
 
     def __enter__(self) -> Self:
         return self
@@ -85,40 +130,56 @@ class BackgroundCheckpointer:
         if os.getpid() != self._process:
             return self._last
         # While it waits, a signal handler may start a save of its own.
-        while (pending := self._thread) is not None:
+        while (pending := self._writer) is not None:
             pending.join()
-            if self._thread is pending:
-                self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            _unreported.told(self._failure)
-            raise error
+            if self._writer is pending:
+                self._writer = None
+        if (error := self._error) is not None:
+            self._error = None
+            try:
+                raise error
+            finally:
+                _unreported.told(self._failure)
         return self._last
 
+    # An interrupt, or what a signal handler raises, may come after any call. So what a `finally`
+    # has to undo is seen by it whether or not the call that did it has come back.
     def _submit(self, document: Document) -> None:
         check_not_spread(document)
         self._check_process(document.step)
-        # There is one staging memory: what is being copied into it must not be mixed with more.
-        if not self._submitting.acquire(blocking=False):
-            raise CheckpointWriteError(
-                f"step {document.step} was not saved: another save is being copied; in a signal "
-                "handler set a flag and save after the step, and save from one thread"
-            )
+        claim = object()
         try:
+            with self._guard:
+                if self._submitting is None:
+                    self._submitting = claim
+            # What is being copied must not be mixed with more.
+            if self._submitting is not claim:
+                raise CheckpointWriteError(
+                    f"step {document.step} was not saved: another save is being copied; in a "
+                    "signal handler set a flag and save after the step, and save from one thread"
+                )
             self.wait()
-            staged = self._stage(document)
-            # Not a daemon: the interpreter does not end before the save has.
-            thread = threading.Thread(target=self._commit, args=(staged,), daemon=False)
+            self._start(document)
+        finally:
+            if self._submitting is claim:
+                self._submitting = None
+
+    def _start(self, document: Document) -> None:
+        writer = _Writer(self._commit)
+        try:
             try:
-                thread.start()
+                writer.start()
             except RuntimeError as error:
                 raise CheckpointWriteError(
                     f"step {document.step} was not saved: {error}; save() needs no thread"
                 ) from error
-            # Only now: a thread that could not be started cannot be waited for.
-            self._thread = thread
+            _unreported.begun(self._failure, writer.join)
+            given = self._stage(document)
+            # Known before it has work, so that no work is ever unknown.
+            self._writer = writer
+            writer.give(given)
         finally:
-            self._submitting.release()
+            writer.go()
 
     def _check_process(self, step: int) -> None:
         if os.getpid() != self._process:
@@ -127,13 +188,16 @@ class BackgroundCheckpointer:
                 f"which forked {os.getpid()}; make one in the process that saves"
             )
 
-    def _stage(self, document: Document) -> Document:
+    def _stage(self, document: Document) -> tuple[Document, Memory]:
         total = sum(entry.nbytes for entries in document.parts.values() for entry in entries)
-        if total > self._staging.nbytes:
+        # The memory is that of the copy until the commit has ended: where an interrupt ends one of
+        # the two, nothing that still goes on writes or reads what a later save uses.
+        memory, self._staging = self._staging, np.empty(0, np.uint8)
+        if total > memory.nbytes:
             # Without the old one beside the new one.
-            self._staging = np.empty(0, np.uint8)
+            del memory
             try:
-                self._staging = np.empty(total, np.uint8)
+                memory = np.empty(total, np.uint8)
             except MemoryError as error:
                 raise CheckpointWriteError(
                     f"step {document.step} was not saved: no memory for a copy of {total} bytes; "
@@ -146,7 +210,7 @@ class BackgroundCheckpointer:
         for part, entries in document.parts.items():
             copies: list[Entry] = []
             for entry in entries:
-                target = self._staging[start : start + entry.nbytes]
+                target = memory[start : start + entry.nbytes]
                 start += entry.nbytes
                 # On this thread, whose stream the pending computations of a device are ordered by.
                 jobs.append((entry.nbytes, partial(copy_bytes, memoryview(target), entry.data())))
@@ -157,12 +221,15 @@ class BackgroundCheckpointer:
                 copies.append(replace(entry, read=lambda target=target: memoryview(target)))
             parts[part] = copies
         _parallel.run(jobs)
-        return replace(document, parts=parts)
+        return replace(document, parts=parts), memory
 
-    def _commit(self, document: Document) -> None:
+    def _commit(self, document: Document, memory: Memory) -> None:
         try:
             self._last = commit(self._path, document, keep=self._keep, replace=self._replace)
         except BaseException as error:  # noqa: BLE001 - raised by the next wait
             self._error = error
             text = f"a save in the background failed, and nothing has asked for it since: {error}"
             _unreported.note(self._failure, text)
+        finally:
+            self._staging = memory
+            _unreported.ended(self._failure)

@@ -50,15 +50,16 @@ def make(
     """Return what `class_of` described, or None if it cannot have described this."""
     if not all(isinstance(key, str) for key in attributes):
         return None
+    # Not OrderedDict[Any, Any](): that would leave its parameters in an attribute.
     result: Any
     if name == "defaultdict":
         if not isinstance(factory, str) or factory not in _FACTORIES or attributes:
             return None
-        result = defaultdict[Any, Any](_FACTORIES[factory])
+        result = cast("Any", defaultdict)(_FACTORIES[factory])
     elif factory is not None:
         return None
     else:
-        result = OrderedDict[Any, Any]() if name == "OrderedDict" else Counter[Any]()
+        result = cast("Any", OrderedDict if name == "OrderedDict" else Counter)()
         result.__dict__.update(attributes)
     # Not result.update(): that of a Counter adds numbers.
     for key, item in items.items():

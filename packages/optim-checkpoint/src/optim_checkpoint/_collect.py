@@ -147,7 +147,7 @@ class Collector:
         identity = None
         if array.size:
             identity = (array.ctypes.data, moved.shape, moved.strides, array.dtype.str)
-            self.views.append(View.of("numpy", array, path, identity))
+            self.views.append(View.of("cpu", array, path, identity))
         typed = self.add_numpy(moved, key, path, identity) or {}
         if order == tuple(range(array.ndim)):
             return typed

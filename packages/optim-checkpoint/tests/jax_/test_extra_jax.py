@@ -1,6 +1,6 @@
 """`extra` of a JAX run: its arrays are filled after its containers were made."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,34 @@ def test_containers_stay_what_they_were(tmp_path):
     assert isinstance(found["ordered"]["b"], jax.Array)
     assert found["long"] == extra["long"]
     assert found["fortran"].flags.f_contiguous
+
+
+SHARED = [1]
+ROWS = {
+    "plain": [None, True, 3, 0.5, 1j, "a", b"b", (1,), [2], {"k": 1}],
+    "long": list(range(5000)),
+    "OrderedDict": OrderedDict(b=jnp.ones(2), a=1),
+    "Counter": Counter("aab"),
+    "defaultdict": defaultdict(list, {"x": [1]}),
+    "array": [jnp.ones(2), np.ones(3), np.float32(1.5)],
+    "order": np.asfortranarray(np.ones((2, 3))),
+    "view": np.arange(9)[::2],
+    "twice": [SHARED, SHARED],
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_what_came_back_can_be_saved_again(tmp_path, row):
+    ckpt.save(tmp_path, 1, extra={"v": ROWS[row]})
+    once = ckpt.restore(tmp_path).extra
+    ckpt.save(tmp_path, 2, extra=once)
+    assert repr(ckpt.restore(tmp_path).extra) == repr({"v": ROWS[row]})
+    assert getattr(once["v"], "__dict__", {}) == {}
+
+
+def test_extra_itself_keeps_its_class(tmp_path):
+    ckpt.save(tmp_path, 1, extra=OrderedDict(b=1, a=2))
+    assert repr(ckpt.restore(tmp_path).extra) == repr(OrderedDict(b=1, a=2))
 
 
 def test_sharing_that_doubles_at_every_level_takes_no_time():

@@ -103,6 +103,7 @@ def test_the_staging_memory_is_reused(tmp_path):
         checkpointer.wait()
         memory = checkpointer._staging.ctypes.data
         checkpointer.save(2, model=model)
+        checkpointer.wait()
         assert checkpointer._staging.ctypes.data == memory
 
 
@@ -121,7 +122,7 @@ def test_a_save_that_a_signal_handler_starts_is_not_overwritten_by_the_one_it_in
             checkpointer.save(1, extra={"t": torch.ones(3)})
             threading.Timer(0.1, slow.go.set).start()
 
-    checkpointer._thread = Pending()
+    checkpointer._writer = Pending()
     checkpointer.save(2, extra={"t": torch.zeros(3)})
     checkpointer.wait()
     assert ckpt.restore(tmp_path, 1).extra["t"].tolist() == [1.0, 1.0, 1.0]

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, OrderedDict, defaultdict
+from types import MappingProxyType
 
 import numpy as np
 import optim_checkpoint as oc
@@ -21,6 +22,7 @@ def features(folder):
     return json.loads((folder / "step-00000001" / "manifest.json").read_bytes())["features"]
 
 
+SHARED = [1]
 CLASSES = {
     "OrderedDict": OrderedDict(b=1, a=[2]),
     "Counter": Counter("aab") - Counter("b"),
@@ -40,6 +42,40 @@ def test_the_dicts_of_the_standard_library_keep_their_class(tmp_path, case):
     assert features(tmp_path) == ["exact"]
     if isinstance(value, defaultdict):
         assert found.default_factory is value.default_factory
+
+
+ROWS = {
+    "plain": [None, True, 3, 0.5, 1j, "a", b"b", (1,), [2], {"k": 1}],
+    "long": list(range(5000)),
+    "OrderedDict": OrderedDict(b=1, a=[2]),
+    "Counter": Counter("aab"),
+    "defaultdict": defaultdict(list, {"x": [1]}),
+    "state dict": torch.nn.BatchNorm1d(3).state_dict(),
+    "tensor": torch.ones(2),
+    "parameter": torch.nn.Parameter(torch.ones(2)),
+    "array": np.ones(3),
+    "scalar": np.float32(1.5),
+    "order": [np.asfortranarray(np.ones((2, 3))), torch.ones(2, 3).t()],
+    "view": [np.arange(9)[::2], torch.arange(9)[::2], torch.ones(1).expand(3)],
+    "twice": [SHARED, SHARED],
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_what_came_back_can_be_saved_again(tmp_path, row):
+    value = ROWS[row]
+    once = through(tmp_path / "1", {"v": value})
+    twice = through(tmp_path / "2", once)
+    assert repr(twice) == repr({"v": value})
+    assert getattr(once["v"], "__dict__", {}) == getattr(value, "__dict__", {})
+
+
+def test_extra_itself_keeps_its_class(tmp_path):
+    found = through(tmp_path / "1", OrderedDict(b=1, a=2))
+    assert repr(found) == repr(OrderedDict(b=1, a=2))
+    assert type(through(tmp_path / "2", MappingProxyType({"a": 1}))) is dict
+    with pytest.raises(oc.UnsupportedStateError, match=r"^extra: a .*Odd is a subclass of dict"):
+        ckpt.save(tmp_path, 1, extra=Odd(a=1))
 
 
 def test_a_state_dict_keeps_its_versions(tmp_path):
@@ -71,6 +107,14 @@ REFUSED = {
         ),
     ),
     "views of a tensor": ([T[1:], T], r"^extra\['v'\]\[0\]: shares memory with extra\['v'\]\[1\]"),
+    "an array and a tensor of one memory": (
+        [A, torch.from_numpy(A)],
+        r"^extra\['v'\]\[1\]: shares memory with extra\['v'\]\[0\] and would come back apart",
+    ),
+    "an array and a tensor that overlap": (
+        [A[2:], torch.from_numpy(A)],
+        r"^extra\['v'\]\[0\]: shares memory with extra\['v'\]\[1\]",
+    ),
     "an attribute": (
         (lambda d: (setattr(d, "note", print), d)[1])(OrderedDict()),
         r"^extra\['v'\]\['note'\]: a builtins.builtin_function_or_method cannot be stored",
@@ -106,6 +150,12 @@ def test_what_is_in_two_places_comes_back_as_one(tmp_path):
     assert found["tensor"][0].data_ptr() == found["tensor"][1].data_ptr()
     assert found["long"][0] is found["long"][1]
     assert found["after"][0] is not found["after"][1]
+
+
+def test_an_array_and_a_tensor_without_a_common_element_are_kept(tmp_path):
+    base = np.arange(6.0)
+    found = through(tmp_path, {"a": base[::2], "t": torch.from_numpy(base)[1::2]})
+    assert (found["a"].tolist(), found["t"].tolist()) == ([0, 2, 4], [1, 3, 5])
 
 
 def test_a_list_in_itself_is_refused(tmp_path):

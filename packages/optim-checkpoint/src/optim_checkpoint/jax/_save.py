@@ -47,7 +47,8 @@ def build_document(
         sections["optimizer"] = encode_state(opt_state, params, parts["optim"])
     train: dict[str, object] = {}
     features = parts["train"].features
-    for name, value in (("rng", rng), ("extra", None if extra is None else dict(extra))):
+    loose = extra if extra is None or isinstance(extra, dict) else dict(extra)
+    for name, value in (("rng", rng), ("extra", loose)):
         if value is not None:
             train[name] = encode_exact(value, name, array_leaf(parts["train"], ""), features)
     parts["train"].check_views()

@@ -85,7 +85,8 @@ def build_document(
         train[name] = encode(value.state_dict(), name, leaf)
     if extra is not None:
         leaf = tensor_leaf(collector, "", exact=True)
-        train["extra"] = encode_exact(dict(extra), "extra", leaf, collector.features)
+        value = extra if isinstance(extra, dict) else dict(extra)
+        train["extra"] = encode_exact(value, "extra", leaf, collector.features)
         collector.check_views()
     own: dict[str, object] | None = None if rank is None else {}
     if rng and own is not None:
