@@ -118,7 +118,7 @@ def keep_tensors(groups: Sequence[dict[str, Any]], before: Sequence[Mapping[str,
 
     def put(old: Any, new: Any) -> Any:
         if isinstance(old, torch.Tensor) and _fits(old, new):
-            value = torch.as_tensor(new)
+            value = _tensor(new)
             if id(old) not in first:
                 first[id(old)] = value
                 return old.copy_(value)
@@ -139,11 +139,16 @@ def keep_tensors(groups: Sequence[dict[str, Any]], before: Sequence[Mapping[str,
                     group[key] = put(old[key], group[key])
 
 
+def _tensor(value: Any) -> torch.Tensor:
+    # as_tensor() would move a tensor, too, to the device of torch.set_default_device().
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def _fits(old: torch.Tensor, new: object) -> bool:
     """Say whether a tensor can take a value: of its shape, and no fraction where it has none."""
     if isinstance(new, bool) or not isinstance(new, _NUMBERS):
         return False
-    value = torch.as_tensor(new)
+    value = _tensor(new)
     if isinstance(new, torch.Tensor) and value.shape != old.shape:
         return False
     return torch.can_cast(value.dtype, old.dtype)
@@ -165,7 +170,7 @@ def _equal_numbers(one: object, other: object) -> bool:
         return False
     dtypes = [value.dtype for value in (one, other) if isinstance(value, torch.Tensor)]
     dtype = min(dtypes, key=lambda each: each.itemsize)
-    first, second = (torch.as_tensor(value).detach().cpu().to(dtype) for value in (one, other))
+    first, second = (_tensor(value).detach().cpu().to(dtype) for value in (one, other))
     if first.shape != second.shape and len(dtypes) == 2:
         return False
     return bool(((first == second) | ((first != first) & (second != second))).all())

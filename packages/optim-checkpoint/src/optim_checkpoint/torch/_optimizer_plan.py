@@ -214,6 +214,10 @@ def plan_optimizer(
                 f"optimizer parameter {name} has no shape yet: run the model once first"
             )
             continue
+        if live[name].is_meta:
+            differences.append(
+                f"optimizer parameter {name} is on the meta device: give it memory first"
+            )
         dtype, shape = saved.params[name]
         here = (DTYPES.get(live[name].dtype), tuple(live[name].shape))
         if here != (dtype, shape):

@@ -78,16 +78,18 @@ class _Plan:
 
     def apply(self, undo: Undo) -> None:
         """Load everything that can still fail; `undo` receives what takes it back."""
+        # Registered first, taken back last: what loads itself may draw, there and back.
+        _rng.keep(undo)
         for plan in self.optimizers.values():
             plan.apply(undo)
         for name, stateful in self.target.statefuls.items():
             before = copy.deepcopy(stateful.state_dict())
             undo(_loader(stateful, before))
             stateful.load_state_dict(like_live(self.train[name], before))
-        if self.target.rng and "rng" in self.train:
-            _rng.restore(self.train["rng"], undo)
         if self.model is not None:
             self.model.apply(undo)
+        if self.target.rng and "rng" in self.train:
+            _rng.restore(self.train["rng"])
 
     def finish(self) -> None:
         """Do what cannot fail and is not taken back."""
