@@ -254,6 +254,21 @@ def test_an_object_that_does_not_take_its_state_is_refused(tmp_path, live, said)
     assert live.state == before
 
 
+class Stubborn(Plain):
+    """Refuses every state, after it has changed what it has."""
+
+    def load_state_dict(self, state):
+        self.state["a"] += 1
+        raise KeyError("never")
+
+
+def test_an_object_that_refuses_what_it_had_is_said(tmp_path):
+    ckpt.save(tmp_path, 1, scheduler=Plain(a=5))
+    said = "Stubborn refused what it had before; its attributes were put back: 'never'"
+    with pytest.warns(oc.CheckpointWarning, match=said), pytest.raises(KeyError, match="never"):
+        ckpt.restore(tmp_path, scheduler=Stubborn(a=1))
+
+
 def test_what_is_never_the_same_twice_is_not_compared(tmp_path):
     ckpt.save(tmp_path, 1, scheduler=Ticking(a=5))
     live = Ticking(a=1)

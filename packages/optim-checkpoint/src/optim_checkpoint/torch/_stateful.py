@@ -11,6 +11,7 @@ import torch
 from optim_checkpoint._errors import CheckpointWarning, IncompatibleCheckpointError, shown
 from optim_checkpoint.torch._hyper import equal
 from optim_checkpoint.torch._names import live_differences
+from optim_checkpoint.torch._own_load import same
 from optim_checkpoint.torch._save import Stateful
 from optim_checkpoint.torch._scheduler import like_live
 
@@ -111,7 +112,8 @@ def _snapshot(live: Stateful, state: Any) -> Callable[[], None]:
         # First the attributes, for a load that does not know of all; then what was changed in them.
         put_back()
         try:
-            live.load_state_dict(state)
+            if not same(live.state_dict(), state):
+                live.load_state_dict(state)
         except Exception as error:  # noqa: BLE001 - user code, which may have raised before, too
             warnings.warn(
                 f"load_state_dict() of the {type(live).__name__} refused what it had before; its "
