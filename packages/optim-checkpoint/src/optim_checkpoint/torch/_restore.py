@@ -234,8 +234,9 @@ def restore(
     hyperparameters are compared with what is live; only then does anything change. The values are
     copied into the model's own tensors; what a module keeps beside its parameters and buffers, or
     loads by code or hooks of its own, goes through its `load_state_dict` and is read back. An
-    optimizer's state is matched by parameter name and keeps its saved dtypes; its hyperparameters
-    are read back.
+    optimizer's state is matched by parameter name and keeps its saved dtypes; state and
+    hyperparameters are read back, and so is what schedulers and scalers were given. The generators
+    are set last.
 
     Several models, optimizers, schedulers or scalers are given as a mapping, under the names they
     were saved with, and all of them.
