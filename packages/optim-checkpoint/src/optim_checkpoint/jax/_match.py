@@ -97,7 +97,7 @@ def _leaf(where: str, saved: Any, template: Any, differences: list[str]) -> Call
             _compare(where, there, here, differences)
             if there == here:
                 saved.narrow(template)
-        return lambda: saved.value(template)
+        return lambda: _like(saved, template)
     there = _describe(saved)
     if there is not None:
         if here is None:
@@ -115,7 +115,29 @@ def _leaf(where: str, saved: Any, template: Any, differences: list[str]) -> Call
             f"{where} is the {type(saved).__name__} {shown(saved)} in the checkpoint, "
             f"{here[1]}{list(here[0])} here"
         )
-    return lambda: saved
+    return lambda: _like(saved, template)
+
+
+def _like(saved: Any, template: Any) -> Any:
+    """Return a restored leaf in the class of its template, and placed as that is.
+
+    A `jax.ShapeDtypeStruct` without a sharding, as `jax.eval_shape` makes it of NumPy arrays too,
+    says nothing of the class: it is the saved one.
+    """
+    if isinstance(saved, Pending):
+        if not isinstance(template, np.ndarray | np.generic):
+            return saved.value(template)
+        # A tied leaf may be a JAX array elsewhere, which nobody may write into.
+        array = np.array(saved.array)
+        return array[()] if isinstance(template, np.generic) else array
+    if not isinstance(saved, np.ndarray | np.generic):
+        return saved
+    if getattr(template, "sharding", None) is not None:
+        weak = bool(getattr(template, "weak_type", False))
+        return Pending(np.array(saved), weak=weak).value(template)
+    if isinstance(template, np.ndarray):
+        return np.asarray(saved)
+    return saved[()] if isinstance(template, np.generic) else saved
 
 
 def _described_by_jax(value: Any) -> tuple[tuple[int, ...], str] | None:
@@ -165,6 +187,6 @@ def _packed(
         vector = np.empty(shape, np.dtype(saved.dtype))
         for i, path in enumerate(parameters):
             vector[i] = stored[path]
-        return Pending(vector).value(template) if saved.is_jax else vector
+        return _like(Pending(vector) if saved.is_jax else vector, template)
 
     return make

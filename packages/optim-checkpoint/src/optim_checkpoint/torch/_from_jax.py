@@ -128,4 +128,4 @@ def settle_steps(steps: list[tuple[dict[str, Any], torch.Tensor]]) -> None:
             raise IncompatibleCheckpointError(
                 [f"{number} steps were taken, torch counts exactly only below 2**24"]
             )
-        slots["step"] = torch.tensor(float(number), dtype=torch.float32)
+        slots["step"] = torch.tensor(float(number), dtype=torch.float32, device="cpu")

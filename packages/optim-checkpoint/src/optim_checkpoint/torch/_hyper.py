@@ -22,6 +22,8 @@ STRUCTURAL = {"params", "param_names"}
 # How a step is computed, not what: an optimizer may decide it by the machine it is on.
 _EXECUTION = {"foreach", "fused", "capturable", "differentiable"}
 _NUMBERS = (int, float, complex, np.number, torch.Tensor)
+# By its id a tensor, which has to live as long as the id is asked for, and its new value.
+Shared = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +80,18 @@ def _same_kind(saved: object, live: object) -> bool:
     return type(saved) is type(live)
 
 
-def written_by_steps(
+def only_live(
     g: int, live: Mapping[str, Any], hyper: Mapping[str, Any], defaults: Collection[str]
 ) -> list[str]:
-    """List what a step has written into a live group and the checkpoint lacks.
+    """List the keys of a live group that neither the checkpoint nor the optimizer's defaults have.
 
-    Asked where the saved optimizer had not stepped and the live one has: what its steps wrote would
-    go on counting.
+    A step may have written them after the checkpoint, and would go on from there; or the user gave
+    them. Nothing tells these apart, so that neither keeping nor dropping them is right.
     """
     known = {*hyper, *defaults, *SCHEDULER_KEYS, *STRUCTURAL}
     return [
-        f"group {g} has {shown(key)}, the checkpoint of before the first step has not: build the "
-        "optimizer anew and restore into that one"
+        f"group {g} has {shown(key)}, the checkpoint has not: where a step wrote it, build the "
+        "optimizer anew or delete the key, and restore then; where you gave it, do so afterwards"
         for key in live
         if key not in known
     ]
@@ -104,7 +106,9 @@ def tensors_in(value: object) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
-def keep_tensors(groups: Sequence[dict[str, Any]], before: Sequence[Mapping[str, Any]]) -> None:
+def keep_tensors(
+    groups: Sequence[dict[str, Any]], before: Sequence[Mapping[str, Any]], first: Shared
+) -> None:
     """Put new values into the tensors that groups had, which a captured or compiled step reads.
 
     A tensor that several places shared stays with those that get its first new value; the others
@@ -113,16 +117,17 @@ def keep_tensors(groups: Sequence[dict[str, Any]], before: Sequence[Mapping[str,
     Args:
         groups: The groups as loaded.
         before: What they held.
+        first: The tensors that got a value, in this optimizer or in another one.
     """
-    first: dict[int, Any] = {}
 
     def put(old: Any, new: Any) -> Any:
         if isinstance(old, torch.Tensor) and _fits(old, new):
-            value = torch.as_tensor(new)
+            value = _tensor(new)
             if id(old) not in first:
-                first[id(old)] = value
+                first[id(old)] = (old, value.clone())
                 return old.copy_(value)
-            return old if equal(first[id(old)], value) else torch.empty_like(old).copy_(value)
+            same = equal(first[id(old)][1], value)
+            return old if same else torch.empty_like(old).copy_(value)
         both = isinstance(old, tuple | list) and isinstance(new, tuple | list)
         if both and type(new) in (tuple, list) and len(old) == len(new):
             return type(new)([put(o, n) for o, n in zip(old, new, strict=True)])
@@ -139,11 +144,16 @@ def keep_tensors(groups: Sequence[dict[str, Any]], before: Sequence[Mapping[str,
                     group[key] = put(old[key], group[key])
 
 
+def _tensor(value: Any) -> torch.Tensor:
+    # as_tensor() would move a tensor, too, to the device of torch.set_default_device().
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def _fits(old: torch.Tensor, new: object) -> bool:
     """Say whether a tensor can take a value: of its shape, and no fraction where it has none."""
     if isinstance(new, bool) or not isinstance(new, _NUMBERS):
         return False
-    value = torch.as_tensor(new)
+    value = _tensor(new)
     if isinstance(new, torch.Tensor) and value.shape != old.shape:
         return False
     return torch.can_cast(value.dtype, old.dtype)
@@ -165,7 +175,7 @@ def _equal_numbers(one: object, other: object) -> bool:
         return False
     dtypes = [value.dtype for value in (one, other) if isinstance(value, torch.Tensor)]
     dtype = min(dtypes, key=lambda each: each.itemsize)
-    first, second = (torch.as_tensor(value).detach().cpu().to(dtype) for value in (one, other))
+    first, second = (_tensor(value).detach().cpu().to(dtype) for value in (one, other))
     if first.shape != second.shape and len(dtypes) == 2:
         return False
     return bool(((first == second) | ((first != first) & (second != second))).all())

@@ -69,7 +69,7 @@ def empty_in(order: Order, shape: Sequence[int], dtype: torch.dtype) -> torch.Te
         (1, 2)
     """
     dimensions = [d for d in range(len(shape)) if d not in order] + list(order)
-    memory = torch.empty([shape[d] for d in dimensions], dtype=dtype)
+    memory = torch.empty([shape[d] for d in dimensions], dtype=dtype, device="cpu")
     return memory.permute([dimensions.index(d) for d in range(len(shape))])
 
 
@@ -94,7 +94,8 @@ def overlaps(tensor: torch.Tensor) -> bool:
 def _counted(dimensions: Sequence[tuple[int, int]]) -> bool:
     if dimensions[0][0] == 0:
         return True
-    places = torch.zeros(1, dtype=torch.int64)
+    places = torch.zeros(1, dtype=torch.int64, device="cpu")
     for stride, size in dimensions:
-        places = (places[:, None] + stride * torch.arange(size)).reshape(-1)
+        steps = stride * torch.arange(size, device="cpu")
+        places = (places[:, None] + steps).reshape(-1)
     return places.unique().numel() < places.numel()

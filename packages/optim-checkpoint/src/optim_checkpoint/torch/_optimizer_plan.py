@@ -1,8 +1,8 @@
 """Restoring an optimizer: compared with what is live, loaded, read back, or taken back."""
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,14 +11,15 @@ from optim_checkpoint._errors import IncompatibleCheckpointError
 from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._hyper import (
     STRUCTURAL,
+    Shared,
     group_hyper,
     keep_tensors,
-    tensors_in,
+    only_live,
     unapplied,
-    written_by_steps,
 )
 from optim_checkpoint.torch._names import live_differences
 from optim_checkpoint.torch._optimizer import SavedOptimizer, dump, kind, live_parameters
+from optim_checkpoint.torch._optimizer_undo import family_of, loads_itself, lost_state, snapshot
 from optim_checkpoint.torch._sharding import settle_shards, shard_whole
 from optim_checkpoint.torch._tensors import DTYPES, is_lazy
 
@@ -44,6 +45,7 @@ class OptimizerPlan:
     differences: list[str]
     loose: Any = None
     rest: Any = None
+    shared: list[Any] = field(default_factory=list)
 
     def settle(self) -> None:
         """Finish the values, now that the data is there."""
@@ -73,31 +75,47 @@ class OptimizerPlan:
         ]
         self.loose, self.rest = self.saved.loose, self.saved.rest
 
-    def apply(self, undo: Callable[[Callable[[], None]], object]) -> None:
-        """Load the state and read it back; `undo` receives what takes it back.
+    def apply(self, undo: Callable[[Callable[[], None]], object], first: Shared) -> None:
+        """Load the state; `undo` receives what takes it back.
+
+        Args:
+            undo: See above.
+            first: The tensors among hyperparameters that got a value so far, in any optimizer.
+        """
+        optimizer = self.optimizer
+        family = list(family_of(optimizer))
+        for member in family:
+            undo(snapshot(member))
+        before = [dict(group) for group in optimizer.param_groups]
+        self.shared = [member for member in family[1:] if _share_groups(optimizer, member)]
+        by_param = self._load()
+        for parameter, slots in by_param:
+            if parameter in optimizer.state:
+                optimizer.state[parameter] = _keep_dtypes(slots, optimizer.state[parameter])
+        keep_tensors(optimizer.param_groups, before, first)
+
+    def check(self) -> None:
+        """Read back what `apply` loaded.
 
         Raises:
             IncompatibleCheckpointError: If the optimizer did not take what it was given.
         """
         optimizer = self.optimizer
-        family = list(_family(optimizer))
-        for member in family:
-            undo(_snapshot(member))
-        before = [dict(group) for group in optimizer.param_groups]
-        shared = [member for member in family[1:] if _share_groups(optimizer, member)]
-        by_param = self._load()
-        for parameter, slots in by_param:
-            if parameter in optimizer.state:
-                optimizer.state[parameter] = _keep_dtypes(slots, optimizer.state[parameter])
-        keep_tensors(optimizer.param_groups, before)
         notes = [
             f"load_state_dict() of the {kind(optimizer)} gave the {kind(member)} inside it other "
             "param_groups than it has itself: what a scheduler sets would not arrive"
-            for member in shared
+            for member in self.shared
             if not _share_groups(optimizer, member)
         ]
         notes += unapplied(optimizer.param_groups, self.hyper, "param_groups")
-        notes += unapplied(dump(optimizer)["param_groups"], self.hyper, "state_dict()")
+        dumped = dump(optimizer)
+        notes += unapplied(dumped["param_groups"], self.hyper, "state_dict()")
+        notes += lost_state(
+            dumped,
+            self.names,
+            self.saved.state,
+            bitwise=any(map(loads_itself, family_of(optimizer))),
+        )
         if notes:
             raise IncompatibleCheckpointError(list(dict.fromkeys(notes)))
 
@@ -126,51 +144,9 @@ class OptimizerPlan:
         return by_param
 
 
-def _family(optimizer: Any) -> Iterator[Any]:
-    """Yield an optimizer and those that it holds, as wrappers do."""
-    seen: set[int] = set()
-    waiting = [optimizer]
-    while waiting:
-        item = waiting.pop(0)
-        if isinstance(item, dict | list | tuple):
-            waiting += item.values() if isinstance(item, dict) else item
-        elif id(item) not in seen and isinstance(getattr(item, "param_groups", None), list):
-            seen.add(id(item))
-            yield item
-            own = {"param_groups", "state", "defaults"}
-            waiting += [value for key, value in vars(item).items() if key not in own]
-
-
 def _share_groups(one: Any, other: Any) -> bool:
     groups = {id(group) for group in one.param_groups}
     return any(id(group) in groups for group in other.param_groups)
-
-
-def _snapshot(optimizer: Any) -> Callable[[], None]:
-    fields, groups, state = dict(vars(optimizer)), optimizer.param_groups, optimizer.state
-    contents = [(group, dict(group)) for group in groups]
-    slots = dict(state)
-    inside = [(value, dict(value)) for value in slots.values() if isinstance(value, dict)]
-    values = [
-        (tensor, tensor.clone())
-        for group in groups
-        for key, value in group.items()
-        if key not in STRUCTURAL
-        for tensor in tensors_in(value)
-    ]
-
-    def take_back() -> None:
-        vars(optimizer).clear()
-        vars(optimizer).update(fields)
-        groups[:] = [group for group, _ in contents]
-        for own, content in (*contents, *inside, (state, slots)):
-            own.clear()
-            own.update(content)
-        with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
-
-    return take_back
 
 
 def _keep_dtypes(saved: Any, live: Any) -> Any:
@@ -214,6 +190,10 @@ def plan_optimizer(
                 f"optimizer parameter {name} has no shape yet: run the model once first"
             )
             continue
+        if live[name].is_meta:
+            differences.append(
+                f"optimizer parameter {name} is on the meta device: give it memory first"
+            )
         dtype, shape = saved.params[name]
         here = (DTYPES.get(live[name].dtype), tuple(live[name].shape))
         if here != (dtype, shape):
@@ -233,9 +213,9 @@ def plan_optimizer(
         values, notes = group_hyper(g, group, sources, same_class=same)
         hyper.append(values)
         differences += notes
-        if same and optimizer.state and not saved.state:
-            defaults = getattr(optimizer, "defaults", {})
-            differences += written_by_steps(g, group, values, defaults)
+        # A checkpoint of JAX has no hyperparameters to compare with.
+        if same and values:
+            differences += only_live(g, group, values, getattr(optimizer, "defaults", {}))
     return OptimizerPlan(optimizer, saved, names, hyper, origins, differences)
 
 

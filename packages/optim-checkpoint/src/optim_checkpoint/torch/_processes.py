@@ -36,7 +36,7 @@ class GroupProcesses:
         lengths = [torch.empty_like(length) for _ in range(self.size)]
         dist.all_gather(lengths, length, group=self._group)
         sizes = [int(item.item()) for item in lengths]
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
         padded[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         padded = padded.to(self._device)
         gathered = [torch.empty_like(padded) for _ in range(self.size)]

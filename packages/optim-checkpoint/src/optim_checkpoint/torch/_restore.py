@@ -1,9 +1,7 @@
 """Restoring a torch training run: everything is read and verified before anything changes."""
 
 import contextlib
-import copy
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from optim_checkpoint._peers import Team
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint.torch import _rng
 from optim_checkpoint.torch._from_jax import convert_optimizer, settle_steps
+from optim_checkpoint.torch._hyper import Shared
 from optim_checkpoint.torch._model import ModelPlan, Undo, plan_model
 from optim_checkpoint.torch._named import (
     ALONE,
@@ -34,12 +33,13 @@ from optim_checkpoint.torch._named import (
     name_in,
     one_model,
 )
-from optim_checkpoint.torch._names import live_differences, parameter_names
+from optim_checkpoint.torch._names import parameter_names
 from optim_checkpoint.torch._optimizer import decode_optimizer, live_parameters
 from optim_checkpoint.torch._optimizer_plan import OptimizerPlan, plan_optimizer
 from optim_checkpoint.torch._processes import is_sharded, readers
 from optim_checkpoint.torch._save import Models, Optimizers, Stateful, Statefuls, statefuls_of
-from optim_checkpoint.torch._scheduler import like_live, regroup
+from optim_checkpoint.torch._scheduler import regroup
+from optim_checkpoint.torch._stateful import load_stateful, stateful_differences
 from optim_checkpoint.torch._tensors import TorchStaging
 
 
@@ -78,28 +78,25 @@ class _Plan:
 
     def apply(self, undo: Undo) -> None:
         """Load everything that can still fail; `undo` receives what takes it back."""
+        # Registered first, taken back last: what loads itself may draw, there and back.
+        _rng.keep(undo)
+        first: Shared = {}
         for plan in self.optimizers.values():
-            plan.apply(undo)
+            plan.apply(undo, first)
+        # Two may share a tensor: each is read after all were loaded.
+        for plan in self.optimizers.values():
+            plan.check()
         for name, stateful in self.target.statefuls.items():
-            before = copy.deepcopy(stateful.state_dict())
-            undo(_loader(stateful, before))
-            stateful.load_state_dict(like_live(self.train[name], before))
-        if self.target.rng and "rng" in self.train:
-            _rng.restore(self.train["rng"], undo)
+            load_stateful(name, stateful, self.train[name], undo)
         if self.model is not None:
             self.model.apply(undo)
+        if self.target.rng and "rng" in self.train:
+            _rng.restore(self.train["rng"])
 
     def finish(self) -> None:
         """Do what cannot fail and is not taken back."""
         if self.model is not None:
             self.model.finish()
-
-
-def _loader(stateful: Stateful, state: Any) -> Callable[[], None]:
-    def load() -> None:
-        stateful.load_state_dict(state)
-
-    return load
 
 
 def _section(generation: Generation, name: str) -> object:
@@ -109,28 +106,6 @@ def _section(generation: Generation, name: str) -> object:
             [f"the checkpoint of step {generation.name.step} holds no {name}"]
         )
     return sections[name]
-
-
-def _plan_stateful(name: str, saved: Any, live: Stateful, differences: list[str]) -> None:
-    here = live.state_dict()
-    if type(saved) is not type(here):
-        differences.append(f"the {name} stored {type(saved).__name__}, not {type(here).__name__}")
-    elif isinstance(saved, dict):
-        # A key "0" is not the key 0, and prints alike.
-        spelled = {str(key): key for key in here.keys() - saved.keys()}
-        alike = {
-            key: spelled[str(key)] for key in saved.keys() - here.keys() if str(key) in spelled
-        }
-        differences += [
-            f"{name} entry {there}: the key is {type(there).__name__} in the checkpoint, "
-            f"{type(key).__name__} here"
-            for there, key in alike.items()
-        ]
-        differences += live_differences(
-            f"{name} entry",
-            map(str, saved.keys() - alike.keys()),
-            map(str, here.keys() - set(alike.values())),
-        )
 
 
 def _generators(fields: dict[str, object], rank: int) -> tuple[object, int]:
@@ -216,7 +191,7 @@ def _plan_train(
         plan = _plan_of(stateful, name, plans)
         if plan is not None and not differences:
             train[name] = regroup(train[name], plan.origins, len(plan.saved.groups))
-        _plan_stateful(name, train[name], stateful, differences)
+        differences += stateful_differences(name, train[name], stateful)[0]
     return train, generators
 
 
@@ -259,8 +234,9 @@ def restore(
     hyperparameters are compared with what is live; only then does anything change. The values are
     copied into the model's own tensors; what a module keeps beside its parameters and buffers, or
     loads by code or hooks of its own, goes through its `load_state_dict` and is read back. An
-    optimizer's state is matched by parameter name and keeps its saved dtypes; its hyperparameters
-    are read back.
+    optimizer's state is matched by parameter name and keeps its saved dtypes; state and
+    hyperparameters are read back, and so is what schedulers and scalers were given. The generators
+    are set last.
 
     Several models, optimizers, schedulers or scalers are given as a mapping, under the names they
     were saved with, and all of them.

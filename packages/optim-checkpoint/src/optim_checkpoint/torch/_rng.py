@@ -25,10 +25,14 @@ def capture() -> dict[str, Any]:
     return state
 
 
-def restore(state: Any, undo: Callable[[Callable[[], None]], object]) -> None:
-    """Set the generators to what `capture` returned; `undo` receives what takes it back."""
+def keep(undo: Callable[[Callable[[], None]], object]) -> None:
+    """Give `undo` what sets the generators to what they are now."""
     before = capture()
     undo(lambda: _set(before))
+
+
+def restore(state: Any) -> None:
+    """Set the generators to what `capture` returned."""
     _set(state)
 
 

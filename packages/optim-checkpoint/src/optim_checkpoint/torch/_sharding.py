@@ -61,7 +61,7 @@ def stage_shard(
         boxes, shape = pieces(info.shape, like.device_mesh, placements, key)
     except UnsupportedStateError as error:
         raise IncompatibleCheckpointError([str(error)]) from None
-    local = torch.empty(shape, dtype=BY_NAME[info.dtype])
+    local = torch.empty(shape, dtype=BY_NAME[info.dtype], device="cpu")
     memory = bytes_in_place(local)
     for offset, cut in boxes:
         staging.staging.want(key, Region(offset, memory[cut]))
@@ -151,7 +151,7 @@ def settle_shards(value: Any) -> Any:
 def shard_whole(value: torch.Tensor, like: Any) -> Any:
     """Return a whole tensor as a DTensor laid out like another one of its shape."""
     boxes, shape = pieces(value.shape, like.device_mesh, like.placements, "a converted tensor")
-    local = torch.empty(shape, dtype=value.dtype)
+    local = torch.empty(shape, dtype=value.dtype, device="cpu")
     for offset, cut in boxes:
         box = tuple(slice(o, o + c.stop - c.start) for o, c in zip(offset, cut, strict=True))
         local[cut] = value[box]

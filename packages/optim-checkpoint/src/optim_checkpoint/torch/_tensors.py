@@ -251,7 +251,7 @@ class TorchStaging:
             try:
                 dtype = BY_NAME[info.dtype]
                 tensor = (
-                    torch.empty(info.shape, dtype=dtype)
+                    torch.empty(info.shape, dtype=dtype, device="cpu")
                     if order is None
                     else empty_in(order, info.shape, dtype)
                 )
