@@ -59,7 +59,7 @@ class Full(_fs.FileOps):
         raise OSError(errno.ENOSPC, "disk full")
 
 _fs.ops = Full()
-with tempfile.TemporaryDirectory() as root:
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
     checkpointer = BackgroundCheckpointer(root)
     checkpointer._submit(Document(7, {}, {}, {}))
     SITUATION
