@@ -41,7 +41,8 @@ def accumulated(learning_rate):
 
 def partitioned(learning_rate):
     rates = {"a": injected(learning_rate), "b": injected(learning_rate)}
-    return optax.transforms.partition(rates, lambda p: {k: "a" if "weight" in k else "b" for k in p})
+    labels = lambda p: {k: "a" if "weight" in k else "b" for k in p}
+    return optax.transforms.partition(rates, labels)
 
 
 def decayed(learning_rate):
