@@ -214,7 +214,7 @@ def test_a_baseline_of_both_frameworks_takes_the_same_path(left, right, rate):
         backend = importlib.import_module(f"optim_bench.train._{info.framework}")
         hyperparameters = info.validate({"learning_rate": rate})
         with backend.session(
-            WORKLOADS["diamonds-mlp"], info, hyperparameters, task.initial(0), "cpu"
+            WORKLOADS["diamonds-mlp"], info, hyperparameters, task.initial(0), "cpu", 0
         ) as session:
             losses.append(session.advance(inputs, targets, [rate] * 10))
 
@@ -263,7 +263,7 @@ def test_schedule_free_is_judged_on_its_average():
     task = workload.task(None)
     backend = importlib.import_module("optim_bench.train._jax")
     inputs, targets = next(task.chunks(0, [32]))
-    with backend.session(workload, info, info.validate({}), task.initial(0), "cpu") as session:
+    with backend.session(workload, info, info.validate({}), task.initial(0), "cpu", 0) as session:
         session.advance(inputs, targets, [0.01] * 32)
         judged = session.evaluate(*task.evaluation("val", 0, 1))
         plain = OPTIMIZERS["jax/adamw"]
@@ -303,7 +303,7 @@ def test_stam_settles_where_its_ablation_says():
     workload = WORKLOADS["digits-cnn"]
     task = workload.task(None)
     backend = importlib.import_module("optim_bench.train._jax")
-    with backend.session(workload, info, info.validate({}), task.initial(0), "cpu") as session:
+    with backend.session(workload, info, info.validate({}), task.initial(0), "cpu", 0) as session:
         for inputs, targets in task.chunks(0, [32] * 6):
             session.advance(inputs, targets, [1e-3] * 32)
         import stam_jax
