@@ -33,6 +33,8 @@ UV = "uv==0.13.9"
 TWINE = "twine==7.0.0"
 ZIZMOR = "zizmor==1.32.0"
 CHECK_JSONSCHEMA = "check-jsonschema==0.39.0"
+SITE = ("mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", "mkdocs-gen-files==0.6.1")
+SITE += ("mkdocs-literate-nav==0.6.3", "mkdocs==1.6.1")
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -278,6 +280,17 @@ def docs(session: nox.Session) -> None:
     named = [steps.reference(dist, package) for package in PACKAGES]
     session.install(*named, *steps.group("docs-tools"))
     steps.run_blocks(session, ROOT / "README.md")
+    done(session)
+
+
+@nox.session(python=NEWEST)
+def site(session: nox.Session) -> None:
+    """The documentation in .nox/pages: every link resolves, and no page loads anything from afar."""
+    session.install(*SITE)
+    # Both are the generators' announcements of other products.
+    quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    session.run("mkdocs", "build", "--quiet", "--config-file", ".github/site/mkdocs.yml", env=quiet)
+    session.run("python", f"{SCRIPTS}/check_site.py", ".nox/pages")
     done(session)
 
 
