@@ -285,7 +285,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def site(session: nox.Session) -> None:
-    """The documentation in .nox/pages: every link resolves, and no page loads anything from afar."""
+    """The documentation, in .nox/pages: every link resolves, and no page loads from elsewhere."""
     session.install(*SITE)
     # Both are the generators' announcements of other products.
     quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
