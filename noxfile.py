@@ -104,6 +104,15 @@ def tests(session: nox.Session, package: str) -> None:
     done(session)
 
 
+@nox.session(python="3.14")
+@each_package
+def newer(session: nox.Session, package: str) -> None:
+    """One package on the Python that few machines have yet; without it this skips."""
+    steps.install_editable(session, package)
+    steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
+    done(session)
+
+
 @nox.session(python=OLDEST)
 @each_package
 def minimums(session: nox.Session, package: str) -> None:
@@ -376,6 +385,17 @@ def nightly(session: nox.Session, package: str) -> None:
     command = ("pytest", *selected, f"packages/{package}/tests", *session.posargs)
     session.run(*command, env={"HYPOTHESIS_PROFILE": "nightly"})
     done(session)
+
+
+@nox.session(python=NEWEST, default=False)
+@each_package_by_name
+def coverage(session: nox.Session, package: str) -> None:
+    """The lines of one package that no test of its own runs, slow ones included."""
+    steps.install_editable(session, package)
+    session.install("pytest-cov==7.1.0")
+    module = package.replace("-", "_")
+    measured = (f"--cov={module}", "--cov-report=term-missing:skip-covered")
+    steps.pytest(session, *measured, f"packages/{package}/tests", markers="", package=package)
 
 
 @nox.session(python=NEWEST, default=False)
