@@ -39,12 +39,10 @@ def test_skip_leaves_out_the_whole_step(make, bad):
 def test_finite_gradients_whose_sum_is_not_are_no_bad_step(make):
     optimizer = make(0.1, nonfinite="skip")
     grads = jax.tree.map(lambda g: jnp.full_like(g, 3e38), GOOD)
-    updates, state = jax.jit(optimizer.update)(grads, optimizer.init(PARAMS), PARAMS)
+    _, state = jax.jit(optimizer.update)(grads, optimizer.init(PARAMS), PARAMS)
     counts = [x for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
     assert counts
     assert all(count == 1 for count in counts)
-    if make is stam_jax.stac:
-        np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-6)
 
 
 @BOTH
