@@ -9,7 +9,6 @@ import pytest
 import torch
 from optim_conformance import OptimizerConformance
 from stac_torch import STAC
-from stac_torch._state import new_state
 
 DTYPES = {
     "float16": torch.float16,
@@ -71,7 +70,8 @@ class TorchRun:
             for leaf in group["params"]:
                 name = next(n for n, p in self.leaves.items() if p is leaf)
                 # A state appears with the first step; before it, what it will be.
-                state = self.optimizer.state.get(leaf) or new_state(group, leaf)
+                section = self.optimizer._family.section(group)
+                state = self.optimizer.state.get(leaf) or section.new_state(group, leaf)
                 counts += [state["step"]] if "step" in state else []
                 slots |= {
                     f"{SLOTS[key]}/{name}": to_numpy(value)
