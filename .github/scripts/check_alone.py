@@ -15,10 +15,10 @@ FRAMEWORKS = {"jax", "jaxlib", "optax", "torch"}
 def step_core() -> str:
     """Ask the core rules for one step of NumPy arrays."""
     import numpy as np
-    from stam_core import reference
+    from stam_core import STAM, reference
 
     params = {"w": np.ones(4, np.float32)}
-    run = reference.STAM()
+    run = reference.Driver(STAM)
     state = run.init(params)
     stepped, _ = run.step(params, {"w": np.full(4, 0.5, np.float32)}, state)
     return f"{stepped['w'][0]:.6f}"

@@ -13,15 +13,16 @@ from stac_torch._rounding import Noise, random_bits
 def test_codes_of_fifty_steps(shape, options):
     weight = torch.nn.Parameter(torch.zeros(shape))
     optimizer = STAC([weight], role="sign", sign_state_dtype="int8", **options)
-    hp, rng = stam_core.STACHyperparams(sign_momentum=0.9), np.random.default_rng(2)
+    hp, rng = stam_core.SignHyperparams(sign_momentum=0.9), np.random.default_rng(2)
     codes, scale = stam_core.int8.encode(np.zeros(shape, np.float32), xp=np)
-    for _ in range(50):
+    for t in range(1, 51):
         # Nine orders of magnitude: every level of the code, and ties between them.
         g = (rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 3, shape)).astype(np.float32)
         weight.grad = torch.from_numpy(g)
         optimizer.step()
         old = stam_core.int8.decode(codes, scale, xp=np)
-        codes, scale = stam_core.int8.encode(stam_core.update_sign_moment(g, old, hp), xp=np)
+        _, new = stam_core.SIGN.update(g, {"mu": old}, {}, np.asarray(t), hp, xp=np)
+        codes, scale = stam_core.int8.encode(new["mu"], xp=np)
         state = optimizer.state[weight]
         np.testing.assert_array_equal(state["exp_avg"].numpy(), codes)
         np.testing.assert_array_equal(state["exp_avg_scale"].numpy(), scale)

@@ -4,8 +4,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
+import pytest
 import stam_core
-from stam_core import SLOT_BY_NAME, SLOTS, reference
 
 
 def test_importing_loads_no_framework():
@@ -24,8 +25,29 @@ def test_every_public_name_exists():
     assert sorted(set(stam_core.__all__)) == sorted(stam_core.__all__)
 
 
-def test_every_slot_of_the_drivers_is_in_the_table_of_names():
-    for driver in (reference.STAM(), reference.STAMLite()):
-        slots = {key.split("/")[0] for key in driver.init({"w": [0.0]})}
-        assert slots <= set(SLOT_BY_NAME)
-    assert len(SLOT_BY_NAME) == len(SLOTS)
+def test_slots_have_the_names_of_both_frameworks():
+    """The states that are already saved somewhere: of optax and PyTorch, and of this family."""
+    moments = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"}
+    statistics = ("s2", "tau", "e1", "e2", "beta1", "b1_prod", "s")
+    named = {"count": "step", **moments, **{name: name for name in statistics}}
+    assert named == stam_core.SLOTS
+
+
+def test_a_rule_is_found_by_its_name():
+    assert [(name, rule.name) for name, rule in stam_core.RULES.items()] == [
+        (name, name) for name in ("stam", "stam_lite", "sign", "adamw")
+    ]
+
+
+@pytest.mark.parametrize("rule", stam_core.RULES.values(), ids=lambda rule: rule.name)
+def test_a_record_agrees_with_its_functions(rule):
+    """Names that a record refers to exist, and each function returns what the record lists."""
+    hp = rule.hyperparams()
+    p = np.ones((2, 3))
+    state = rule.init(p, hp, xp=np)
+    kept = [slot.name for slot in (*rule.moments_of(hp), *rule.statistics)]
+    assert list(state) == kept
+    _, after = rule.step(p, p, state, np.asarray(1), hp, xp=np, mean=np.mean)
+    assert set(after) == set(kept)
+    assert set(rule.reads) <= set(kept)
+    assert {slot.given for slot in rule.moments} - {None} <= set(vars(hp))

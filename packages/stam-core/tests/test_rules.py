@@ -3,24 +3,21 @@
 import numpy as np
 import pytest
 from stam_core import (
+    STAM,
+    STAM_LITE,
     STAMHyperparams,
     STAMLiteHyperparams,
-    STAMLiteStatistics,
-    STAMStatistics,
-    clip_beta1,
-    normalised_variance,
-    reference,
     sample_stride,
     strided_sample,
-    update_lite_statistics,
-    update_statistics,
 )
+from stam_core._stam import clip_beta1
+from stam_core.reference import Driver
 
-T = np.asarray(5.0)
+T = np.asarray(5)
 
 
 def statistics(s2=1.0, tau=1.0):
-    return STAMStatistics(np.asarray(s2), np.asarray(tau), np.asarray(0.5))
+    return {"s2": np.asarray(s2), "tau": np.asarray(tau), "b1_prod": np.asarray(0.5)}
 
 
 def run(driver, gradients, p=0.0):
@@ -38,28 +35,18 @@ def test_a_nonfinite_variance_gives_the_base_and_holds_the_statistics(bad):
     with np.errstate(over="ignore"):
         bad_square = np.asarray(bad) * bad
     before = statistics(s2=0.3, tau=0.7)
-    after, beta1, _ = update_statistics(
-        before, bad_square, np.asarray(bad), T, STAMHyperparams(), xp=np
-    )
-    assert (after.s2, after.tau) == (0.3, 0.7)
-    assert beta1 == 0.9
-    assert after.b1_prod == 0.45
+    after = STAM.advance(before, (bad_square, np.asarray(bad)), T, STAMHyperparams(), xp=np)
+    assert (after["s2"], after["tau"], after["beta1"], after["b1_prod"]) == (0.3, 0.7, 0.9, 0.45)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_lite_holds_its_moments_and_falls_back_only_when_due(bad):
-    before = STAMLiteStatistics(*(np.asarray(x) for x in (0.1, 0.5, 0.77, 0.5)))
-    for due, expected in ((True, 0.9), (False, 0.77)):
-        after, _ = update_lite_statistics(
-            before,
-            np.asarray(bad),
-            np.asarray(bad),
-            T,
-            np.asarray(due),
-            STAMLiteHyperparams(),
-            xp=np,
-        )
-        assert (after.e1, after.e2, after.beta1) == (0.1, 0.5, expected)
+    values = {"e1": 0.1, "e2": 0.5, "beta1": 0.77, "b1_prod": 0.5}
+    before = {name: np.asarray(x) for name, x in values.items()}
+    for count, expected in ((6, 0.9), (7, 0.77)):
+        means = (np.asarray(bad), np.asarray(bad))
+        after = STAM_LITE.advance(before, means, np.asarray(count), STAMLiteHyperparams(), xp=np)
+        assert (after["e1"], after["e2"], after["beta1"]) == (0.1, 0.5, expected)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +65,8 @@ def test_the_cap_is_continuous_where_the_package_jumps():
     ours, package = STAMHyperparams(), STAMHyperparams(parity="stam-optimizer-0.1.0")
 
     def beta1(before, hp):
-        kept = STAMStatistics(before.s2 / hp.b2, before.tau / hp.tau_decay, before.b1_prod)
-        return update_statistics(kept, np.asarray(0.0), np.asarray(0.0), T, hp, xp=np)[1]
+        kept = {**before, "s2": before["s2"] / hp.b2, "tau": before["tau"] / hp.tau_decay}
+        return STAM.advance(kept, (np.asarray(0.0), np.asarray(0.0)), T, hp, xp=np)["beta1"]
 
     assert abs(beta1(below, ours) - beta1(above, ours)) < 1e-6
     assert beta1(above, package) == 0.9
@@ -91,7 +78,7 @@ def test_corrected_statistics_are_scale_free_and_the_published_are_not():
     gradients = [rng.standard_normal((50, 40)) for _ in range(30)]
 
     def last_beta1(scale, **options):
-        driver = reference.STAM(**options)
+        driver = Driver(STAM, **options)
         return run(driver, [scale * g for g in gradients])[1][-1]["beta1/w"]
 
     corrected = [last_beta1(scale, statistics="corrected") for scale in (1e-9, 1.0, 1e9)]
@@ -104,8 +91,8 @@ def test_corrected_statistics_are_scale_free_and_the_published_are_not():
 def test_corrected_statistics_have_no_start_up_ramp_and_the_published_have():
     rng = np.random.default_rng(1)
     gradients = [rng.standard_normal(4000) for _ in range(400)]
-    ramp = [s["beta1/w"] for s in run(reference.STAM(), gradients)[1]]
-    flat = [s["beta1/w"] for s in run(reference.STAM(statistics="corrected"), gradients)[1]]
+    ramp = [s["beta1/w"] for s in run(Driver(STAM), gradients)[1]]
+    flat = [s["beta1/w"] for s in run(Driver(STAM, statistics="corrected"), gradients)[1]]
     assert np.ptp(ramp) > 0.1
     assert np.ptp(flat) < 0.01
 
@@ -117,7 +104,7 @@ def test_dense_noise_settles_near_079_whatever_its_scale(statistics_):
     start = {"published": 6000, "corrected": 600}[statistics_]
     for scale in (0.1, 10.0):
         state = run(
-            reference.STAM(statistics=statistics_),
+            Driver(STAM, statistics=statistics_),
             [scale * rng.standard_normal(500) for _ in range(start)],
         )[1][-1]
         assert abs(state["beta1/w"] - 0.79) < 0.005
@@ -126,16 +113,16 @@ def test_dense_noise_settles_near_079_whatever_its_scale(statistics_):
 
 @pytest.mark.parametrize("options", [{}, {"statistics": "corrected"}])
 def test_an_all_zero_residual_is_adamw(options):
-    _, states = run(reference.STAM(**options), [np.zeros(3)] * 3)
+    _, states = run(Driver(STAM, **options), [np.zeros(3)] * 3)
     assert states[-1]["beta1/w"] == 0.9
     assert states[-1]["s/w"] == 0.0
 
 
 def test_the_corrected_z_is_capped_by_the_threshold():
     hp = STAMHyperparams(statistics="corrected", fallback_threshold=50.0)
-    assert normalised_variance(np.asarray(1.0), np.asarray(0.0), T, hp, xp=np) == pytest.approx(
-        50.0
-    )
+    before, zero = statistics(s2=1.0, tau=0.0), np.asarray(0.0)
+    s = STAM.advance(before, (zero, zero), T, hp, xp=np)["s"]
+    assert s / (1 - s) == pytest.approx(50.0)
 
 
 @pytest.mark.parametrize("shape", [(4096, 4096), (1000, 250), (7, 1), (100_000,), (33, 64, 64)])
@@ -152,14 +139,14 @@ def test_a_sample_has_at_most_n_entries_spread_over_rows_and_columns(shape, n):
 def test_a_sample_estimates_the_mean_it_stands_for():
     rng = np.random.default_rng(3)
     gradients = [rng.standard_normal((200, 300)) for _ in range(20)]
-    full = run(reference.STAM(), gradients)[1][-1]
-    part = run(reference.STAM(stat_sample=4096), gradients)[1][-1]
+    full = run(Driver(STAM), gradients)[1][-1]
+    part = run(Driver(STAM, stat_sample=4096), gradients)[1][-1]
     assert part["tau/w"] == pytest.approx(full["tau/w"], rel=0.02)
     assert part["tau/w"] != full["tau/w"]
 
 
 def test_trees_that_differ_are_refused():
-    driver = reference.STAMLite()
+    driver = Driver(STAM_LITE)
     params = {"w": np.zeros(2)}
     with pytest.raises(
         ValueError, match=r"^params and grads must have the same leaves, got \['b'\] in only one"

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 import stam_jax
-from stam_core import STACHyperparams, int8, noise, update_sign_moment
+from stam_core import SIGN, SignHyperparams, int8, noise
 from stam_jax._rounding import _positions, _product
 
 RNG = np.random.default_rng(0)
@@ -85,12 +85,13 @@ def coded_gradients(steps, shape):
 def test_codes_are_those_of_the_reference(shape):
     transformation = stam_jax.scale_by_sign_momentum(0.9, state_dtype="int8")
     update, state = jax.jit(transformation.update), transformation.init({"w": jnp.zeros(shape)})
-    hp = STACHyperparams(sign_momentum=0.9)
+    hp = SignHyperparams(sign_momentum=0.9)
     codes, scale = int8.encode(np.zeros(shape, np.float32), xp=np)
-    for g in coded_gradients(50, shape):
+    for t, g in enumerate(coded_gradients(50, shape), start=1):
         _, state = update({"w": g}, state)
         old = int8.decode(codes, scale, xp=np)
-        codes, scale = int8.encode(update_sign_moment(g, old, hp), xp=np)
+        _, new = SIGN.update(g, {"mu": old}, {}, np.asarray(t), hp, xp=np)
+        codes, scale = int8.encode(new["mu"], xp=np)
         np.testing.assert_array_equal(state.mu["w"], codes)
         np.testing.assert_array_equal(np.ravel(state.mu_scale["w"]), np.ravel(scale))
 

@@ -6,101 +6,63 @@ deep-learning framework.
 """
 
 from stam_core import int8, noise
+from stam_core._adamw import ADAMW, AdamWHyperparams
+from stam_core._hyperparams import Hyperparams
 from stam_core._means import local_mean, sample_stride, strided_sample
-from stam_core._names import SLOT_BY_NAME, SLOTS, SlotName
-from stam_core._stac import (
-    HYBRID_SIGN_LR_SCALE,
-    ROLES,
-    AdamWState,
-    SignState,
-    STACHyperparams,
-    STACReference,
-    STACRole,
-    adamw_direction,
-    adamw_update,
-    init_adamw,
-    init_sign,
-    sign_update,
-    sign_with_nan,
-    update_sign_moment,
-)
-from stam_core._stam import (
-    PARITY,
-    STAMHyperparams,
-    STAMState,
-    STAMStatistics,
-    clip_beta1,
+from stam_core._rule import (
+    Moment,
+    Report,
+    Rule,
+    Slots,
+    Statistic,
     decayed_step,
-    direction,
-    init_state,
-    normalised_variance,
-    residual_magnitude,
-    residual_means,
-    step,
-    update_moments,
-    update_statistics,
     zero_nonfinite,
 )
-from stam_core._stam_lite import (
-    STAMLiteHyperparams,
-    STAMLiteState,
-    STAMLiteStatistics,
-    gradient_means,
-    init_lite_state,
-    lite_direction,
-    lite_step,
-    update_lite_statistics,
-    update_momentum,
-)
+from stam_core._sign import SIGN, SignHyperparams
+from stam_core._stac import HYBRID_SIGN_LR_SCALE, ROLES, STACHyperparams, STACRole
+from stam_core._stam import PARITY, STAM, STAMHyperparams
+from stam_core._stam_lite import STAM_LITE, STAMLiteHyperparams
 from stam_core._typing import AS_WRITTEN, Exact
 
+RULES = {rule.name: rule for rule in (STAM, STAM_LITE, SIGN, ADAMW)}
+"""Every rule, by name."""
+
+SLOTS = {"count": "step"} | {
+    slot.name: slot.torch if isinstance(slot, Moment) else slot.name
+    for rule in RULES.values()
+    for slot in (*rule.moments, *rule.statistics)
+}
+"""The names of all slots of state here and in JAX, to those in torch."""
+
 __all__ = [
+    "ADAMW",
     "AS_WRITTEN",
     "HYBRID_SIGN_LR_SCALE",
     "PARITY",
     "ROLES",
+    "RULES",
+    "SIGN",
     "SLOTS",
-    "SLOT_BY_NAME",
-    "AdamWState",
+    "STAM",
+    "STAM_LITE",
+    "AdamWHyperparams",
     "Exact",
+    "Hyperparams",
+    "Moment",
+    "Report",
+    "Rule",
     "STACHyperparams",
-    "STACReference",
     "STACRole",
     "STAMHyperparams",
     "STAMLiteHyperparams",
-    "STAMLiteState",
-    "STAMLiteStatistics",
-    "STAMState",
-    "STAMStatistics",
-    "SignState",
-    "SlotName",
-    "adamw_direction",
-    "adamw_update",
-    "clip_beta1",
+    "SignHyperparams",
+    "Slots",
+    "Statistic",
     "decayed_step",
-    "direction",
-    "gradient_means",
-    "init_adamw",
-    "init_lite_state",
-    "init_sign",
-    "init_state",
     "int8",
-    "lite_direction",
-    "lite_step",
     "local_mean",
     "noise",
-    "normalised_variance",
-    "residual_magnitude",
-    "residual_means",
     "sample_stride",
-    "sign_update",
-    "sign_with_nan",
-    "step",
     "strided_sample",
-    "update_lite_statistics",
-    "update_moments",
-    "update_momentum",
-    "update_sign_moment",
-    "update_statistics",
     "zero_nonfinite",
 ]

@@ -31,28 +31,28 @@ Differs from the published package (stam-optimizer 0.1.0) in:
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
-from stam_core._means import strided_sample
-from stam_core._power import one_minus_power
-from stam_core._typing import Array, Mean, Namespace, Scalar
-from stam_core._validate import (
+from stam_core._hyperparams import (
     HALF_UNIT,
     NON_NEGATIVE,
     NOT_UNDERFLOWING,
     OPEN_UNIT,
     POSITIVE,
-    check_choice,
-    check_count,
-    check_number,
-    check_schedulable,
+    Hyperparams,
+    choice,
+    integer,
+    number,
 )
+from stam_core._power import one_minus_power
+from stam_core._rule import Moment, Report, Rule, Slots, Statistic, zero_nonfinite
+from stam_core._typing import AS_WRITTEN, Array, Exact, Mean, Namespace, Scalar
 
 PARITY = "stam-optimizer-0.1.0"
 
 
-@dataclass(frozen=True)
-class STAMHyperparams:
+@dataclass(frozen=True, kw_only=True)
+class STAMHyperparams(Hyperparams):
     """The hyperparameters of STAM, checked when they are made.
 
     Python numbers are checked; arrays (tracers under ``jax.jit``) are taken as they are.
@@ -88,34 +88,23 @@ class STAMHyperparams:
         ValueError: adapt_strength must be in [0, 0.5], got 0.7: the default is 0.2
     """
 
-    learning_rate: Scalar = 1e-3
-    b1_base: Scalar = 0.9
-    b2: Scalar = 0.999
-    eps: Scalar = 1e-8
-    weight_decay: Scalar = 0.01
-    adapt_strength: Scalar = 0.2
-    tau_decay: Scalar = 0.99
-    fallback_threshold: Scalar = 100.0
-    variance_eps: Scalar = 1e-8
-    statistics: Literal["published", "corrected"] = "published"
-    stat_sample: int | None = None
-    parity: str | None = None
-    eps_root: Scalar = 0.0
+    b1_base: Scalar = number(0.9, OPEN_UNIT)
+    b2: Scalar = number(0.999, OPEN_UNIT)
+    eps: Scalar = number(1e-8, NON_NEGATIVE)
+    weight_decay: Scalar = number(0.01, NON_NEGATIVE, schedulable=True)
+    adapt_strength: Scalar = number(0.2, HALF_UNIT, schedulable=True)
+    tau_decay: Scalar = number(0.99, OPEN_UNIT)
+    fallback_threshold: Scalar = number(100.0, POSITIVE)
+    variance_eps: Scalar = number(1e-8, NOT_UNDERFLOWING)
+    statistics: Literal["published", "corrected"] = choice(
+        "published", "corrected", default="published"
+    )
+    stat_sample: int | None = integer(None)
+    parity: str | None = choice(None, PARITY, default=None)
+    eps_root: Scalar = number(0.0, NON_NEGATIVE)
 
     def __post_init__(self) -> None:
-        check_schedulable("learning_rate", self.learning_rate, POSITIVE, 1e-3)
-        check_number("b1_base", self.b1_base, OPEN_UNIT, 0.9)
-        check_number("b2", self.b2, OPEN_UNIT, 0.999)
-        check_number("eps", self.eps, NON_NEGATIVE, 1e-8)
-        check_number("eps_root", self.eps_root, NON_NEGATIVE, 0.0)
-        check_schedulable("weight_decay", self.weight_decay, NON_NEGATIVE, 0.01)
-        check_schedulable("adapt_strength", self.adapt_strength, HALF_UNIT, 0.2)
-        check_number("tau_decay", self.tau_decay, OPEN_UNIT, 0.99)
-        check_number("fallback_threshold", self.fallback_threshold, POSITIVE, 100.0)
-        check_number("variance_eps", self.variance_eps, NOT_UNDERFLOWING, 1e-8)
-        check_choice("statistics", self.statistics, ("published", "corrected"))
-        check_count("stat_sample", self.stat_sample, None, optional=True)
-        check_choice("parity", self.parity, (None, PARITY))
+        super().__post_init__()
         if self.parity is not None and (self.statistics, self.stat_sample) != ("published", None):
             msg = (
                 f"parity={self.parity!r} reproduces the published statistics in full, got "
@@ -125,36 +114,86 @@ class STAMHyperparams:
             raise ValueError(msg)
 
 
-class STAMStatistics(NamedTuple):
-    """The per-tensor scalars that STAM carries from step to step.
+def prepare(g: Array, hp: Any, /, *, xp: Namespace) -> Array:
+    """Return the gradient, in parity mode with its bad entries replaced by 0."""
+    return g if hp.parity is None else zero_nonfinite(g, xp=xp)
 
-    Attributes:
-        s2: Variance proxy, EMA of mean |r|^2.
-        tau: Running scale, EMA of mean |r|.
-        b1_prod: P, the product of all beta1 so far.
+
+def observe(g: Array, moments: Slots, hp: STAMHyperparams, /, *, xp: Namespace) -> Array:
+    """Return |r|, the magnitude of the residual of equation (1)."""
+    del hp
+    return xp.abs(g - moments["mu"])
+
+
+def means(magnitude: Array, /, *, xp: Namespace, mean: Mean) -> tuple[Array, Array]:
+    """Return mean |r|^2 and mean |r|, which equations (2) and (3) average over time."""
+    del xp
+    return mean(magnitude * magnitude), mean(magnitude)
+
+
+def advance(
+    statistics: Slots,
+    means: tuple[Array, ...],
+    count: Array,
+    hp: STAMHyperparams,
+    /,
+    *,
+    xp: Namespace,
+) -> dict[str, Array]:
+    """Return the statistics after a step, equations (2) to (5) and (8).
+
+    Where the variance of this step is not finite, s2 and tau keep their values, beta1 is
+    ``b1_base`` and s is that of the kept values.
     """
+    mean_square, mean_abs = means
+    s2 = hp.b2 * statistics["s2"] + (1 - hp.b2) * mean_square
+    tau = hp.tau_decay * statistics["tau"] + (1 - hp.tau_decay) * mean_abs
+    finite = xp.logical_and(xp.isfinite(s2), xp.isfinite(tau))
+    s2 = xp.where(finite, s2, statistics["s2"])
+    tau = xp.where(finite, tau, statistics["tau"])
+    z = _normalised_variance(s2, tau, xp.astype(count, s2.dtype), hp, xp=xp)
+    s = z / (1 + z)
+    trusted = finite
+    if hp.parity is not None:
+        below = s2 < hp.fallback_threshold * (tau * tau + hp.variance_eps)
+        trusted = xp.logical_and(finite, below)
+    beta1 = clip_beta1(s, trusted, hp.b1_base, hp.adapt_strength, xp=xp)
+    b1_prod = statistics["b1_prod"] * beta1
+    return {"s2": s2, "tau": tau, "b1_prod": b1_prod, "beta1": beta1, "s": s}
 
-    s2: Array
-    tau: Array
-    b1_prod: Array
+
+def update(
+    g: Array,
+    moments: Slots,
+    statistics: Slots,
+    count: Array,
+    hp: STAMHyperparams,
+    /,
+    *,
+    xp: Namespace,
+    exact: Exact = AS_WRITTEN,
+) -> tuple[Array, dict[str, Array]]:
+    """Return the quotient of equation (9) and the moments, equations (6) and (7)."""
+    del exact
+    beta1, b1_prod = statistics["beta1"], statistics["b1_prod"]
+    magnitude = xp.abs(g)
+    mu = beta1 * moments["mu"] + (1 - beta1) * g
+    nu = hp.b2 * moments["nu"] + (1 - hp.b2) * (magnitude * magnitude)
+    t = xp.astype(count, nu.dtype)
+    if hp.parity is None:
+        mu_hat = mu / (1 - b1_prod)
+        nu_hat = nu / one_minus_power(hp.b2, t, xp=xp)
+    else:
+        mu_hat = mu / (1 - b1_prod + hp.eps)
+        nu_hat = nu / (1 - hp.b2**t + hp.eps)
+    return mu_hat / (xp.sqrt(nu_hat + hp.eps_root) + hp.eps), {"mu": mu, "nu": nu}
 
 
-class STAMState(NamedTuple):
-    """The state of STAM for one tensor.
-
-    Attributes:
-        mu: First moment, shape of the parameter.
-        nu: Second moment, shape of the parameter, real.
-        statistics: The scalars.
-        beta1: Decay used in the last step.
-        s: z/(1+z) of the last step, in [0, 1).
-    """
-
-    mu: Array
-    nu: Array
-    statistics: STAMStatistics
-    beta1: Array
-    s: Array
+def report(statistics: Slots, xp: Namespace) -> Report:
+    """Return what the statistics say: the variance is s2, and the scale tau."""
+    del xp
+    s = statistics["s"]
+    return Report(statistics["beta1"], s / (1 - s), statistics["s2"], statistics["tau"])
 
 
 def clip_beta1(s: Array, trusted: Array, b1: Scalar, a: Scalar, *, xp: Namespace) -> Array:
@@ -182,40 +221,10 @@ def clip_beta1(s: Array, trusted: Array, b1: Scalar, a: Scalar, *, xp: Namespace
     return xp.where(trusted, beta1, base)
 
 
-def residual_magnitude(g: Array, mu: Array, *, xp: Namespace) -> Array:
-    """Return |r|, the magnitude of the residual of equation (1).
-
-    Args:
-        g: Gradient, or a sample of it.
-        mu: Previous first moment, same shape.
-        xp: The array namespace.
-    """
-    return xp.abs(g - mu)
-
-
-def residual_means(magnitude: Array, *, mean: Mean) -> tuple[Array, Array]:
-    """Return mean |r|^2 and mean |r|, which equations (2) and (3) average over time.
-
-    Args:
-        magnitude: |r|, from :func:`residual_magnitude`.
-        mean: The mean to use.
-    """
-    return mean(magnitude * magnitude), mean(magnitude)
-
-
-def normalised_variance(
-    s2: Array, tau: Array, t: Array, hyperparams: STAMHyperparams, *, xp: Namespace
+def _normalised_variance(
+    s2: Array, tau: Array, t: Array, hp: STAMHyperparams, *, xp: Namespace
 ) -> Array:
-    """Return z, equation (4) or (4c).
-
-    Args:
-        s2: Variance proxy, finite, any shape.
-        tau: Running scale, finite, same shape.
-        t: Step being taken, from 1, a 0-d array of the same floating dtype.
-        hyperparams: The hyperparameters.
-        xp: The array namespace.
-    """
-    hp = hyperparams
+    """Return z, equation (4) or (4c), of finite statistics of any common shape."""
     if hp.statistics == "corrected":
         variance = s2 / one_minus_power(hp.b2, t, xp=xp)
         scale = tau / one_minus_power(hp.tau_decay, t, xp=xp)
@@ -229,158 +238,23 @@ def normalised_variance(
     return xp.clip(s2, None, hp.fallback_threshold * floor) / floor
 
 
-def update_statistics(
-    statistics: STAMStatistics,
-    mean_square: Array,
-    mean_abs: Array,
-    t: Array,
-    hyperparams: STAMHyperparams,
-    *,
-    xp: Namespace,
-) -> tuple[STAMStatistics, Array, Array]:
-    """Advance the scalars by one step, equations (2) to (5) and (8).
-
-    Works elementwise, so the scalars may have any common shape.
-
-    Args:
-        statistics: The scalars before the step, in float32 or float64.
-        mean_square: mean |r|^2.
-        mean_abs: mean |r|.
-        t: Step being taken, from 1, a 0-d array of the same floating dtype.
-        hyperparams: The hyperparameters.
-        xp: The array namespace.
-
-    Returns:
-        The scalars after the step, beta1 and s. Where the variance of this step is not finite, s2
-        and tau keep their values, beta1 is ``b1_base`` and s is that of the kept values.
-    """
-    hp = hyperparams
-    s2 = hp.b2 * statistics.s2 + (1 - hp.b2) * mean_square
-    tau = hp.tau_decay * statistics.tau + (1 - hp.tau_decay) * mean_abs
-    finite = xp.logical_and(xp.isfinite(s2), xp.isfinite(tau))
-    s2 = xp.where(finite, s2, statistics.s2)
-    tau = xp.where(finite, tau, statistics.tau)
-    z = normalised_variance(s2, tau, t, hp, xp=xp)
-    s = z / (1 + z)
-    trusted = finite
-    if hp.parity is not None:
-        below = s2 < hp.fallback_threshold * (tau * tau + hp.variance_eps)
-        trusted = xp.logical_and(finite, below)
-    beta1 = clip_beta1(s, trusted, hp.b1_base, hp.adapt_strength, xp=xp)
-    return STAMStatistics(s2, tau, statistics.b1_prod * beta1), beta1, s
-
-
-def update_moments(
-    g: Array, mu: Array, nu: Array, beta1: Array, hyperparams: STAMHyperparams, *, xp: Namespace
-) -> tuple[Array, Array]:
-    """Return the new first and second moment, equations (6) and (7).
-
-    Args:
-        g: Gradient.
-        mu: First moment, shape of ``g``.
-        nu: Second moment, shape of ``g``, real.
-        beta1: Decay of the first moment; broadcasts against ``g``.
-        hyperparams: The hyperparameters.
-        xp: The array namespace.
-    """
-    magnitude = xp.abs(g)
-    b2 = hyperparams.b2
-    return beta1 * mu + (1 - beta1) * g, b2 * nu + (1 - b2) * (magnitude * magnitude)
-
-
-def direction(
-    mu: Array, nu: Array, b1_prod: Array, t: Array, hyperparams: STAMHyperparams, *, xp: Namespace
-) -> Array:
-    """Return the preconditioned descent direction, the quotient of equation (9).
-
-    Args:
-        mu: New first moment.
-        nu: New second moment, real.
-        b1_prod: P after the step; broadcasts against ``mu``.
-        t: Step being taken, from 1, a 0-d floating array.
-        hyperparams: The hyperparameters.
-        xp: The array namespace.
-    """
-    hp = hyperparams
-    if hp.parity is None:
-        mu_hat = mu / (1 - b1_prod)
-        nu_hat = nu / one_minus_power(hp.b2, t, xp=xp)
-    else:
-        mu_hat = mu / (1 - b1_prod + hp.eps)
-        nu_hat = nu / (1 - hp.b2**t + hp.eps)
-    return mu_hat / (xp.sqrt(nu_hat + hp.eps_root) + hp.eps)
-
-
-def zero_nonfinite(g: Array, *, xp: Namespace) -> Array:
-    """Return ``g`` with NaN and infinite entries replaced by 0.
-
-    Example:
-        >>> import numpy as np
-        >>> zero_nonfinite(np.asarray([1.0, np.nan, -np.inf]), xp=np).tolist()
-        [1.0, 0.0, 0.0]
-    """
-    return xp.where(xp.isfinite(g), g, xp.zeros_like(g))
-
-
-def decayed_step(p: Array, d: Array, learning_rate: Scalar, weight_decay: Scalar) -> Array:
-    """Return the parameter after a step along ``-d`` with decoupled decay, equation (9).
-
-    Example:
-        >>> decayed_step(1.0, 0.5, 0.1, 0.1)
-        0.94
-    """
-    return p * (1 - learning_rate * weight_decay) - learning_rate * d
-
-
-def init_state(p: Array, hyperparams: STAMHyperparams, *, xp: Namespace) -> STAMState:
-    """Return the state before the first step, in the dtype of ``p`` (its real dtype where real)."""
-    real = xp.abs(p)
-    zero = xp.sum(xp.zeros_like(real))
-    statistics = STAMStatistics(s2=zero, tau=zero, b1_prod=zero + 1)
-    beta1 = zero + hyperparams.b1_base
-    return STAMState(xp.zeros_like(p), xp.zeros_like(real), statistics, beta1, zero)
-
-
-def step(
-    p: Array,
-    g: Array,
-    state: STAMState,
-    t: Array,
-    hyperparams: STAMHyperparams,
-    *,
-    xp: Namespace,
-    mean: Mean,
-) -> tuple[Array, STAMState]:
-    """Take one step on one tensor, all of equations (1) to (9).
-
-    Args:
-        p: Parameter.
-        g: Gradient, shape and dtype of ``p``.
-        state: State of this tensor.
-        t: Step being taken, from 1, a 0-d array of the real dtype.
-        hyperparams: The hyperparameters, all of them numbers.
-        xp: The array namespace.
-        mean: The mean to use for the statistics.
-
-    Returns:
-        The new parameter and the new state.
-
-    Example:
-        >>> import numpy as np
-        >>> hp = STAMHyperparams(learning_rate=0.1)
-        >>> p, g = np.asarray([1.0, 2.0]), np.asarray([0.5, -0.25])
-        >>> state, t = init_state(p, hp, xp=np), np.asarray(1.0)
-        >>> p, state = step(p, g, state, t, hp, xp=np, mean=np.mean)
-        >>> p.round(4).tolist(), round(float(state.beta1), 4)
-        ([0.899, 2.098], 0.7349)
-    """
-    hp = hyperparams
-    if hp.parity is not None:
-        g = zero_nonfinite(g, xp=xp)
-    sampled = (strided_sample(x, hp.stat_sample, xp=xp) for x in (g, state.mu))
-    means = residual_means(residual_magnitude(*sampled, xp=xp), mean=mean)
-    statistics, beta1, s = update_statistics(state.statistics, *means, t, hp, xp=xp)
-    mu, nu = update_moments(g, state.mu, state.nu, beta1, hp, xp=xp)
-    d = direction(mu, nu, statistics.b1_prod, t, hp, xp=xp)
-    p = decayed_step(p, d, hp.learning_rate, hp.weight_decay)
-    return p, STAMState(mu, nu, statistics, beta1, s)
+STAM = Rule(
+    name="stam",
+    hyperparams=STAMHyperparams,
+    moments=(Moment("mu", "exp_avg"), Moment("nu", "exp_avg_sq", real=True, wide=True)),
+    statistics=(
+        Statistic("s2", 0.0),
+        Statistic("tau", 0.0),
+        Statistic("b1_prod", 1.0),
+        Statistic("beta1", "b1_base"),
+        Statistic("s", 0.0),
+    ),
+    prepare=prepare,
+    reads=("mu",),
+    observe=observe,
+    means=means,
+    advance=advance,
+    update=update,
+    report=report,
+)
+"""STAM, as a record."""

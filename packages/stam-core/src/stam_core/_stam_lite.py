@@ -25,27 +25,26 @@ Differs from the published package (stam-optimizer 0.1.0) in:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
-from stam_core._means import strided_sample
-from stam_core._power import one_minus_power
-from stam_core._stam import PARITY, clip_beta1, decayed_step, zero_nonfinite
-from stam_core._typing import Array, Mean, Namespace, Scalar
-from stam_core._validate import (
+from stam_core._hyperparams import (
     HALF_UNIT,
     NON_NEGATIVE,
     NOT_UNDERFLOWING,
     OPEN_UNIT,
-    POSITIVE,
-    check_choice,
-    check_count,
-    check_number,
-    check_schedulable,
+    Hyperparams,
+    choice,
+    integer,
+    number,
 )
+from stam_core._power import one_minus_power
+from stam_core._rule import Moment, Report, Rule, Slots, Statistic
+from stam_core._stam import PARITY, clip_beta1, prepare
+from stam_core._typing import AS_WRITTEN, Array, Exact, Mean, Namespace, Scalar
 
 
-@dataclass(frozen=True)
-class STAMLiteHyperparams:
+@dataclass(frozen=True, kw_only=True)
+class STAMLiteHyperparams(Hyperparams):
     """The hyperparameters of STAMLite, checked when they are made.
 
     Python numbers are checked; arrays (tracers under ``jax.jit``) are taken as they are.
@@ -76,28 +75,18 @@ class STAMLiteHyperparams:
         ValueError: beta1_update_interval must be >= 1, got 0: the default is 5
     """
 
-    learning_rate: Scalar = 1e-3
-    b1_base: Scalar = 0.9
-    eps: Scalar = 1e-8
-    weight_decay: Scalar = 0.01
-    adapt_strength: Scalar = 0.2
-    moment_decay: Scalar = 0.99
-    beta1_update_interval: Scalar = 5
-    stat_sample: int | None = None
-    parity: str | None = None
-    eps_root: Scalar = 0.0
+    b1_base: Scalar = number(0.9, OPEN_UNIT)
+    eps: Scalar = number(1e-8, NOT_UNDERFLOWING)
+    weight_decay: Scalar = number(0.01, NON_NEGATIVE, schedulable=True)
+    adapt_strength: Scalar = number(0.2, HALF_UNIT, schedulable=True)
+    moment_decay: Scalar = number(0.99, OPEN_UNIT)
+    beta1_update_interval: Scalar = integer(5)
+    stat_sample: int | None = integer(None)
+    parity: str | None = choice(None, PARITY, default=None)
+    eps_root: Scalar = number(0.0, NON_NEGATIVE)
 
     def __post_init__(self) -> None:
-        check_schedulable("learning_rate", self.learning_rate, POSITIVE, 1e-3)
-        check_number("b1_base", self.b1_base, OPEN_UNIT, 0.9)
-        check_number("eps", self.eps, NOT_UNDERFLOWING, 1e-8)
-        check_number("eps_root", self.eps_root, NON_NEGATIVE, 0.0)
-        check_schedulable("weight_decay", self.weight_decay, NON_NEGATIVE, 0.01)
-        check_schedulable("adapt_strength", self.adapt_strength, HALF_UNIT, 0.2)
-        check_number("moment_decay", self.moment_decay, OPEN_UNIT, 0.99)
-        check_count("beta1_update_interval", self.beta1_update_interval, 5)
-        check_count("stat_sample", self.stat_sample, None, optional=True)
-        check_choice("parity", self.parity, (None, PARITY))
+        super().__post_init__()
         if self.parity is not None and self.stat_sample is not None:
             msg = (
                 f"parity={self.parity!r} reproduces the published statistics in full, got "
@@ -106,180 +95,97 @@ class STAMLiteHyperparams:
             raise ValueError(msg)
 
 
-class STAMLiteStatistics(NamedTuple):
-    """The per-tensor scalars that STAMLite carries from step to step.
-
-    Attributes:
-        e1: EMA of mean g, complex for complex gradients.
-        e2: EMA of mean |g|^2.
-        beta1: Decay in force.
-        b1_prod: P, the product of all beta1 so far.
-    """
-
-    e1: Array
-    e2: Array
-    beta1: Array
-    b1_prod: Array
-
-
-class STAMLiteState(NamedTuple):
-    """The state of STAMLite for one tensor.
-
-    Attributes:
-        mu: First moment, shape of the parameter.
-        statistics: The scalars.
-        s: z/(1+z) of the last step, in [0, 0.5].
-    """
-
-    mu: Array
-    statistics: STAMLiteStatistics
-    s: Array
-
-
-def gradient_means(g: Array, *, xp: Namespace, mean: Mean) -> tuple[Array, Array]:
-    """Return mean g and mean |g|^2.
-
-    Args:
-        g: Gradient, or a sample of it.
-        xp: The array namespace.
-        mean: The mean to use.
-    """
+def means(g: Array, /, *, xp: Namespace, mean: Mean) -> tuple[Array, Array]:
+    """Return mean g and mean |g|^2."""
     magnitude = xp.abs(g)
     return mean(g), mean(magnitude * magnitude)
 
 
-def correction(t: Array, hyperparams: STAMLiteHyperparams, *, xp: Namespace) -> Array:
-    """Return c of equation (1); in parity mode with the eps that the package adds to it."""
-    shift = 0.0 if hyperparams.parity is None else hyperparams.eps
-    return one_minus_power(hyperparams.moment_decay, t, xp=xp) + shift
-
-
-def update_lite_statistics(
-    statistics: STAMLiteStatistics,
-    mean_g: Array,
-    mean_square: Array,
-    t: Array,
-    refresh: Array,
-    hyperparams: STAMLiteHyperparams,
+def advance(
+    statistics: Slots,
+    means: tuple[Array, ...],
+    count: Array,
+    hp: STAMLiteHyperparams,
+    /,
     *,
     xp: Namespace,
-) -> tuple[STAMLiteStatistics, Array]:
-    """Advance the scalars by one step, equations (1) to (4).
+) -> dict[str, Array]:
+    """Return the statistics after a step, equations (1) to (4).
 
-    Works elementwise, so the scalars may have any common shape.
-
-    Args:
-        statistics: The scalars before the step, in float32 or float64 (e1 may be complex).
-        mean_g: mean g.
-        mean_square: mean |g|^2.
-        t: Step being taken, from 1, a 0-d array of the same floating dtype.
-        refresh: Whether beta1 is updated in this step, 0-d boolean.
-        hyperparams: The hyperparameters.
-        xp: The array namespace.
-
-    Returns:
-        The scalars after the step, and s. Where this step's moments are not finite, e1 and e2 keep
-        their values and an updated beta1 is ``b1_base``.
+    Where this step's moments are not finite, e1 and e2 keep their values and an updated beta1 is
+    ``b1_base``.
     """
-    hp = hyperparams
-    e1 = hp.moment_decay * statistics.e1 + (1 - hp.moment_decay) * mean_g
-    e2 = hp.moment_decay * statistics.e2 + (1 - hp.moment_decay) * mean_square
+    mean_g, mean_square = means
+    e1 = hp.moment_decay * statistics["e1"] + (1 - hp.moment_decay) * mean_g
+    e2 = hp.moment_decay * statistics["e2"] + (1 - hp.moment_decay) * mean_square
     finite = xp.logical_and(xp.isfinite(e1), xp.isfinite(e2))
-    e1 = xp.where(finite, e1, statistics.e1)
-    e2 = xp.where(finite, e2, statistics.e2)
-    c = correction(t, hp, xp=xp)
+    e1 = xp.where(finite, e1, statistics["e1"])
+    e2 = xp.where(finite, e2, statistics["e2"])
+    c = _correction(count, e2.dtype, hp, xp=xp)
     mean_hat, square_hat = xp.abs(e1 / c), e2 / c
     z = xp.clip(square_hat - mean_hat * mean_hat, 0.0, None) / (square_hat + hp.eps)
     s = z / (1 + z)
+    # Of an integer count: a float32 one stops being exact at 2^24.
+    due = (count - 1) % hp.beta1_update_interval == 0
     candidate = clip_beta1(s, finite, hp.b1_base, hp.adapt_strength, xp=xp)
-    beta1 = xp.where(refresh, candidate, statistics.beta1)
-    return STAMLiteStatistics(e1, e2, beta1, statistics.b1_prod * beta1), s
+    beta1 = xp.where(due, candidate, statistics["beta1"])
+    return {"e1": e1, "e2": e2, "beta1": beta1, "b1_prod": statistics["b1_prod"] * beta1, "s": s}
 
 
-def update_momentum(g: Array, mu: Array, beta1: Array) -> Array:
-    """Return the new first moment, equation (4)."""
-    return beta1 * mu + (1 - beta1) * g
-
-
-def lite_direction(
-    mu: Array,
-    e2: Array,
-    b1_prod: Array,
-    t: Array,
-    hyperparams: STAMLiteHyperparams,
+def update(
+    g: Array,
+    moments: Slots,
+    statistics: Slots,
+    count: Array,
+    hp: STAMLiteHyperparams,
+    /,
     *,
     xp: Namespace,
-) -> Array:
-    """Return the preconditioned descent direction, the quotient of equation (5).
-
-    Args:
-        mu: New first moment.
-        e2: Mean square after the step; broadcasts against ``mu``.
-        b1_prod: P after the step; broadcasts against ``mu``.
-        t: Step being taken, from 1, a 0-d floating array.
-        hyperparams: The hyperparameters.
-        xp: The array namespace.
-    """
-    hp = hyperparams
-    c = correction(t, hp, xp=xp)
+    exact: Exact = AS_WRITTEN,
+) -> tuple[Array, dict[str, Array]]:
+    """Return the quotient of equation (5) and the first moment, equation (4)."""
+    del exact
+    beta1, e2, b1_prod = (statistics[name] for name in ("beta1", "e2", "b1_prod"))
+    mu = beta1 * moments["mu"] + (1 - beta1) * g
+    c = _correction(count, e2.dtype, hp, xp=xp)
     if hp.parity is not None:
-        return mu / ((1 - b1_prod + hp.eps) * (xp.sqrt(e2 / c + hp.eps_root) + hp.eps))
+        d = mu / ((1 - b1_prod + hp.eps) * (xp.sqrt(e2 / c + hp.eps_root) + hp.eps))
+        return d, {"mu": mu}
     has_scale = e2 > 0
     # The root is taken of 1 where there is no scale, because its derivative at 0 is infinite.
     root = xp.sqrt(xp.where(has_scale, e2, xp.ones_like(e2)) / c + hp.eps_root)
     denominator = xp.where(has_scale, (1 - b1_prod) * (root + hp.eps), xp.full_like(e2, xp.inf))
-    return mu / denominator
+    return mu / denominator, {"mu": mu}
 
 
-def init_lite_state(p: Array, hyperparams: STAMLiteHyperparams, *, xp: Namespace) -> STAMLiteState:
-    """Return the state before the first step, in the dtype of ``p`` (its real dtype where real)."""
-    zero = xp.sum(xp.zeros_like(xp.abs(p)))
-    statistics = STAMLiteStatistics(
-        e1=xp.sum(xp.zeros_like(p)), e2=zero, beta1=zero + hyperparams.b1_base, b1_prod=zero + 1
-    )
-    return STAMLiteState(xp.zeros_like(p), statistics, zero)
+def report(statistics: Slots, xp: Namespace) -> Report:
+    """Return what the statistics say: the variance is the share z*e2, and the scale sqrt(e2)."""
+    s, e2 = statistics["s"], statistics["e2"]
+    z = s / (1 - s)
+    return Report(statistics["beta1"], z, z * e2, xp.sqrt(e2))
 
 
-def lite_step(
-    p: Array,
-    g: Array,
-    state: STAMLiteState,
-    t: Array,
-    refresh: Array,
-    hyperparams: STAMLiteHyperparams,
-    *,
-    xp: Namespace,
-    mean: Mean,
-) -> tuple[Array, STAMLiteState]:
-    """Take one step on one tensor, all of equations (1) to (5).
+def _correction(count: Array, dtype: Any, hp: STAMLiteHyperparams, *, xp: Namespace) -> Array:
+    """Return c of equation (1); in parity mode with the eps that the package adds to it."""
+    shift = 0.0 if hp.parity is None else hp.eps
+    return one_minus_power(hp.moment_decay, xp.astype(count, dtype), xp=xp) + shift
 
-    Args:
-        p: Parameter.
-        g: Gradient, shape and dtype of ``p``.
-        state: State of this tensor.
-        t: Step being taken, from 1, a 0-d array of the real dtype.
-        refresh: Whether beta1 is updated in this step, 0-d boolean.
-        hyperparams: The hyperparameters, all of them numbers.
-        xp: The array namespace.
-        mean: The mean to use for the statistics.
 
-    Returns:
-        The new parameter and the new state.
-
-    Example:
-        >>> import numpy as np
-        >>> hp = STAMLiteHyperparams(learning_rate=0.1)
-        >>> p, g = np.asarray([1.0, 2.0]), np.asarray([0.5, -0.25])
-        >>> state, first = init_lite_state(p, hp, xp=np), np.asarray(True)
-        >>> p, state = lite_step(p, g, state, np.asarray(1.0), first, hp, xp=np, mean=np.mean)
-        >>> p.round(4).tolist(), round(float(state.statistics.beta1), 4)
-        ([0.8725, 2.0612], 0.8147)
-    """
-    hp = hyperparams
-    if hp.parity is not None:
-        g = zero_nonfinite(g, xp=xp)
-    means = gradient_means(strided_sample(g, hp.stat_sample, xp=xp), xp=xp, mean=mean)
-    statistics, s = update_lite_statistics(state.statistics, *means, t, refresh, hp, xp=xp)
-    mu = update_momentum(g, state.mu, statistics.beta1)
-    d = lite_direction(mu, statistics.e2, statistics.b1_prod, t, hp, xp=xp)
-    return decayed_step(p, d, hp.learning_rate, hp.weight_decay), STAMLiteState(mu, statistics, s)
+STAM_LITE = Rule(
+    name="stam_lite",
+    hyperparams=STAMLiteHyperparams,
+    moments=(Moment("mu", "exp_avg"),),
+    statistics=(
+        Statistic("e1", 0.0, complex=True),
+        Statistic("e2", 0.0),
+        Statistic("beta1", "b1_base"),
+        Statistic("b1_prod", 1.0),
+        Statistic("s", 0.0),
+    ),
+    prepare=prepare,
+    means=means,
+    advance=advance,
+    update=update,
+    report=report,
+)
+"""STAMLite, as a record."""

@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import stam_core
-from stam_core import AdamWState, STACHyperparams
+from stam_core import ADAMW, STACHyperparams
 
 from stam_jax import _dtypes, _hyperparams, _tree
 
@@ -74,8 +73,7 @@ def _update_leaf(
 ) -> tuple[jax.Array, ...]:
     """Return direction and moments of one leaf."""
     dtype = _dtypes.compute_dtype(g.dtype)
-    real = _dtypes.real_dtype(dtype)
-    hp = _hyperparams.join(STACHyperparams, static, dynamic, real)
+    hp = _hyperparams.join(STACHyperparams, static, dynamic, _dtypes.real_dtype(dtype))
     pairs = _dtypes.is_complex(dtype)
 
     def parts(x: jax.Array) -> jax.Array:
@@ -85,12 +83,11 @@ def _update_leaf(
     def whole(x: jax.Array) -> jax.Array:
         return jax.lax.complex(x[0], x[1]) if pairs else x
 
-    mu, nu, *rest = map(parts, moments)
-    state = AdamWState(mu, nu, rest[0] if rest else None)
-    g_wide = parts(g)
-    d, state = stam_core.adamw_direction(
-        -g_wide if hp.maximize else g_wide, state, count.astype(real), hp, xp=jnp
-    )
-    new = [whole(x) for x in state if x is not None]
-    stored = [_dtypes.stored(x, old.dtype) for x, old in zip(new, moments, strict=True)]
+    names = [moment.name for moment in ADAMW.moments_of(hp)]
+    held = {name: parts(x) for name, x in zip(names, moments, strict=True)}
+    d, new = ADAMW.update(ADAMW.prepare(parts(g), hp, xp=jnp), held, {}, count, hp, xp=jnp)
+    stored = [
+        _dtypes.stored(whole(new[name]), old.dtype)
+        for name, old in zip(names, moments, strict=True)
+    ]
     return whole(d).astype(dtype if wide else g.dtype), *stored

@@ -34,9 +34,12 @@ def join(
     kind: type[H], static: tuple[tuple[str, Any], ...], dynamic: dict[str, Any], dtype: Any
 ) -> H:
     """Return the hyperparameters again, the arrays among them in ``dtype``."""
-    return kind(
-        **dict(static), **{name: jnp.asarray(value, dtype) for name, value in dynamic.items()}
-    )
+    integers = {field.name for field in fields(kind) if field.metadata["is_integer"]}  # type: ignore[arg-type]
+    arrays = {
+        name: jnp.asarray(value, jnp.int32 if name in integers else dtype)
+        for name, value in dynamic.items()
+    }
+    return kind(**dict(static), **arrays)
 
 
 def at_step(hyperparams: H, count: Any) -> H:

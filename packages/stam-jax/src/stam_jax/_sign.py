@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 import stam_core
 from jax import lax
-from stam_core import Exact, STACHyperparams
+from stam_core import SIGN, Exact, STACHyperparams
 
 from stam_jax import _dtypes, _hyperparams, _tree
 
@@ -82,22 +82,34 @@ def _update_leaf(
     dtype = _dtypes.compute_dtype(g.dtype)
     out = dtype if wide else g.dtype
     hp = _hyperparams.join(STACHyperparams, static, dynamic, _dtypes.real_dtype(dtype))
-    g_wide = g.astype(dtype)
-    if hp.maximize:
-        g_wide = -g_wide
-    if mu is None:
-        return stam_core.sign_with_nan(g_wide, xp=jnp).astype(out), None, scale
+    pairs = _dtypes.is_complex(dtype)
+
+    def parts(x: jax.Array) -> jax.Array:
+        x = x.astype(dtype)
+        return jnp.stack([x.real, x.imag]) if pairs else x
+
+    def whole(x: jax.Array) -> jax.Array:
+        return jax.lax.complex(x[0], x[1]) if pairs else x
+
     kept = exact(count)
-    if mu.dtype == jnp.int8 and scale is not None:
-        flat = scale.reshape(stam_core.int8.scale_shape(mu.shape))
-        old = stam_core.int8.decode(mu, flat, xp=jnp, exact=kept).astype(dtype)
-        new = stam_core.update_sign_moment(g_wide, old, hp, exact=kept)
-        codes, flat = stam_core.int8.encode(new.astype(jnp.float32), xp=jnp, exact=kept)
-        stored, scale = codes, flat.reshape(scale.shape)
+    g_wide = SIGN.prepare(parts(g), hp, xp=jnp)
+    if mu is None:
+        d, _ = SIGN.update(g_wide, {}, {}, count, hp, xp=jnp)
+        return whole(d).astype(out), None, scale
+    coded = scale if mu.dtype == jnp.int8 else None
+    if coded is not None:
+        flat = coded.reshape(stam_core.int8.scale_shape(mu.shape))
+        mu_wide = stam_core.int8.decode(mu, flat, xp=jnp, exact=kept).astype(dtype)
     else:
-        new = stam_core.update_sign_moment(g_wide, mu.astype(dtype), hp, exact=kept)
-        stored = _dtypes.stored(new, mu.dtype)
-    return stam_core.sign_with_nan(new, xp=jnp).astype(out), stored, scale
+        mu_wide = parts(mu)
+    d, new = SIGN.update(g_wide, {"mu": mu_wide}, {}, count, hp, xp=jnp, exact=kept)
+    if coded is not None:
+        wide_mu = new["mu"].astype(jnp.float32)
+        stored, flat = stam_core.int8.encode(wide_mu, xp=jnp, exact=kept)
+        scale = flat.reshape(coded.shape)
+    else:
+        stored = _dtypes.stored(whole(new["mu"]), mu.dtype)
+    return whole(d).astype(out), stored, scale
 
 
 def _is_coded(leaf: Any) -> bool:

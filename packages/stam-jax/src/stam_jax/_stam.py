@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import stam_core
-from stam_core import STAMHyperparams, STAMStatistics
+from stam_core import STAM, STAMHyperparams
 
 from stam_jax import _dtypes, _hyperparams, _tree
 from stam_jax._auto import with_auto_axes
@@ -71,11 +71,11 @@ def _residual_sums(
 
     def magnitudes(*leaves: jax.Array) -> jax.Array:
         pairs = (_wide(g, mu, parity) for g, mu in zip(leaves[::2], leaves[1::2], strict=True))
-        return stack([stam_core.residual_magnitude(g, mu, xp=jnp) for g, mu in pairs])
+        return stack([STAM.observe(g, {"mu": mu}, None, xp=jnp) for g, mu in pairs])  # type: ignore[arg-type]
 
     return sums_of_stored(
         magnitudes,
-        functools.partial(stam_core.residual_means, mean=average.total),
+        functools.partial(STAM.means, xp=jnp, mean=average.total),
         [sample(x, n, config.kept) for pair in zip(gs, mus, strict=True) for x in pair],
         average.kept,
         count,
@@ -87,25 +87,20 @@ def _residual_sums(
 def _update_statistics(
     gs: tuple[jax.Array, ...],
     mus: tuple[jax.Array, ...],
-    statistics: STAMStatistics,
+    statistics: dict[str, jax.Array],
     count: jax.Array,
     dynamic: dict[str, Any],
     config: _Config,
-) -> tuple[STAMStatistics, jax.Array, jax.Array]:
+) -> dict[str, jax.Array]:
     """Return statistics, beta1 and s of a batch of leaves after a step, each as one vector."""
-    scalar = statistics.s2.dtype
+    scalar = statistics["s2"].dtype
     hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, scalar)
 
     sums = [_residual_sums(*part, count, config) for part in reduced((gs, mus), config.stacked)]
     average = average_of(1, gs[0].shape, config.kept, hp.stat_sample, config.axis_name)
     mean_square, mean_abs = (average.finish(totals) for totals in zip(*sums, strict=True))
-    return stam_core.update_statistics(
-        statistics,
-        mean_square.astype(scalar),
-        mean_abs.astype(scalar),
-        count.astype(scalar),
-        hp,
-        xp=jnp,
+    return STAM.advance(
+        statistics, (mean_square.astype(scalar), mean_abs.astype(scalar)), count, hp, xp=jnp
     )
 
 
@@ -126,9 +121,9 @@ def _update_leaf(
     hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, real)
     g_wide, mu_wide = _wide(g, mu, hp.parity)
     beta1, b1_prod = (cut(x, start, config.shape).astype(real) for x in (beta1, b1_prod))
-    new_mu, new_nu = stam_core.update_moments(g_wide, mu_wide, nu.astype(real), beta1, hp, xp=jnp)
-    d = stam_core.direction(new_mu, new_nu, b1_prod, count.astype(real), hp, xp=jnp)
-    return d.astype(g.dtype), new_mu.astype(mu.dtype), new_nu.astype(nu.dtype)
+    moments = {"mu": mu_wide, "nu": nu.astype(real)}
+    d, new = STAM.update(g_wide, moments, {"beta1": beta1, "b1_prod": b1_prod}, count, hp, xp=jnp)
+    return d.astype(g.dtype), new["mu"].astype(mu.dtype), new["nu"].astype(nu.dtype)
 
 
 def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
@@ -212,7 +207,7 @@ def scale_by_stam(
         if stat_sample is not None:
             _tree.check_sampled(updates)
         layout = _tree.layout(updates, stat_axes)
-        packed = STAMStatistics(*map(layout.check, (state.s2, state.tau, state.b1_prod)))
+        packed = {name: layout.check(getattr(state, name)) for name in state.__packed_fields__}
         count = jnp.asarray(optax.safe_increment(state.count))
         static, dynamic = _hyperparams.split(_hyperparams.at_step(hyperparams, state.count))
 
@@ -221,18 +216,26 @@ def scale_by_stam(
         vectors = []
         for batch in found:
             config = _Config(static, batch.kept, batch.shape, batch.stacked, axis_name)
-            new, beta1, s = _update_statistics(
+            new = _update_statistics(
                 tuple(grads[i] for i in batch.leaves),
                 tuple(mus[i] for i in batch.leaves),
-                STAMStatistics(*(gather(x, batch) for x in packed)),
+                {name: gather(x, batch) for name, x in packed.items()},
                 count,
                 dynamic,
                 config,
             )
-            vectors.append({**new._asdict(), "beta1": beta1, "s": s})
+            vectors.append(new)
             for i, start in zip(batch.leaves, batch.starts(), strict=True):
                 leaves[i] = _update_leaf(
-                    grads[i], mus[i], nus[i], beta1, new.b1_prod, start, count, dynamic, config
+                    grads[i],
+                    mus[i],
+                    nus[i],
+                    new["beta1"],
+                    new["b1_prod"],
+                    start,
+                    count,
+                    dynamic,
+                    config,
                 )
         new_updates, new_mu, new_nu = zip(*leaves, strict=True) if leaves else ((), (), ())
         return treedef.unflatten(new_updates), ScaleByStamState(

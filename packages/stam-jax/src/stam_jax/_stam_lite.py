@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import stam_core
-from stam_core import STAMLiteHyperparams, STAMLiteStatistics
+from stam_core import STAM_LITE, STAMLiteHyperparams
 
 from stam_jax import _dtypes, _hyperparams, _tree
 from stam_jax._auto import with_auto_axes
@@ -68,7 +68,7 @@ def _gradient_sums(
     # The two read one array in two loops, which a CPU does as fast as it can read.
     pairs = zip(gs, mus, strict=True)
     read = stack([sample(_wide(g, mu, parity), n, config.kept) for g, mu in pairs])
-    return stam_core.gradient_means(read, xp=jnp, mean=average.total)
+    return STAM_LITE.means(read, xp=jnp, mean=average.total)  # type: ignore[return-value]
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -76,39 +76,31 @@ def _gradient_sums(
 def _update_statistics(
     gs: tuple[jax.Array, ...],
     mus: tuple[jax.Array, ...],
-    statistics: STAMLiteStatistics,
+    statistics: dict[str, jax.Array],
     count: jax.Array,
-    refresh: jax.Array,
     dynamic: dict[str, Any],
     config: _Config,
-) -> tuple[STAMLiteStatistics, jax.Array]:
+) -> dict[str, jax.Array]:
     """Return statistics and s of a batch of leaves after a step, each as one vector."""
-    scalar = statistics.e2.dtype
+    scalar = statistics["e2"].dtype
     hp = _hyperparams.join(STAMLiteHyperparams, config.hyperparams, dynamic, scalar)
     sums = [_gradient_sums(*part, config) for part in reduced((gs, mus), config.stacked)]
     average = average_of(1, gs[0].shape, config.kept, hp.stat_sample, config.axis_name)
     mean_g, mean_square = (average.finish(totals) for totals in zip(*sums, strict=True))
     # A packed e1 is complex as soon as one leaf is; a real leaf's own stays real in the arithmetic.
-    packed_e1 = statistics.e1.dtype
+    packed_e1 = statistics["e1"].dtype
     if not _dtypes.is_complex(mean_g.dtype):
-        statistics = statistics._replace(e1=statistics.e1.real)
-    statistics, s = stam_core.update_lite_statistics(
-        statistics,
-        mean_g.astype(statistics.e1.dtype),
-        mean_square.astype(scalar),
-        count.astype(scalar),
-        refresh,
-        hp,
-        xp=jnp,
-    )
-    return statistics._replace(e1=statistics.e1.astype(packed_e1)), s
+        statistics = {**statistics, "e1": statistics["e1"].real}
+    means = (mean_g.astype(statistics["e1"].dtype), mean_square.astype(scalar))
+    new = STAM_LITE.advance(statistics, means, count, hp, xp=jnp)
+    return {**new, "e1": new["e1"].astype(packed_e1)}
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _update_leaf(
     g: jax.Array,
     mu: jax.Array,
-    statistics: STAMLiteStatistics,
+    statistics: dict[str, jax.Array],
     start: jax.typing.ArrayLike,
     count: jax.Array,
     dynamic: dict[str, Any],
@@ -118,13 +110,13 @@ def _update_leaf(
     dtype = _compute_dtype(g, mu)
     real = _dtypes.real_dtype(dtype)
     hp = _hyperparams.join(STAMLiteHyperparams, config.hyperparams, dynamic, real)
-    beta1, e2, b1_prod = (
-        cut(x, start, config.shape).astype(real)
-        for x in (statistics.beta1, statistics.e2, statistics.b1_prod)
-    )
-    new_mu = stam_core.update_momentum(_wide(g, mu, hp.parity), mu.astype(dtype), beta1)
-    d = stam_core.lite_direction(new_mu, e2, b1_prod, count.astype(real), hp, xp=jnp)
-    return d.astype(g.dtype), new_mu.astype(mu.dtype)
+    own = {
+        name: cut(statistics[name], start, config.shape).astype(real)
+        for name in ("beta1", "e2", "b1_prod")
+    }
+    moments = {"mu": mu.astype(dtype)}
+    d, new = STAM_LITE.update(_wide(g, mu, hp.parity), moments, own, count, hp, xp=jnp)
+    return d.astype(g.dtype), new["mu"].astype(mu.dtype)
 
 
 def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
@@ -196,13 +188,8 @@ def scale_by_stam_lite(
         if stat_sample is not None:
             _tree.check_sampled(updates)
         layout = _tree.layout(updates, stat_axes)
-        packed = STAMLiteStatistics(
-            *(layout.check(getattr(state, name)) for name in STAMLiteStatistics._fields)
-        )
+        packed = {name: layout.check(getattr(state, name)) for name in state.__packed_fields__}
         count = jnp.asarray(optax.safe_increment(state.count))
-        # The interval is taken from the integer count: a float32 step number stops being exact at
-        # 2^24.
-        refresh = state.count % jnp.asarray(beta1_update_interval, jnp.int32) == 0
         at_step = _hyperparams.at_step(hyperparams, state.count)
         static, dynamic = _hyperparams.split(at_step)
 
@@ -211,16 +198,15 @@ def scale_by_stam_lite(
         vectors = []
         for batch in found:
             config = _Config(static, batch.kept, batch.shape, batch.stacked, axis_name)
-            new, s = _update_statistics(
+            new = _update_statistics(
                 tuple(grads[i] for i in batch.leaves),
                 tuple(mus[i] for i in batch.leaves),
-                STAMLiteStatistics(*(gather(x, batch) for x in packed)),
+                {name: gather(x, batch) for name, x in packed.items()},
                 count,
-                refresh,
                 dynamic,
                 config,
             )
-            vectors.append({**new._asdict(), "s": s})
+            vectors.append(new)
             for i, start in zip(batch.leaves, batch.starts(), strict=True):
                 leaves[i] = _update_leaf(grads[i], mus[i], new, start, count, dynamic, config)
         new_updates, new_mu = zip(*leaves, strict=True) if leaves else ((), ())
