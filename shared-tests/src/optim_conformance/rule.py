@@ -223,6 +223,20 @@ class OptimizerRule:
             return self.steps(own, leaves)
         return dict.fromkeys(leaves, self.step(**own))
 
+    def counted(self, hparams: Mapping[str, Any], leaves: Iterable[str]) -> bool:
+        """Tell whether `count` is state: whether the step of any leaf depends on it."""
+        return any(step.counts for step in self.steps_for(hparams, leaves).values())
+
+    def spelt(
+        self, framework: str, hparams: Mapping[str, Any], leaves: Iterable[str]
+    ) -> dict[str, Any]:
+        """Return hyperparameters by their names in a framework, with what is given there."""
+        own = {**self.given, **hparams}
+        if self.part_of is not None:
+            own["roles"] = dict.fromkeys(leaves, self.part_of[1])
+        names = self.renamed.get(framework, {})
+        return {names.get(name, name): value for name, value in own.items()}
+
     def default(self, hyperparameter: str) -> Any:
         """Return the contract's default of a hyperparameter of the rule."""
         return next(f.default for f in fields(self.step) if f.name == hyperparameter)

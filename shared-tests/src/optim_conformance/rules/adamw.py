@@ -88,4 +88,5 @@ RULE = OptimizerRule(
     capabilities={"amsgrad": "stac or adamw accepts amsgrad=True"},
     betas=("b1", "b2"),
     part_of=("stac", "adamw"),
+    renamed={"jax": {"roles": "partition"}},
 )

@@ -218,5 +218,8 @@ RULE = OptimizerRule(
     ),
     capabilities={"maximize": "stac accepts maximize=True"},
     betas=("b1", "b2"),
-    renamed={key: {"mu_dtype": "sign_state_dtype"} for key in ("jax", "torch")},
+    renamed={
+        "jax": {"mu_dtype": "sign_state_dtype", "roles": "partition"},
+        "torch": {"mu_dtype": "sign_state_dtype"},
+    },
 )
