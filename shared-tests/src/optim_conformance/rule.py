@@ -6,13 +6,13 @@ A file in `rules/` builds one record and calls it `RULE`; it is found there by i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optim_conformance.cases import Case
+from optim_conformance.cases import SHAPES, Case
 from optim_conformance.ranges import NONFINITE, Range
 
 Leaf = NDArray[Any] | np.floating[Any] | np.complexfloating[Any, Any]
@@ -238,8 +238,9 @@ class OptimizerRule:
         return {names.get(name, name): value for name, value in own.items()}
 
     def default(self, hyperparameter: str) -> Any:
-        """Return the contract's default of a hyperparameter of the rule."""
-        return next(f.default for f in fields(self.step) if f.name == hyperparameter)
+        """Return the contract's default of a hyperparameter of a tensor's rule."""
+        steps = self.steps_for(self.for_leaves(SHAPES), SHAPES).values()
+        return next(vars(step)[hyperparameter] for step in steps if hyperparameter in vars(step))
 
     def policy(self, framework: str) -> str:
         """Return what happens to a gradient that is not finite, unless it is chosen."""
