@@ -165,8 +165,8 @@ BAD_NAMES = [
         "unknown jax or torch optimizer 'stamm'; did you mean 'stam'?",
     ),
     (
-        ["run", "--optimizer", "stac", "--framework", "jax"],
-        "stac is an optimizer of torch, not of jax; use --framework torch",
+        ["run", "--optimizer", "signum", "--framework", "jax"],
+        "signum is an optimizer of torch, not of jax; use --framework torch",
     ),
     (["run", "--framework", "tensorflow"], "unknown framework 'tensorflow'; choose from"),
     (["run", "--optimizer", "adamw,b1=1.5"], "adamw: b1 is 1.5; it has to lie in [0, 1)"),
