@@ -103,6 +103,11 @@ NU = Slot("nu", 2e-6, _AVERAGE, torch="exp_avg_sq")
 NU_MAX = Slot("nu_max", 2e-6, _AVERAGE, torch="max_exp_avg_sq")
 
 
+def statistic(name: str, bound: float, reason: str, **options: Any) -> Slot:
+    """Return the slot of one real number per tensor, at least float32."""
+    return Slot(name, bound, reason, **{"scalar": True, "wide": True, "real": True, **options})
+
+
 @dataclass(frozen=True)
 class Bug:
     """A rule of the oracle with one bug, and the check that must find it.

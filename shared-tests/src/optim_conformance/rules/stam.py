@@ -38,7 +38,18 @@ from optim_conformance.cases import (
     with_zeros,
 )
 from optim_conformance.ranges import NAN, NOT_NEGATIVE, OPEN, POSITIVE, at_least, choice, interval
-from optim_conformance.rule import MU, NU, Bug, Leaf, Limit, OptimizerRule, Slot, Slots, Step, mean
+from optim_conformance.rule import (
+    MU,
+    NU,
+    Bug,
+    Leaf,
+    Limit,
+    OptimizerRule,
+    Slots,
+    Step,
+    mean,
+    statistic,
+)
 from optim_conformance.rules.adamw import AdamW
 
 PARITY = "stam-optimizer-0.1.0"
@@ -169,28 +180,13 @@ class _NoResidual(Stam):
 
 
 _STATISTIC = "a float32 mean, then an average: its terms carry the cancellation of g - m"
-BETA1 = Slot(
-    "beta1",
-    5e-7,
-    "z is a ratio of two float32 statistics, damped by z/(1+z)",
-    scalar=True,
-    wide=True,
-    real=True,
-    idle=lambda t: 0.9,
-    limits=(0.72, 0.9),
-)
-B1_PROD = Slot(
-    "b1_prod",
-    5e-6,
-    "24 factors that carry beta1's error each",
-    scalar=True,
-    wide=True,
-    real=True,
-    idle=lambda t: 0.9**t,
+_RATIO = "z is a ratio of two float32 statistics, damped by z/(1+z)"
+BETA1 = statistic("beta1", 5e-7, _RATIO, idle=lambda t: 0.9, limits=(0.72, 0.9))
+B1_PROD = statistic(
+    "b1_prod", 5e-6, "24 factors that carry beta1's error each", idle=lambda t: 0.9**t
 )
 
 STRONG = {"learning_rate": 1e-2, "b1_base": 0.95, "adapt_strength": 0.5, "weight_decay": 0.1}
-PARITY_RANGE = choice(None, PARITY, bad=("0.9.9",), capability="parity")
 SHARED = {
     "learning_rate": POSITIVE,
     "b1_base": OPEN,
@@ -198,7 +194,7 @@ SHARED = {
     "eps_root": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
     "adapt_strength": interval(0.0, 0.5, -0.125, 0.75, NAN),
-    "parity": PARITY_RANGE,
+    "parity": choice(None, PARITY, bad=("0.9.9",), capability="parity"),
 }
 """Ranges that STAMLite has too."""
 
@@ -213,8 +209,8 @@ RULE = OptimizerRule(
     slots=(
         MU,
         replace(NU, wide=True, real=True),
-        Slot("s2", 2e-6, _STATISTIC, scalar=True, wide=True, real=True),
-        Slot("tau", 1e-6, _STATISTIC, scalar=True, wide=True, real=True),
+        statistic("s2", 2e-6, _STATISTIC),
+        statistic("tau", 1e-6, _STATISTIC),
         BETA1,
         B1_PROD,
     ),

@@ -32,7 +32,7 @@ from optim_conformance.cases import (
     with_zeros,
 )
 from optim_conformance.ranges import OPEN, at_least
-from optim_conformance.rule import MU, Bug, Leaf, OptimizerRule, Slot, Slots, Step, mean
+from optim_conformance.rule import MU, Bug, Leaf, OptimizerRule, Slots, Step, mean, statistic
 from optim_conformance.rules.stam import (
     B1_PROD,
     BETA1,
@@ -137,6 +137,7 @@ class _EpsRootOfScaleIgnored(StamLite):
         return StamLite.direction(replace(self, eps_root=0.0), s, t)
 
 
+_MEANS = "an average of means, relative to the size of their terms"
 _FAST = {"learning_rate": 1e-2}
 _PARITY = {"parity": PARITY}
 
@@ -144,23 +145,8 @@ RULE = OptimizerRule(
     step=StamLite,
     slots=(
         replace(MU, either=True),
-        Slot(
-            "e1",
-            2e-7,
-            "an average of means, relative to the size of their terms",
-            scalar=True,
-            wide=True,
-            signed=True,
-            root="e2",
-        ),
-        Slot(
-            "e2",
-            1.5e-6,
-            "a float32 mean of squares, then an average",
-            scalar=True,
-            wide=True,
-            real=True,
-        ),
+        statistic("e1", 2e-7, _MEANS, real=False, signed=True, root="e2"),
+        statistic("e2", 1.5e-6, "a float32 mean of squares, then an average"),
         BETA1,
         B1_PROD,
     ),
