@@ -11,7 +11,6 @@ import stac_torch
 import torch
 from optim_conformance import OptimizerConformance
 from optim_conformance.rules import RULES, SLOTS
-from stac_torch._state import new_state
 
 DTYPES = {
     "float16": torch.float16,
@@ -90,7 +89,8 @@ class TorchRun:
             for leaf in group["params"]:
                 name = next(n for n, p in self.leaves.items() if p is leaf)
                 # A state appears with the first step; before it, what it will be.
-                state = self.optimizer.state.get(leaf) or new_state(group, leaf)
+                section = self.optimizer._family.section(group)
+                state = self.optimizer.state.get(leaf) or section.new_state(group, leaf)
                 counts += [state["step"]] if "step" in state else []
                 slots |= {
                     f"{SLOTS_HERE[key]}/{name}": to_numpy(value)

@@ -2,8 +2,8 @@
 
 from stac_torch._groups import param_groups
 from stac_torch._layers import LayerGroup
-from stac_torch._optimizer import STAC
 from stac_torch._partition import STACPartition, partition_trainable_layers
+from stac_torch._stac import STAC
 
 __all__ = [
     "STAC",

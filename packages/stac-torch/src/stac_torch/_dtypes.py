@@ -61,13 +61,12 @@ def state_dtype(name: str | None, parameter: torch.Tensor) -> torch.dtype:
     return parameter.dtype if name is None else _FLOATING[name]
 
 
-def check_state_dtype(group: Mapping[str, Any], parameter: torch.Tensor) -> None:
-    """Raise if a parameter cannot have the state that its group asks for.
+def check_state_dtype(group: Mapping[str, Any], option: str, parameter: torch.Tensor) -> None:
+    """Raise if a parameter cannot have the state that an option of its group asks for.
 
     Raises:
         ValueError: It is complex and the state real.
     """
-    option = "sign_state_dtype" if group["role"] == "sign" else "adamw_state_dtype"
     if group[option] is not None and parameter.is_complex():
         msg = (
             f"{option}={group[option]!r} cannot hold the moment of a complex parameter of "
