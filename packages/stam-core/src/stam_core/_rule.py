@@ -150,45 +150,18 @@ class Direction(Protocol[H_contra]):
     ) -> Array: ...
 
 
-def _as_given(g: Array, hp: Hyperparams, /, *, xp: Namespace) -> Array:
-    del hp, xp
+def _first(g: Array, *others: Any, **options: Any) -> Array:
+    del others, options
     return g
 
 
-def _gradient(g: Array, moments: Slots, hp: Hyperparams, /, *, xp: Namespace) -> Array:
-    del moments, hp, xp
-    return g
-
-
-def _no_means(observed: Array, /, *, xp: Namespace, mean: Mean) -> tuple[Array, ...]:
-    del observed, xp, mean
+def _none(*given: Any, **options: Any) -> tuple[Array, ...]:
+    del given, options
     return ()
 
 
-def _as_before(
-    statistics: Slots,
-    means: tuple[Array, ...],
-    count: Array,
-    hp: Hyperparams,
-    /,
-    *,
-    xp: Namespace,
-) -> dict[str, Array]:
-    del means, count, hp, xp
-    return dict(statistics)
-
-
-def _nothing(
-    g: Array,
-    moments: Slots,
-    statistics: Slots,
-    hp: Hyperparams,
-    /,
-    *,
-    xp: Namespace,
-    exact: Exact,
-) -> dict[str, Array]:
-    del g, moments, statistics, hp, xp, exact
+def _empty(*given: Any, **options: Any) -> dict[str, Array]:
+    del given, options
     return {}
 
 
@@ -227,13 +200,13 @@ class Rule(Generic[H]):
     hyperparams: type[H]
     direction: Direction[H]
     moments: tuple[Moment, ...] = ()
-    accumulate: Accumulate[H] = _nothing
+    accumulate: Accumulate[H] = _empty
     statistics: tuple[Statistic, ...] = ()
-    prepare: Prepare[H] = _as_given
+    prepare: Prepare[H] = _first
     reads: tuple[str, ...] = ()
-    observe: Observe[H] = _gradient
-    means: Means = _no_means
-    advance: Advance[H] = _as_before
+    observe: Observe[H] = _first
+    means: Means = _none
+    advance: Advance[H] = _empty
     report: Callable[[Slots, Namespace], Report] | None = None
     by_parts: bool = False
 
@@ -289,15 +262,7 @@ class Rule(Generic[H]):
         return self.direction(g, new, statistics, count, hp, xp=xp), new
 
     def step(
-        self,
-        p: Array,
-        g: Array,
-        state: Slots,
-        count: Array,
-        hp: H,
-        *,
-        xp: Namespace,
-        mean: Mean,
+        self, p: Array, g: Array, state: Slots, count: Array, hp: H, *, xp: Namespace, mean: Mean
     ) -> tuple[Array, dict[str, Array]]:
         """Take one step on one tensor, all of (1) to (7).
 
