@@ -164,6 +164,7 @@ class TorchAdapter:
             "complex",
             "resume",
             "lr",
+            "lr0",
             "maximize",
             "amsgrad",
             "corrected",

@@ -29,6 +29,7 @@ CAPABILITIES: Mapping[str, str] = {
     "jit": "compiles its step; `Run.compilations` counts compilations",
     "resume": "`Run.save` and `Run.restore` work",
     "lr": "`Run.step` takes a learning rate for the step",
+    "lr0": "may be made with a learning rate of 0, as optimizers of torch may",
     "mu_dtype": 'stores a first moment of mu_dtype="bfloat16" or "float16"',
     "propagate": 'accepts nonfinite="propagate"',
     "zero": 'accepts nonfinite="zero"',

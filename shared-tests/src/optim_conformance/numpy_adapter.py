@@ -113,7 +113,7 @@ class NumpyAdapter:
 
     name = "oracle over stored state"
     framework = "numpy"
-    capabilities = frozenset(CAPABILITIES) - {"jit"}
+    capabilities = frozenset(CAPABILITIES) - {"jit", "lr0"}
     run: type[NumpyRun] = NumpyRun
 
     def optimizers(self) -> frozenset[str]:
