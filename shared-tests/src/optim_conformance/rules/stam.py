@@ -266,7 +266,7 @@ RULE = OptimizerRule(
         Case("complex", {**_FAST, "weight_decay": 0.1}),
         Case("complex-corrected", _CORRECTED, shift),
     ),
-    nonfinite={"": "propagate"},
+    nonfinite={"": "propagate", "torch": "skip"},
     by_modulus=True,
     # The published statistics add an epsilon; the corrected ones do not.
     scale_free={"eps": 1e-30, **_CORRECTED},

@@ -184,7 +184,7 @@ RULE = OptimizerRule(
         Case("coarse-shift", {**COARSE, "moment_decay": 0.8}, shift, steps=16),
     ),
     complex=(Case("complex", {**_FAST, "weight_decay": 0.1}),),
-    nonfinite={"": "propagate"},
+    nonfinite={"": "propagate", "torch": "skip"},
     by_modulus=True,
     quick={"moment_decay": 0.9},
     narrow={},
