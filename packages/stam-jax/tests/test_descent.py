@@ -56,10 +56,38 @@ def test_it_cannot_be_mistaken_for_an_optax_transformation(kind):
         kind(adapt_strength=0.9)
 
 
-@pytest.mark.parametrize(
-    ("kind", "alias"),
-    [(descent.STAM, stam_jax.stam), (descent.STAMLite, stam_jax.stam_lite)],
-)
-def test_signatures_show_what_the_aliases_take(kind, alias):
+ALIASES = [
+    (descent.STAM, stam_jax.stam),
+    (descent.STAMLite, stam_jax.stam_lite),
+    (descent.STAC, stam_jax.stac),
+]
+
+
+@pytest.mark.parametrize(("kind", "alias"), ALIASES)
+def test_signatures_are_those_of_the_optimizers(kind, alias):
     mine, theirs = (inspect.signature(f).parameters for f in (kind, alias))
-    assert {k: p.default for k, p in mine.items()} == {k: p.default for k, p in theirs.items()}
+    assert list(mine.values()) == list(theirs.values())
+    assert len(mine) >= 15
+
+
+@pytest.mark.parametrize(("kind", "alias"), ALIASES)
+def test_help_describes_every_argument(kind, alias):
+    described = inspect.getdoc(kind.__init__)
+    assert all(f"\n    {name}: " in described for name in inspect.signature(alias).parameters)
+    assert "\nRaises:\n    ValueError: " in described
+
+
+@pytest.mark.parametrize(("kind", "alias"), ALIASES)
+def test_what_no_argument_is_called_is_refused(kind, alias):
+    with pytest.raises(TypeError, match=rf"^{alias.__name__}\(\) got an unexpected keyword .*'lr'"):
+        kind(lr=0.1)
+
+
+def test_the_ancestors_eight_arguments_are_taken_by_position():
+    given = (0.1, 0.8, 0.99, 1e-6, 0.02, 0.3, 0.9, 50.0)
+    names = list(inspect.signature(descent.STAM).parameters)[: len(given)]
+    assert names[5:] == ["adapt_strength", "tau_decay", "fallback_threshold"]
+    ours, theirs = descent.STAM(*given), stam_jax.stam(**dict(zip(names, given, strict=True)))
+    updates, _ = ours.update(PARAMS, ours.init(PARAMS), PARAMS)
+    expected, _ = theirs.update(PARAMS, theirs.init(PARAMS), PARAMS)
+    assert all(bool((updates[name] == -expected[name]).all()) for name in PARAMS)

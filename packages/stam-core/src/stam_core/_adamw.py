@@ -19,7 +19,7 @@ from stam_core._hyperparams import HALF_OPEN_UNIT, NON_NEGATIVE, Hyperparams, ch
 from stam_core._power import one_minus_power
 from stam_core._rule import Moment, Rule, Slots
 from stam_core._sign import prepare
-from stam_core._typing import AS_WRITTEN, Array, Exact, Namespace, Scalar
+from stam_core._typing import Array, Exact, Namespace, Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,26 @@ class AdamWHyperparams(Hyperparams):
     maximize: bool = choice(True, False, default=False)
 
 
-def update(
+def accumulate(
+    g: Array,
+    moments: Slots,
+    statistics: Slots,
+    hp: AdamWHyperparams,
+    /,
+    *,
+    xp: Namespace,
+    exact: Exact,
+) -> dict[str, Array]:
+    """Return the moments after a step, equations (1) and (2)."""
+    del statistics, exact
+    mu = hp.b1 * moments["mu"] + (1 - hp.b1) * g
+    nu = hp.b2 * moments["nu"] + (1 - hp.b2) * (g * g)
+    if "nu_max" not in moments:
+        return {"mu": mu, "nu": nu}
+    return {"mu": mu, "nu": nu, "nu_max": xp.maximum(moments["nu_max"], nu)}
+
+
+def direction(
     g: Array,
     moments: Slots,
     statistics: Slots,
@@ -64,20 +83,14 @@ def update(
     /,
     *,
     xp: Namespace,
-    exact: Exact = AS_WRITTEN,
-) -> tuple[Array, dict[str, Array]]:
-    """Return the quotient of equation (3) and the moments, equations (1) and (2)."""
-    del statistics, exact
-    mu = hp.b1 * moments["mu"] + (1 - hp.b1) * g
-    nu = hp.b2 * moments["nu"] + (1 - hp.b2) * (g * g)
-    new = {"mu": mu, "nu": nu}
-    divisor = nu
-    if "nu_max" in moments:
-        divisor = new["nu_max"] = xp.maximum(moments["nu_max"], nu)
+) -> Array:
+    """Return the quotient of equation (3)."""
+    del g, statistics
+    mu, nu = moments["mu"], moments.get("nu_max", moments["nu"])
     t = xp.astype(count, nu.dtype)
     mu_hat = mu / one_minus_power(hp.b1, t, xp=xp)
-    nu_hat = divisor / one_minus_power(hp.b2, t, xp=xp)
-    return mu_hat / (xp.sqrt(nu_hat) + hp.eps), new
+    nu_hat = nu / one_minus_power(hp.b2, t, xp=xp)
+    return mu_hat / (xp.sqrt(nu_hat) + hp.eps)
 
 
 ADAMW = Rule(
@@ -89,7 +102,8 @@ ADAMW = Rule(
         Moment("nu_max", "max_exp_avg_sq", given="amsgrad"),
     ),
     prepare=prepare,
-    update=update,
+    accumulate=accumulate,
+    direction=direction,
     by_parts=True,
 )
 """AdamW, as a record."""

@@ -61,7 +61,7 @@ def number(default: float | None, allowed: Range, *, schedulable: bool = False) 
             msg = f"{name} must be {allowed.text}, got {value!r}: the default is {default!r}"
             raise ValueError(msg)
 
-    return _declared(default, check, schedulable=schedulable)
+    return _declared(default, check, allowed=allowed, schedulable=schedulable)
 
 
 def integer(default: int | None) -> Any:
@@ -96,9 +96,14 @@ def choice(*choices: Any, default: Any) -> Any:
 
 
 def _declared(
-    default: Any, check: Check, *, schedulable: bool = False, is_integer: bool = False
+    default: Any,
+    check: Check,
+    *,
+    allowed: Range | None = None,
+    schedulable: bool = False,
+    is_integer: bool = False,
 ) -> Any:
-    facts = {"check": check, "schedulable": schedulable, "is_integer": is_integer}
+    facts = {"check": check, "range": allowed, "schedulable": schedulable, "is_integer": is_integer}
     return field(default=default, metadata=facts)
 
 

@@ -6,11 +6,13 @@ A rule is that of ONE tensor. With gradient g and parameter p, a step is
     x = what is averaged over the tensor, entry by entry         observe       (2)
     means of x over the tensor                                   means         (3)
     statistics, one number per tensor, averaged over time        advance       (4)
-    direction d and moments, shaped as the parameter             update        (5)
-    p <- p*(1 - lr*wd) - lr*d                                    decayed_step  (6)
+    moments, shaped as the parameter, averaged over time         accumulate    (5)
+    direction d                                                  direction     (6)
+    p <- p*(1 - lr*wd) - lr*d                                    decayed_step  (7)
 
-A rule without statistics has (1), (5) and (6) alone. Frameworks call the functions, and bring the
-loop over tensors, the storage of the state, and the means across devices.
+A rule without statistics has (1) and (5) to (7) alone, one without any state (1), (6) and (7).
+Frameworks call the functions, and bring the loop over tensors, the storage of the state, and the
+means across devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -112,12 +114,28 @@ class Advance(Protocol[H_contra]):
     ) -> dict[str, Array]: ...
 
 
-class Update(Protocol[H_contra]):
-    """Return direction and moments after a step; the statistics are those after it.
+class Accumulate(Protocol[H_contra]):
+    """Return the moments after a step; the statistics are those after it.
 
     ``exact`` keeps operations apart under a compiler, for rules whose moments have the same bits
     everywhere.
     """
+
+    def __call__(
+        self,
+        g: Array,
+        moments: Slots,
+        statistics: Slots,
+        hp: H_contra,
+        /,
+        *,
+        xp: Namespace,
+        exact: Exact,
+    ) -> dict[str, Array]: ...
+
+
+class Direction(Protocol[H_contra]):
+    """Return the descent direction; moments and statistics are those after the step."""
 
     def __call__(
         self,
@@ -129,47 +147,35 @@ class Update(Protocol[H_contra]):
         /,
         *,
         xp: Namespace,
-        exact: Exact = AS_WRITTEN,
-    ) -> tuple[Array, dict[str, Array]]: ...
+    ) -> Array: ...
 
 
-def _as_given(g: Array, hp: Hyperparams, /, *, xp: Namespace) -> Array:
-    del hp, xp
+def _first(g: Array, *others: Any, **options: Any) -> Array:
+    del others, options
     return g
 
 
-def _gradient(g: Array, moments: Slots, hp: Hyperparams, /, *, xp: Namespace) -> Array:
-    del moments, hp, xp
-    return g
-
-
-def _no_means(observed: Array, /, *, xp: Namespace, mean: Mean) -> tuple[Array, ...]:
-    del observed, xp, mean
+def _none(*given: Any, **options: Any) -> tuple[Array, ...]:
+    del given, options
     return ()
 
 
-def _as_before(
-    statistics: Slots,
-    means: tuple[Array, ...],
-    count: Array,
-    hp: Hyperparams,
-    /,
-    *,
-    xp: Namespace,
-) -> dict[str, Array]:
-    del means, count, hp, xp
-    return dict(statistics)
+def _empty(*given: Any, **options: Any) -> dict[str, Array]:
+    del given, options
+    return {}
 
 
-@dataclass(frozen=True)
+# Equal to itself alone, so that a compiler's cache can hold it without hashing what it holds.
+@dataclass(frozen=True, eq=False)
 class Rule(Generic[H]):
     """The update rule of one tensor.
 
     Attributes:
         name: Its name in suites and tables.
         hyperparams: The class of its hyperparameters.
-        update: Function (5) of the module's list.
+        direction: Function (6) of the module's list.
         moments: What it keeps per entry; see :meth:`moments_of`.
+        accumulate: Function (5).
         statistics: What it keeps per tensor; then the hyperparameters have ``stat_sample``.
         prepare: Function (1).
         reads: Names of the moments that ``observe`` reads.
@@ -192,16 +198,22 @@ class Rule(Generic[H]):
 
     name: str
     hyperparams: type[H]
-    update: Update[H]
+    direction: Direction[H]
     moments: tuple[Moment, ...] = ()
+    accumulate: Accumulate[H] = _empty
     statistics: tuple[Statistic, ...] = ()
-    prepare: Prepare[H] = _as_given
+    prepare: Prepare[H] = _first
     reads: tuple[str, ...] = ()
-    observe: Observe[H] = _gradient
-    means: Means = _no_means
-    advance: Advance[H] = _as_before
+    observe: Observe[H] = _first
+    means: Means = _none
+    advance: Advance[H] = _empty
     report: Callable[[Slots, Namespace], Report] | None = None
     by_parts: bool = False
+
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        """The names of the statistics, in the order in which they are stored."""
+        return tuple(statistic.name for statistic in self.statistics)
 
     def moments_of(self, hp: H) -> tuple[Moment, ...]:
         """Return the moments that are kept under these hyperparameters.
@@ -224,18 +236,35 @@ class Rule(Generic[H]):
             state[s.name] = xp.sum(xp.zeros_like(p if s.complex else real)) + start
         return state
 
-    def step(
+    def update(
         self,
-        p: Array,
         g: Array,
-        state: Slots,
+        moments: Slots,
+        statistics: Slots,
         count: Array,
         hp: H,
         *,
         xp: Namespace,
-        mean: Mean,
+        exact: Exact = AS_WRITTEN,
     ) -> tuple[Array, dict[str, Array]]:
-        """Take one step on one tensor, all of (1) to (6).
+        """Return direction and moments after a step, (5) and (6).
+
+        Args:
+            g: Gradient, from ``prepare``.
+            moments: The moments before the step, shape of ``g``.
+            statistics: The statistics after it, each broadcasting against ``g``.
+            count: Step being taken, from 1, a 0-d array.
+            hp: The hyperparameters.
+            xp: The array namespace.
+            exact: How to keep operations apart under a compiler.
+        """
+        new = self.accumulate(g, moments, statistics, hp, xp=xp, exact=exact)
+        return self.direction(g, new, statistics, count, hp, xp=xp), new
+
+    def step(
+        self, p: Array, g: Array, state: Slots, count: Array, hp: H, *, xp: Namespace, mean: Mean
+    ) -> tuple[Array, dict[str, Array]]:
+        """Take one step on one tensor, all of (1) to (7).
 
         Args:
             p: Parameter.
@@ -271,7 +300,7 @@ class Rule(Generic[H]):
 
 
 def decayed_step(p: Array, d: Array, learning_rate: Scalar, weight_decay: Scalar) -> Array:
-    """Return the parameter after a step along ``-d`` with decoupled decay, (6).
+    """Return the parameter after a step along ``-d`` with decoupled decay, (7).
 
     Example:
         >>> decayed_step(1.0, 0.5, 0.1, 0.1)

@@ -18,7 +18,7 @@ from typing import Any
 
 from stam_core._hyperparams import HALF_OPEN_UNIT, NON_NEGATIVE, Hyperparams, choice, number
 from stam_core._rule import Moment, Rule, Slots
-from stam_core._typing import AS_WRITTEN, Array, Exact, Namespace, Scalar
+from stam_core._typing import Array, Exact, Namespace, Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,26 @@ def prepare(g: Array, hp: Any, /, *, xp: Namespace) -> Array:
     return -g if hp.maximize else g
 
 
-def update(
+def accumulate(
+    g: Array,
+    moments: Slots,
+    statistics: Slots,
+    hp: SignHyperparams,
+    /,
+    *,
+    xp: Namespace,
+    exact: Exact,
+) -> dict[str, Array]:
+    """Return the moment after a step, equation (1), if one is kept.
+
+    The sum of two rounded products has the same bits everywhere.
+    """
+    del statistics, xp
+    sm = hp.sign_momentum
+    return {m: exact.keep(sm * x) + exact.keep((1 - sm) * g) for m, x in moments.items()}
+
+
+def direction(
     g: Array,
     moments: Slots,
     statistics: Slots,
@@ -63,18 +82,10 @@ def update(
     /,
     *,
     xp: Namespace,
-    exact: Exact = AS_WRITTEN,
-) -> tuple[Array, dict[str, Array]]:
-    """Return the sign of equation (2) and the moment, equation (1).
-
-    The sum of two rounded products has the same bits everywhere.
-    """
-    del statistics, count
-    if "mu" not in moments:
-        return sign_with_nan(g, xp=xp), {}
-    sm = hp.sign_momentum
-    mu = exact.keep(sm * moments["mu"]) + exact.keep((1 - sm) * g)
-    return sign_with_nan(mu, xp=xp), {"mu": mu}
+) -> Array:
+    """Return the sign of equation (2)."""
+    del statistics, count, hp
+    return sign_with_nan(moments.get("mu", g), xp=xp)
 
 
 def sign_with_nan(x: Array, *, xp: Namespace) -> Array:
@@ -93,7 +104,8 @@ SIGN = Rule(
     hyperparams=SignHyperparams,
     moments=(Moment("mu", "exp_avg", given="sign_momentum"),),
     prepare=prepare,
-    update=update,
+    accumulate=accumulate,
+    direction=direction,
     by_parts=True,
 )
 """The sign of momentum, as a record."""

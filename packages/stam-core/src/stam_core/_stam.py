@@ -46,7 +46,7 @@ from stam_core._hyperparams import (
 )
 from stam_core._power import one_minus_power
 from stam_core._rule import Moment, Report, Rule, Slots, Statistic, zero_nonfinite
-from stam_core._typing import AS_WRITTEN, Array, Exact, Mean, Namespace, Scalar
+from stam_core._typing import Array, Exact, Mean, Namespace, Scalar
 
 PARITY = "stam-optimizer-0.1.0"
 
@@ -162,7 +162,25 @@ def advance(
     return {"s2": s2, "tau": tau, "b1_prod": b1_prod, "beta1": beta1, "s": s}
 
 
-def update(
+def accumulate(
+    g: Array,
+    moments: Slots,
+    statistics: Slots,
+    hp: STAMHyperparams,
+    /,
+    *,
+    xp: Namespace,
+    exact: Exact,
+) -> dict[str, Array]:
+    """Return the moments after a step, equations (6) and (7)."""
+    del exact
+    beta1, magnitude = statistics["beta1"], xp.abs(g)
+    mu = beta1 * moments["mu"] + (1 - beta1) * g
+    nu = hp.b2 * moments["nu"] + (1 - hp.b2) * (magnitude * magnitude)
+    return {"mu": mu, "nu": nu}
+
+
+def direction(
     g: Array,
     moments: Slots,
     statistics: Slots,
@@ -171,14 +189,10 @@ def update(
     /,
     *,
     xp: Namespace,
-    exact: Exact = AS_WRITTEN,
-) -> tuple[Array, dict[str, Array]]:
-    """Return the quotient of equation (9) and the moments, equations (6) and (7)."""
-    del exact
-    beta1, b1_prod = statistics["beta1"], statistics["b1_prod"]
-    magnitude = xp.abs(g)
-    mu = beta1 * moments["mu"] + (1 - beta1) * g
-    nu = hp.b2 * moments["nu"] + (1 - hp.b2) * (magnitude * magnitude)
+) -> Array:
+    """Return the quotient of equation (9)."""
+    del g
+    mu, nu, b1_prod = moments["mu"], moments["nu"], statistics["b1_prod"]
     t = xp.astype(count, nu.dtype)
     if hp.parity is None:
         mu_hat = mu / (1 - b1_prod)
@@ -186,7 +200,7 @@ def update(
     else:
         mu_hat = mu / (1 - b1_prod + hp.eps)
         nu_hat = nu / (1 - hp.b2**t + hp.eps)
-    return mu_hat / (xp.sqrt(nu_hat + hp.eps_root) + hp.eps), {"mu": mu, "nu": nu}
+    return mu_hat / (xp.sqrt(nu_hat + hp.eps_root) + hp.eps)
 
 
 def report(statistics: Slots, xp: Namespace) -> Report:
@@ -254,7 +268,8 @@ STAM = Rule(
     observe=observe,
     means=means,
     advance=advance,
-    update=update,
+    accumulate=accumulate,
+    direction=direction,
     report=report,
 )
 """STAM, as a record."""

@@ -40,7 +40,7 @@ from stam_core._hyperparams import (
 from stam_core._power import one_minus_power
 from stam_core._rule import Moment, Report, Rule, Slots, Statistic
 from stam_core._stam import PARITY, clip_beta1, prepare
-from stam_core._typing import AS_WRITTEN, Array, Exact, Mean, Namespace, Scalar
+from stam_core._typing import Array, Exact, Mean, Namespace, Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,23 @@ def advance(
     return {"e1": e1, "e2": e2, "beta1": beta1, "b1_prod": statistics["b1_prod"] * beta1, "s": s}
 
 
-def update(
+def accumulate(
+    g: Array,
+    moments: Slots,
+    statistics: Slots,
+    hp: STAMLiteHyperparams,
+    /,
+    *,
+    xp: Namespace,
+    exact: Exact,
+) -> dict[str, Array]:
+    """Return the first moment after a step, equation (4)."""
+    del hp, xp, exact
+    beta1 = statistics["beta1"]
+    return {"mu": beta1 * moments["mu"] + (1 - beta1) * g}
+
+
+def direction(
     g: Array,
     moments: Slots,
     statistics: Slots,
@@ -141,21 +157,18 @@ def update(
     /,
     *,
     xp: Namespace,
-    exact: Exact = AS_WRITTEN,
-) -> tuple[Array, dict[str, Array]]:
-    """Return the quotient of equation (5) and the first moment, equation (4)."""
-    del exact
-    beta1, e2, b1_prod = (statistics[name] for name in ("beta1", "e2", "b1_prod"))
-    mu = beta1 * moments["mu"] + (1 - beta1) * g
+) -> Array:
+    """Return the quotient of equation (5)."""
+    del g
+    mu, e2, b1_prod = moments["mu"], statistics["e2"], statistics["b1_prod"]
     c = _correction(count, e2.dtype, hp, xp=xp)
     if hp.parity is not None:
-        d = mu / ((1 - b1_prod + hp.eps) * (xp.sqrt(e2 / c + hp.eps_root) + hp.eps))
-        return d, {"mu": mu}
+        return mu / ((1 - b1_prod + hp.eps) * (xp.sqrt(e2 / c + hp.eps_root) + hp.eps))
     has_scale = e2 > 0
     # The root is taken of 1 where there is no scale, because its derivative at 0 is infinite.
     root = xp.sqrt(xp.where(has_scale, e2, xp.ones_like(e2)) / c + hp.eps_root)
     denominator = xp.where(has_scale, (1 - b1_prod) * (root + hp.eps), xp.full_like(e2, xp.inf))
-    return mu / denominator, {"mu": mu}
+    return mu / denominator
 
 
 def report(statistics: Slots, xp: Namespace) -> Report:
@@ -185,7 +198,8 @@ STAM_LITE = Rule(
     prepare=prepare,
     means=means,
     advance=advance,
-    update=update,
+    accumulate=accumulate,
+    direction=direction,
     report=report,
 )
 """STAMLite, as a record."""

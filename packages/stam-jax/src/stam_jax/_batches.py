@@ -51,11 +51,11 @@ class Batch(NamedTuple):
         return [math.prod(self.shape) * k for k in range(len(self.leaves))]
 
 
-def batches(read: Sequence[tuple[jax.Array, ...]], layout: Layout) -> list[Batch]:
+def batches(read: Sequence[Sequence[jax.Array]], layout: Layout) -> list[Batch]:
     """Return the batches, every leaf in exactly one.
 
     Args:
-        read: Leaf by leaf, the arrays from which its statistics are computed.
+        read: Leaf by leaf, its gradient and the arrays that its arithmetic reads with it.
         layout: Where their statistics lie.
 
     Example:
@@ -92,6 +92,11 @@ def batches(read: Sequence[tuple[jax.Array, ...]], layout: Layout) -> list[Batch
         )
         for group in groups
     ]
+
+
+def alone(leaf: int) -> Batch:
+    """Return the batch of one leaf that has no statistics."""
+    return Batch((leaf,), np.empty(0, np.int64), (), (), stacked=True)
 
 
 def stays_in_place(leaf: jax.Array) -> bool:

@@ -4,10 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from stam_core import Report
 
 from stam_jax import _tree
-from stam_jax._stam import ScaleByStamState
-from stam_jax._stam_lite import ScaleByStamLiteState
 from stam_jax._tree import StatAxes
 
 
@@ -29,8 +28,13 @@ class LeafDiagnostics(NamedTuple):
 
 
 def is_scaling_state(node: Any) -> bool:
-    """Tell whether ``node`` is the state of one of our two rules."""
-    return isinstance(node, ScaleByStamState | ScaleByStamLiteState)
+    """Tell whether ``node`` is the state of a lifted rule with packed statistics."""
+    return hasattr(type(node), "__packed_fields__") and hasattr(type(node), "__rule__")
+
+
+def leaves_of(state: Any) -> Any:
+    """Return a tree of the leaves that a scaling state belongs to: its first moments."""
+    return getattr(state, type(state).__rule__.moments[0].name)
 
 
 def diagnostics(
@@ -66,6 +70,7 @@ def diagnostics(
         0.7349 11.1106 0.0025 0.0150
     """
     found = [x for x in jax.tree.leaves(state, is_leaf=is_scaling_state) if is_scaling_state(x)]
+    found = [x for x in found if type(x).__rule__.report is not None]
     if not found:
         msg = (
             f"no STAM or STAMLite state in {type(state).__name__}: pass the state that "
@@ -75,7 +80,7 @@ def diagnostics(
     known = set(_tree.leaf_names(params))
     result: dict[str, LeafDiagnostics] = {}
     for inner in found:
-        names = _tree.unique_names(inner.mu)
+        names = _tree.unique_names(leaves_of(inner))
         unknown = [name for name in names if name not in known]
         if unknown:
             msg = (
@@ -83,8 +88,8 @@ def diagnostics(
                 "state was made for"
             )
             raise ValueError(msg)
-        layout = _tree.layout(inner.mu, stat_axes)
-        columns = zip(*(layout.unpack(x) for x in _packed_diagnostics(inner)), strict=True)
+        layout = _tree.layout(leaves_of(inner), stat_axes)
+        columns = zip(*(layout.unpack(x) for x in _packed_report(inner)), strict=True)
         result.update(
             (name, LeafDiagnostics(*(jnp.squeeze(x) for x in column)))
             for name, column in zip(names, columns, strict=True)
@@ -92,16 +97,9 @@ def diagnostics(
     return result
 
 
-def _packed_diagnostics(state: ScaleByStamState | ScaleByStamLiteState) -> LeafDiagnostics:
-    beta1, s = _vector(state.beta1), _vector(state.s)
-    z = s / (1 - s)
-    if isinstance(state, ScaleByStamState):
-        return LeafDiagnostics(beta1, z, _vector(state.s2), _vector(state.tau))
-    e2 = _vector(state.e2)
-    return LeafDiagnostics(beta1, z, z * e2, jnp.sqrt(e2))
-
-
-def _vector(field: Any) -> jax.Array:
-    """Return a packed field without the variable in which ``flax.nnx.Optimizer`` keeps it."""
-    (vector,) = jax.tree.leaves(field)
-    return vector
+def _packed_report(state: Any) -> Report:
+    statistics = {}
+    for name in state.__packed_fields__:
+        # ``flax.nnx.Optimizer`` keeps a vector in a variable.
+        (statistics[name],) = jax.tree.leaves(getattr(state, name))
+    return state.__rule__.report(statistics, jnp)

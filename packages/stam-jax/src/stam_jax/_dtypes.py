@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from stam_core import Moment
 
 REAL_OF = {
     jnp.dtype("complex64"): jnp.dtype("float32"),
@@ -51,32 +52,24 @@ def compute_dtype(dtype: Any) -> np.dtype:
     return COMPLEX_OF[real] if is_complex(dtype) else real
 
 
-def moment_dtype(requested: Any, leaf_dtype: Any) -> np.dtype:
-    """Return the storage dtype of a first moment.
+def slot_dtype(moment: Moment, requested: Any, leaf_dtype: Any) -> np.dtype:
+    """Return the storage dtype of a moment.
 
-    A complex leaf keeps a complex moment: of the requested precision where a complex dtype has it,
-    complex64 for 16-bit requests. A leaf of 8 bits or fewer, which could hold no average, gets
-    float32 if nothing is requested.
+    A complex leaf keeps complex moments, unless they are magnitudes: of the requested precision
+    where a complex dtype has it, complex64 for 16-bit requests. A leaf of 8 bits or fewer, which
+    could hold no average, gets float32 if nothing is requested.
     """
+    own = real_dtype(leaf_dtype) if moment.real else jnp.dtype(leaf_dtype)
     if requested is None:
-        return jnp.dtype(jnp.float32 if is_narrow(leaf_dtype) else leaf_dtype)
-    if is_complex(leaf_dtype) and not is_complex(requested):
+        return compute_dtype(own) if moment.wide or is_narrow(own) else own
+    if is_complex(own) and not is_complex(requested):
         return COMPLEX_OF[at_least_float32(requested)]
     return jnp.dtype(requested)
 
 
-def first_moments(params: Any, requested: Any) -> Any:
-    """Return zeros for the first moments of every leaf, stored as requested."""
-    return jax.tree.map(
-        lambda p: jnp.zeros_like(p, dtype=moment_dtype(requested, dtype_of(p))), params
-    )
-
-
-def second_moments(params: Any, requested: Any) -> Any:
-    """Return real zeros for the second moments, stored as requested or at least in float32."""
-    return jax.tree.map(
-        lambda p: jnp.zeros_like(p, dtype=requested or at_least_float32(dtype_of(p))), params
-    )
+def like(dtype: Any, real: Any) -> np.dtype:
+    """Return a real dtype, or the complex dtype of its precision where ``dtype`` is complex."""
+    return COMPLEX_OF[jnp.dtype(real)] if is_complex(dtype) else jnp.dtype(real)
 
 
 def statistics_dtype(params: Any) -> np.dtype:
@@ -104,9 +97,9 @@ def canonical_float(name: str, dtype: Any) -> np.dtype | None:
 
 
 def stored(x: jax.Array, dtype: Any) -> jax.Array:
-    """Round to a storage dtype, to its largest finite value where ``x`` is too large for it."""
+    """Round to a storage dtype; what is finite and too large for it is its largest value there."""
     if not is_complex(dtype):
         largest = float(jnp.finfo(dtype).max)
         if largest < float(jnp.finfo(x.dtype).max):
-            x = jnp.clip(x, -largest, largest)
+            x = jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x)
     return x.astype(dtype)

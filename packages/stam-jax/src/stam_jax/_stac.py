@@ -14,10 +14,10 @@ from optax import transforms
 from stam_core import HYBRID_SIGN_LR_SCALE, STACHyperparams
 
 from stam_jax._adamw import adamw_section
-from stam_jax._decay import decayed_weights
 from stam_jax._layers import LastLayers, Partition, layer_table, roles_of
 from stam_jax._means import AxisName
 from stam_jax._nonfinite import apply_policy
+from stam_jax._optimizer import descending
 from stam_jax._rounding import round_updates_stochastically
 from stam_jax._sign import sign_section
 
@@ -120,23 +120,24 @@ def stac(
         STACHyperparams(weight_decay=weight_decay)
     own = (sign_weight_decay, adamw_weight_decay)
     own_sign, own_adamw = (None if callable(value) else value for value in own)
-    hyperparams = STACHyperparams(
-        b1=b1,
-        b2=b2,
-        eps=eps,
+    STACHyperparams(
         sign_lr_scale=1.0 if sign_lr_scale is None else sign_lr_scale,
         sign_weight_decay=own_sign,
         adamw_weight_decay=own_adamw,
-        amsgrad=amsgrad,
-        maximize=maximize,
     )
     decays = [weight_decay if value is None else value for value in own]
     ordered = partition is None or isinstance(partition, LastLayers)
     wide = stochastic_rounding
-    by_sign = sign_section(
-        sign_momentum, state_dtype=sign_state_dtype, maximize=maximize, wide=wide
+    by_sign = sign_section(sign_momentum, sign_state_dtype, maximize=maximize, wide=wide)
+    by_adam = adamw_section(
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        state_dtype=adamw_state_dtype,
+        amsgrad=amsgrad,
+        maximize=maximize,
+        wide=wide,
     )
-    by_adam = adamw_section(hyperparams, state_dtype=adamw_state_dtype, wide=wide)
 
     def sections(tree: Any) -> optax.GradientTransformationExtraArgs:
         roles = roles_of(partition, tree)
@@ -146,16 +147,8 @@ def stac(
             scale = HYBRID_SIGN_LR_SCALE if hybrid else 1.0
         return transforms.partition(
             {
-                "sign": optax.chain(
-                    by_sign,
-                    decayed_weights(decays[0], mask),
-                    optax.scale_by_learning_rate(_times(scale, learning_rate)),
-                ),
-                "adamw": optax.chain(
-                    by_adam,
-                    decayed_weights(decays[1], mask),
-                    optax.scale_by_learning_rate(learning_rate),
-                ),
+                "sign": descending(by_sign, _times(scale, learning_rate), decays[0], mask),
+                "adamw": descending(by_adam, learning_rate, decays[1], mask),
             },
             # A model that is called would be taken for a function that returns the roles.
             lambda _: roles,

@@ -1,25 +1,15 @@
-"""STAM as an optax transformation.
+"""STAM as an optax transformation: the rule of ``stam_core._stam``, lifted."""
 
-The arithmetic is that of ``stam_core`` (equations 1 to 9 of its module ``_stam``), called here
-under ``jax.jit``: statistics batch by batch, moments and direction leaf by leaf. This module adds
-what JAX needs: dtypes at the edges, statistics packed for storage, state, and the alias.
-"""
-
-import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
-import jax.numpy as jnp
 import optax
-import stam_core
-from stam_core import STAM, STAMHyperparams
+from stam_core import STAM
 
-from stam_jax import _dtypes, _hyperparams, _tree
-from stam_jax._auto import with_auto_axes
-from stam_jax._batches import batches, cut, gather, reduced, scatter, stack
-from stam_jax._decay import decayed_weights
-from stam_jax._means import AxisName, average_of, sample, sums_of_stored
-from stam_jax._nonfinite import apply_policy
+from stam_jax._arguments import options_of, parameters, with_arguments
+from stam_jax._lift import lift
+from stam_jax._means import AxisName
+from stam_jax._optimizer import optimizer_of
 from stam_jax._tree import StatAxes
 
 
@@ -47,231 +37,52 @@ class ScaleByStamState(NamedTuple):
     beta1: jax.Array
     s: jax.Array
 
-    __packed_fields__ = ("s2", "tau", "b1_prod", "beta1", "s")
+    __rule__ = STAM
+    __packed_fields__ = STAM.statistic_names
 
 
-class _Config(NamedTuple):
-    """The constants of one batch's programs; hashable, so that equal batches share one trace."""
+class StamOptions(TypedDict, total=False):
+    """What :func:`scale_by_stam` and :func:`stam` take; see there."""
 
-    hyperparams: tuple[tuple[str, Any], ...]
-    kept: tuple[int, ...]
-    shape: tuple[int, ...]
-    stacked: bool
+    b1_base: jax.typing.ArrayLike
+    b2: jax.typing.ArrayLike
+    eps: jax.typing.ArrayLike
+    adapt_strength: optax.ScalarOrSchedule
+    tau_decay: jax.typing.ArrayLike
+    fallback_threshold: jax.typing.ArrayLike
+    variance_eps: jax.typing.ArrayLike
+    statistics: str
+    stat_sample: int | None
+    stat_axes: StatAxes | None
     axis_name: AxisName | None
+    mu_dtype: Any
+    nu_dtype: Any
+    parity: str | None
+    eps_root: jax.typing.ArrayLike
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _residual_sums(
-    gs: tuple[jax.Array, ...], mus: tuple[jax.Array, ...], count: jax.Array, config: _Config
-) -> tuple[jax.Array, ...]:
-    """Return the local sums of |r|^2 and |r| of leaves of one type."""
-    constants = dict(config.hyperparams)
-    n, parity = constants["stat_sample"], constants["parity"]
-    average = average_of(len(gs), gs[0].shape, config.kept, n, config.axis_name)
-
-    def magnitudes(*leaves: jax.Array) -> jax.Array:
-        pairs = (_wide(g, mu, parity) for g, mu in zip(leaves[::2], leaves[1::2], strict=True))
-        return stack([STAM.observe(g, {"mu": mu}, None, xp=jnp) for g, mu in pairs])  # type: ignore[arg-type]
-
-    return sums_of_stored(
-        magnitudes,
-        functools.partial(STAM.means, xp=jnp, mean=average.total),
-        [sample(x, n, config.kept) for pair in zip(gs, mus, strict=True) for x in pair],
-        average.kept,
-        count,
-    )
-
-
-@functools.partial(jax.jit, static_argnames="config")
-@with_auto_axes
-def _update_statistics(
-    gs: tuple[jax.Array, ...],
-    mus: tuple[jax.Array, ...],
-    statistics: dict[str, jax.Array],
-    count: jax.Array,
-    dynamic: dict[str, Any],
-    config: _Config,
-) -> dict[str, jax.Array]:
-    """Return statistics, beta1 and s of a batch of leaves after a step, each as one vector."""
-    scalar = statistics["s2"].dtype
-    hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, scalar)
-
-    sums = [_residual_sums(*part, count, config) for part in reduced((gs, mus), config.stacked)]
-    average = average_of(1, gs[0].shape, config.kept, hp.stat_sample, config.axis_name)
-    mean_square, mean_abs = (average.finish(totals) for totals in zip(*sums, strict=True))
-    return STAM.advance(
-        statistics, (mean_square.astype(scalar), mean_abs.astype(scalar)), count, hp, xp=jnp
-    )
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _update_leaf(
-    g: jax.Array,
-    mu: jax.Array,
-    nu: jax.Array,
-    beta1: jax.Array,
-    b1_prod: jax.Array,
-    start: jax.typing.ArrayLike,
-    count: jax.Array,
-    dynamic: dict[str, Any],
-    config: _Config,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return direction, mu and nu of one leaf, whose scalars begin at ``start`` of its batch."""
-    real = _dtypes.real_dtype(_compute_dtype(g, mu))
-    hp = _hyperparams.join(STAMHyperparams, config.hyperparams, dynamic, real)
-    g_wide, mu_wide = _wide(g, mu, hp.parity)
-    beta1, b1_prod = (cut(x, start, config.shape).astype(real) for x in (beta1, b1_prod))
-    moments = {"mu": mu_wide, "nu": nu.astype(real)}
-    d, new = STAM.update(g_wide, moments, {"beta1": beta1, "b1_prod": b1_prod}, count, hp, xp=jnp)
-    return d.astype(g.dtype), new["mu"].astype(mu.dtype), new["nu"].astype(nu.dtype)
-
-
-def _compute_dtype(g: jax.Array, mu: jax.Array) -> Any:
-    return _dtypes.compute_dtype(_dtypes.promote(g.dtype, mu.dtype))
-
-
-def _wide(g: jax.Array, mu: jax.Array, parity: str | None) -> tuple[jax.Array, jax.Array]:
-    """Return gradient and first moment in the dtype of the arithmetic."""
-    dtype = _compute_dtype(g, mu)
-    g_wide = g.astype(dtype)
-    if parity is not None:
-        g_wide = stam_core.zero_nonfinite(g_wide, xp=jnp)
-    return g_wide, mu.astype(dtype)
-
-
-def scale_by_stam(
-    b1_base: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    *,
-    adapt_strength: optax.ScalarOrSchedule = 0.2,
-    tau_decay: jax.typing.ArrayLike = 0.99,
-    fallback_threshold: jax.typing.ArrayLike = 100.0,
-    variance_eps: jax.typing.ArrayLike = 1e-8,
-    statistics: str = "published",
-    stat_sample: int | None = None,
-    stat_axes: StatAxes | None = None,
-    axis_name: AxisName | None = None,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
-    parity: str | None = None,
-    eps_root: jax.typing.ArrayLike = 0.0,
-) -> optax.GradientTransformationExtraArgs:
+@with_arguments("b1_base", "b2", "eps", shared=options_of(StamOptions, STAM.hyperparams()))
+def scale_by_stam(*_: Any, **options: Unpack[StamOptions]) -> optax.GradientTransformationExtraArgs:
     """Rescale gradients by STAM, without learning rate, sign or weight decay.
 
     The quotient of equation (9) of the rule, (m/(1-P)) / (sqrt(v/(1-b2^t) + er) + eps), in the
     gradient's dtype. See :func:`stam` for the arguments.
     """
-    _hyperparams.check_static("stat_sample", stat_sample)
-    hyperparams = STAMHyperparams(
-        b1_base=b1_base,
-        b2=b2,
-        eps=eps,
-        adapt_strength=adapt_strength,
-        tau_decay=tau_decay,
-        fallback_threshold=fallback_threshold,
-        variance_eps=variance_eps,
-        statistics=statistics,  # type: ignore[arg-type]
-        stat_sample=stat_sample,
-        parity=parity,
-        eps_root=eps_root,
-    )
-    _hyperparams.check_decay_precision(hyperparams)
-    mu_dtype = _dtypes.canonical_float("mu_dtype", mu_dtype)
-    nu_dtype = _dtypes.canonical_float("nu_dtype", nu_dtype)
-
-    def init(params: Any) -> ScaleByStamState:
-        _tree.check_floating(params, "parameter")
-        size = _tree.layout(params, stat_axes).size
-        dtype = _dtypes.statistics_dtype(params)
-        return ScaleByStamState(
-            count=jnp.zeros([], jnp.int32),
-            mu=_dtypes.first_moments(params, mu_dtype),
-            nu=_dtypes.second_moments(params, nu_dtype),
-            s2=jnp.zeros((size,), dtype),
-            tau=jnp.zeros((size,), dtype),
-            b1_prod=jnp.ones((size,), dtype),
-            beta1=jnp.full((size,), b1_base, dtype),
-            s=jnp.zeros((size,), dtype),
-        )
-
-    def update(
-        updates: Any, state: ScaleByStamState, params: Any = None, **extra: Any
-    ) -> tuple[Any, ScaleByStamState]:
-        del params, extra
-        _tree.check_floating(updates, "gradient")
-        grads, treedef = jax.tree.flatten(updates)
-        grads = [jnp.asarray(g) for g in grads]
-        mus = _tree.flatten_like(treedef, grads, state.mu, "the optimizer state")
-        nus = treedef.flatten_up_to(state.nu)
-        if stat_sample is not None:
-            _tree.check_sampled(updates)
-        layout = _tree.layout(updates, stat_axes)
-        packed = {name: layout.check(getattr(state, name)) for name in state.__packed_fields__}
-        count = jnp.asarray(optax.safe_increment(state.count))
-        static, dynamic = _hyperparams.split(_hyperparams.at_step(hyperparams, state.count))
-
-        found = batches(list(zip(grads, mus, strict=True)), layout)
-        leaves: list[Any] = [None] * len(grads)
-        vectors = []
-        for batch in found:
-            config = _Config(static, batch.kept, batch.shape, batch.stacked, axis_name)
-            new = _update_statistics(
-                tuple(grads[i] for i in batch.leaves),
-                tuple(mus[i] for i in batch.leaves),
-                {name: gather(x, batch) for name, x in packed.items()},
-                count,
-                dynamic,
-                config,
-            )
-            vectors.append(new)
-            for i, start in zip(batch.leaves, batch.starts(), strict=True):
-                leaves[i] = _update_leaf(
-                    grads[i],
-                    mus[i],
-                    nus[i],
-                    new["beta1"],
-                    new["b1_prod"],
-                    start,
-                    count,
-                    dynamic,
-                    config,
-                )
-        new_updates, new_mu, new_nu = zip(*leaves, strict=True) if leaves else ((), (), ())
-        return treedef.unflatten(new_updates), ScaleByStamState(
-            count=count,
-            mu=treedef.unflatten(new_mu),
-            nu=treedef.unflatten(new_nu),
-            **{
-                name: scatter([vector[name] for vector in vectors], found, getattr(state, name))
-                for name in ScaleByStamState.__packed_fields__
-            },
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+    return lift(STAM, ScaleByStamState, **options)
 
 
+@with_arguments(
+    *("learning_rate", "b1_base", "b2", "eps", "weight_decay"),
+    *("adapt_strength", "tau_decay", "fallback_threshold"),
+    shared=parameters(scale_by_stam),
+)
 def stam(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
-    b1_base: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
+    *_: Any,
     weight_decay: optax.ScalarOrSchedule = 0.01,
-    *,
     mask: Any = None,
-    adapt_strength: optax.ScalarOrSchedule = 0.2,
-    tau_decay: jax.typing.ArrayLike = 0.99,
-    fallback_threshold: jax.typing.ArrayLike = 100.0,
-    variance_eps: jax.typing.ArrayLike = 1e-8,
-    statistics: str = "published",
-    stat_sample: int | None = None,
-    stat_axes: StatAxes | None = None,
-    axis_name: AxisName | None = None,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
     nonfinite: str = "propagate",
-    parity: str | None = None,
-    eps_root: jax.typing.ArrayLike = 0.0,
+    **options: Unpack[StamOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Return STAM: AdamW whose first-moment decay follows the variance of the residual.
 
@@ -344,26 +155,12 @@ def stam(
         The project page of stam-optimizer 0.1.0, "Core Update Rules"; the equations' numbers and
         the differences from that package stand in ``stam_core._stam``.
     """
-    STAMHyperparams(learning_rate=learning_rate, weight_decay=weight_decay)
-    chain = optax.chain(
-        scale_by_stam(
-            b1_base,
-            b2,
-            eps,
-            adapt_strength=adapt_strength,
-            tau_decay=tau_decay,
-            fallback_threshold=fallback_threshold,
-            variance_eps=variance_eps,
-            statistics=statistics,
-            stat_sample=stat_sample,
-            stat_axes=stat_axes,
-            axis_name=axis_name,
-            mu_dtype=mu_dtype,
-            nu_dtype=nu_dtype,
-            parity=parity,
-            eps_root=eps_root,
-        ),
-        decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+    return optimizer_of(
+        STAM,
+        scale_by_stam(**options),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        mask=mask,
+        nonfinite=nonfinite,
+        axis_name=options.get("axis_name"),
     )
-    return apply_policy(nonfinite, chain, axis_name)  # type: ignore[arg-type]

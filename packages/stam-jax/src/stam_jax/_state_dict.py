@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stam_jax import _tree
-from stam_jax._diagnostics import is_scaling_state
+from stam_jax._diagnostics import is_scaling_state, leaves_of
 from stam_jax._tree import StatAxes
 
 FORMAT_VERSION = 1
@@ -103,7 +103,8 @@ def _parts(state: Any, stat_axes: StatAxes | None) -> list[tuple[str, Any]]:
             parts.append((prefix, node))
             continue
         start = f"{prefix}/" if prefix else ""
-        names, layout = _tree.unique_names(node.mu), _tree.layout(node.mu, stat_axes)
+        leaves_like = leaves_of(node)
+        names, layout = _tree.unique_names(leaves_like), _tree.layout(leaves_like, stat_axes)
         for field in node._fields:
             value = getattr(node, field)
             if field == "count":
@@ -125,7 +126,7 @@ def _rebuild(template: Any, values: Any, stat_axes: StatAxes | None) -> Any:
         if not is_scaling_state(node):
             rebuilt.append(next(values))
             continue
-        layout = _tree.layout(node.mu, stat_axes)
+        layout = _tree.layout(leaves_of(node), stat_axes)
         fields = {}
         for field in node._fields:
             old = getattr(node, field)

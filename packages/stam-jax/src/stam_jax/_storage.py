@@ -1,0 +1,185 @@
+"""How moments are stored: in a floating dtype, or in the 8-bit code of ``stam_core.int8``.
+
+Codes have scales beside them, in the field of the state that is called as the moment with
+``_scale``. XLA merges a product with the sum that it goes into, and 1/sqrt(x) with an approximation
+of it, so for codes each such operation is kept apart: they have then the same bits as in PyTorch.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from stam_core import AS_WRITTEN, Exact, Moment, int8
+
+from stam_jax import _dtypes, _tree
+
+INT8 = "int8"
+_WORDS = {4: jnp.uint32, 8: jnp.uint64}
+
+
+class Coded(NamedTuple):
+    """The 8-bit moment of a leaf: codes, and scales in as many dimensions as the parameter."""
+
+    codes: jax.Array
+    scale: jax.Array
+
+
+Stored: TypeAlias = jax.Array | Coded
+
+
+def canonical(name: str, dtype: Any) -> Any:
+    """Return a storage dtype that may be "int8": a floating dtype, "int8", or None.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if dtype is not None and jnp.dtype(dtype) == jnp.int8:
+        return INT8
+    return _dtypes.canonical_float(name, dtype)
+
+
+def start(moment: Moment, requested: Any, params: Any) -> dict[str, Any]:
+    """Return the fields of a state that hold a moment before the first step.
+
+    Args:
+        moment: The moment.
+        requested: A storage dtype of :func:`canonical`.
+        params: The parameters.
+
+    Raises:
+        ValueError: A row of an int8 moment would be cut, or its size is not known.
+    """
+
+    def zeros(leaf: Any) -> jax.Array:
+        coded = requested == INT8 and is_coded(leaf)
+        wanted = jnp.float32 if requested == INT8 else requested
+        own = _dtypes.slot_dtype(moment, wanted, _dtypes.dtype_of(leaf))
+        return jnp.zeros_like(leaf, dtype=jnp.int8 if coded else own)
+
+    if requested != INT8:
+        return {moment.name: jax.tree.map(zeros, params)}
+    check_rows_whole(params)
+    scales = jax.tree.map(_zero_scale, params)
+    return {moment.name: jax.tree.map(zeros, params), f"{moment.name}_scale": scales}
+
+
+def leaves_of(state: Any, name: str, treedef: Any, grads: Sequence[jax.Array]) -> list[Stored]:
+    """Return a moment of a state, leaf by leaf in the order of the gradients.
+
+    Raises:
+        ValueError: The state has other leaves, or a row of an int8 moment would be cut.
+    """
+    arrays = _tree.flatten_like(treedef, grads, getattr(state, name), "the optimizer state")
+    scales = getattr(state, f"{name}_scale", None)
+    if scales is None:
+        return arrays
+    check_rows_whole(treedef.unflatten(grads))
+    pairs = zip(arrays, treedef.flatten_up_to(scales), strict=True)
+    # Where the moment is not in 8 bits, its scale is empty.
+    return [Coded(x, scale) if x.dtype == jnp.int8 else x for x, scale in pairs]
+
+
+def fields_of(state: Any, name: str, treedef: Any, leaves: Sequence[Stored]) -> dict[str, Any]:
+    """Return the fields of the new state that hold a moment."""
+    arrays = [x.codes if isinstance(x, Coded) else x for x in leaves]
+    fields = {name: treedef.unflatten(arrays)}
+    old = getattr(state, f"{name}_scale", None)
+    if old is not None:
+        pairs = zip(leaves, treedef.flatten_up_to(old), strict=True)
+        scales = [x.scale if isinstance(x, Coded) else empty for x, empty in pairs]
+        fields[f"{name}_scale"] = treedef.unflatten(scales)
+    return fields
+
+
+def load(x: Stored, dtype: Any, exact: Exact) -> jax.Array:
+    """Return a stored moment in the dtype of the arithmetic."""
+    if not isinstance(x, Coded):
+        return x.astype(dtype)
+    flat = x.scale.reshape(int8.scale_shape(x.codes.shape))
+    return int8.decode(x.codes, flat, xp=jnp, exact=exact).astype(dtype)
+
+
+def store(x: jax.Array, like: Stored, exact: Exact) -> Stored:
+    """Return a moment as another is stored; a finite one stays finite."""
+    if not isinstance(like, Coded):
+        return _dtypes.stored(x, like.dtype)
+    codes, flat = int8.encode(x.astype(jnp.float32), xp=jnp, exact=exact)
+    return Coded(codes, flat.reshape(like.scale.shape))
+
+
+def exact_for(moments: Any, count: jax.Array) -> Exact:
+    """Return the operations of a leaf's step: kept as they are written where a moment is coded.
+
+    XLA removes barriers and conversions that change nothing before code is made, and the code
+    maker then merges a product with a sum, and divides by a number that many entries share by
+    multiplying with its reciprocal. An exclusive or with bits that are 0, but are not known to be,
+    stays.
+
+    Args:
+        moments: The stored moments of the leaf, by name.
+        count: A step count, known to the program only when it runs; never negative.
+    """
+    if not any(isinstance(x, Coded) for x in moments.values()):
+        return AS_WRITTEN
+    negative = count < 0
+
+    def bits(x: jax.Array) -> jax.Array:
+        return lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize])
+
+    def keep(x: jax.Array) -> jax.Array:
+        return lax.bitcast_convert_type(bits(x) ^ negative.astype(bits(x).dtype), x.dtype)
+
+    def divide(x: jax.Array, y: jax.Array) -> jax.Array:
+        # Bits of x, so that the divisor of no two entries is known to be the same.
+        zero = jnp.where(negative, bits(x), 0)
+        return keep(x / lax.bitcast_convert_type(bits(y) ^ zero, y.dtype))
+
+    return Exact(keep, divide)
+
+
+def is_coded(leaf: Any) -> bool:
+    """Tell whether the moment of a leaf is stored in 8 bits where these are asked for."""
+    return not _dtypes.is_complex(_dtypes.dtype_of(leaf)) and int8.has_int8_code(jnp.shape(leaf))
+
+
+def check_rows_whole(tree: Any) -> None:
+    """Raise where a row of an int8 moment would be cut, and shardings are part of the types.
+
+    With automatic axes the compiler puts the pieces of a row together.
+
+    Raises:
+        ValueError: One would be, or a size is not known; the message names the leaf.
+    """
+    for name, leaf in zip(_tree.leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        if not all(isinstance(length, int) for length in jnp.shape(leaf)):
+            msg = (
+                f"leaf {name!r} has the symbolic shape {jnp.shape(leaf)}, and its size decides "
+                'whether its moment is stored in "int8": take "bfloat16", or export for fixed '
+                "shapes"
+            )
+            raise ValueError(msg)
+        spec = _explicit_spec(leaf) if is_coded(leaf) else ()
+        if any(part is not None for part in spec[1:]):
+            msg = (
+                f"leaf {name!r} is sharded as {spec} on a mesh with explicit axes, and blocks of "
+                'an int8 moment lie along its rows: shard it along dimension 0, or leave "int8" out'
+            )
+            raise ValueError(msg)
+
+
+def _explicit_spec(leaf: Any) -> Any:
+    # Explicit axes came after the oldest JAX, and a NumPy array has no sharding.
+    if not hasattr(jax.sharding, "auto_axes") or not isinstance(leaf, jax.Array):
+        return ()
+    return jax.typeof(leaf).sharding.spec
+
+
+def _zero_scale(leaf: Any) -> jax.Array:
+    shape = jnp.shape(leaf)
+    if not is_coded(leaf):
+        # Nothing, in as many dimensions: any sharding of the parameter divides it.
+        return jnp.zeros((0,) * len(shape), jnp.float32) if shape else jnp.zeros((0,), jnp.float32)
+    rows, blocks = int8.scale_shape(shape)
+    return jnp.zeros((rows, *[1] * (len(shape) - 2), blocks), jnp.float32)
