@@ -10,12 +10,11 @@ from optim_conformance import (
     WorkloadConformance,
 )
 from optim_conformance._base import Checks
-from optim_conformance.adapter import OPTIMIZERS
-from optim_conformance.cases import CASES, plain_case
-from optim_conformance.facts import FACTS
-from optim_conformance.golden._record import CASES as GOLDEN
+from optim_conformance._compare import slot_of
 from optim_conformance.numpy_adapter import NumpyAdapter
 from optim_conformance.oracle import Oracle
+from optim_conformance.rule import Step
+from optim_conformance.rules import RULES, SLOTS
 
 
 class Honest(OptimizerConformance):
@@ -102,13 +101,31 @@ def test_groups_of_checks_share_no_name():
         assert not shared, f"{first.__name__} and {second.__name__} both define {shared}"
 
 
-def test_every_optimizer_is_in_every_table():
-    """A new registry name without its row would fail later, and less clearly."""
-    assert set(FACTS) == set(OPTIMIZERS)
-    assert {case.optimizer for case in CASES} == set(OPTIMIZERS)
-    assert set(GOLDEN) == set(OPTIMIZERS)
-    for opt in OPTIMIZERS:
-        assert Oracle(opt, plain_case(opt).hparams, plain_case(opt).params()).optimizer == opt
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+def test_every_rule_has_every_row(rule):
+    """A row that is missing would fail later, and less clearly."""
+    for table in ("cases", "golden", "bugs", "ranges", "slots"):
+        assert getattr(rule, table) or (table == "slots" and not rule.step.counts), table
+    for table in ("cases", "golden", "low_precision", "complex"):
+        names = [case.name for case in getattr(rule, table)]
+        assert len(set(names)) == len(names), table
+    assert all(issubclass(bug.rule, Step) for bug in rule.bugs)
+    assert {name for case in rule.cases for name in case.hparams} <= set(rule.ranges)
+    first = Oracle(rule.name, rule.plain_case().hparams, rule.plain_case().params())
+    assert {slot_of(key) for key in first.state()} - {"count"} <= {s.name for s in rule.slots}
+
+
+def test_a_slot_means_the_same_everywhere():
+    for rule in RULES.values():
+        for slot in rule.slots:
+            known = SLOTS[slot.name]
+            assert (slot.bound, slot.torch, slot.scalar, slot.signed, slot.root) == (
+                known.bound,
+                known.torch,
+                known.scalar,
+                known.signed,
+                known.root,
+            )
 
 
 def test_unknown_capability_is_refused():

@@ -165,8 +165,8 @@ BAD_NAMES = [
         "unknown jax or torch optimizer 'stamm'; did you mean 'stam'?",
     ),
     (
-        ["run", "--optimizer", "stac", "--framework", "jax"],
-        "stac is an optimizer of torch, not of jax; use --framework torch",
+        ["run", "--optimizer", "signum", "--framework", "jax"],
+        "signum is an optimizer of torch, not of jax; use --framework torch",
     ),
     (["run", "--framework", "tensorflow"], "unknown framework 'tensorflow'; choose from"),
     (["run", "--optimizer", "adamw,b1=1.5"], "adamw: b1 is 1.5; it has to lie in [0, 1)"),
@@ -195,7 +195,7 @@ BAD_NAMES = [
     (["run", "--optimizer", "adamw,b1=[0.9]"], "b1 is [0.9]; it has to be a number, true, false"),
     (["run", "--optimizer", "adamw,b1=0.9,b1=0.8"], "gives b1 twice; leave one of them away"),
     (
-        ["run", "--optimizer", "optim_bench.optimizers._torch_stac:stac"],
+        ["run", "--optimizer", "optim_bench.optimizers._torch_ours:stac"],
         "is a plain factory, which may be for JAX or for PyTorch; say which: --framework jax or",
     ),
 ]

@@ -15,10 +15,14 @@ from optim_bench.workloads import WORKLOADS
 ENTRIES, TENSORS, HIDDEN, LAST = 26_122, 6, 8_192 + 16_384, 1_290
 ONE, TWO = 4 * ENTRIES, 8 * ENTRIES
 STAC = 4 * (ENTRIES - LAST) + 8 * LAST + 2 * 4
+# One byte per entry of the two matrices, a float32 scale per row (128 each), float32 biases.
+STAC_INT8 = HIDDEN + 2 * 128 * 4 + 2 * 128 * 4 + 8 * LAST + 2 * 4
 # Exact bytes of state. optax counts steps in one int32, torch's AdamW in a float32 per tensor.
 STATE_BYTES = {
     "jax/stam": TWO + 5 * 4 * TENSORS + 4,
     "jax/stam_corrected": TWO + 5 * 4 * TENSORS + 4,
+    "jax/stac": STAC,
+    "jax/stac_int8": STAC_INT8,
     "jax/stam_fixed": TWO + 5 * 4 * TENSORS + 4,
     "jax/stam_const_beta": TWO + 5 * 4 * TENSORS + 4,
     "jax/stam_lite": ONE + 5 * 4 * TENSORS + 4,
@@ -40,8 +44,10 @@ STATE_BYTES = {
     "torch/stac_wide": STAC,
     "torch/stac_no_decay": STAC,
     "torch/stac_plain": 8 * LAST + 2 * 4,
-    # One byte per entry of the two matrices, a float32 scale per row (128 each), float32 biases.
-    "torch/stac_int8": HIDDEN + 2 * 128 * 4 + 2 * 128 * 4 + 8 * LAST + 2 * 4,
+    "torch/stac_int8": STAC_INT8,
+    # Five statistics and a step per tensor.
+    "torch/stam": TWO + 6 * 4 * TENSORS,
+    "torch/stam_lite": ONE + 6 * 4 * TENSORS,
     "torch/adamw": TWO + 4 * TENSORS,
     "torch/sgd": ONE,
     "torch/lion": ONE,
@@ -67,8 +73,8 @@ def make_spec(info: OptimizerInfo, workload: str = "digits-noisy", steps: int = 
 
 # On the newest Python all of them; elsewhere each family once, with its own kind of state.
 EVERYWHERE = {
-    *("jax/stam", "jax/stam_lite", "jax/adamw", "jax/schedule_free_adamw"),
-    *("torch/stac", "torch/stac_int8", "torch/adamw", "torch/muon"),
+    *("jax/stam", "jax/stam_lite", "jax/stac", "jax/adamw", "jax/schedule_free_adamw"),
+    *("torch/stac", "torch/stac_int8", "torch/stam", "torch/adamw", "torch/muon"),
 }
 KEYS = [
     pytest.param(key, marks=[] if key in EVERYWHERE else [pytest.mark.slow]) for key in OPTIMIZERS
@@ -203,9 +209,12 @@ def test_norms_on_adamw_moves_the_norms_of_a_transformer():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("left", "right", "rate"),
-    [("jax/lion", "torch/lion", 1e-3), ("jax/adamw", "torch/adamw", 1e-3)],
+    [
+        (f"jax/{name}", f"torch/{name}", 1e-3)
+        for name in ("lion", "adamw", "stam", "stam_lite", "stac", "stac_int8")
+    ],
 )
-def test_a_baseline_of_both_frameworks_takes_the_same_path(left, right, rate):
+def test_an_optimizer_of_both_frameworks_takes_the_same_path(left, right, rate):
     task = WORKLOADS["diamonds-mlp"].task(None)
     inputs, targets = next(task.chunks(0, [10]))
     losses = []
@@ -282,7 +291,8 @@ def test_only_schedule_free_asks_for_another_schedule():
 def test_our_family_is_what_the_main_job_needs():
     ours = {key for key, info in OPTIMIZERS.items() if info.family == "ours"}
 
-    assert {"jax/stam", "jax/stam_lite", "torch/stac"} <= ours
+    names = {"stam", "stam_lite", "stac", "stac_int8"}
+    assert {f"{framework}/{name}" for framework in ("jax", "torch") for name in names} <= ours
     for key in ("jax/adamw", "torch/adamw"):
         assert OPTIMIZERS[key].family == "baseline"
     # Equal decay for every optimizer with decoupled decay, or the comparison is one of decays: but

@@ -121,7 +121,7 @@ def test_a_reference_may_name_an_info_but_of_the_right_framework(plugin):
     [
         ("adamv", r"^no torch optimizer named 'adamv'; did you mean adamw\?$"),
         ("xyz", r"^no torch optimizer named 'xyz'; there are adafactor, adamw, "),
-        ("stam_corrected", r"stam_corrected exists only in the other framework"),
+        ("novograd", r"novograd exists only in the other framework"),
         ("no_such_module:f", r"^'no_such_module:f' cannot be imported: No module named 'no_such_"),
         ("math:no_such", r"^'math:no_such': module math has no no_such$"),
         ("math:pi", r"^math:pi is a float; it has to be a factory or an OptimizerInfo$"),

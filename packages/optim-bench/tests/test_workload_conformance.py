@@ -30,7 +30,7 @@ PLAIN = {
     "rosenbrock": (1e-4, 40, 0.18),
     "ill-conditioned-quadratic": (0.1, 40, 0.04),
 }
-OURS = {"jax": ("adamw", "stam", "stam_lite"), "torch": ("adamw", "stac")}
+OURS = dict.fromkeys(FRAMEWORKS, ("adamw", "stam", "stam_lite", "stac"))
 
 
 class Training:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from stac_torch import STAC
-from stac_torch._options import FORMAT
+from stac_torch._stac_options import FORMAT
 from torch import nn
 
 # Every key that a state can have: a momentum as it is, narrow, and in 8 bits; counters; maxima.

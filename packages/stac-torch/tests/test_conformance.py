@@ -1,15 +1,16 @@
-"""STAC held to the float64 oracle, in each of its forms."""
+"""Every optimizer held to the float64 oracle, in each of its forms."""
 
 import io
 from collections.abc import Mapping
+from inspect import isclass, signature
 
 import ml_dtypes
 import numpy as np
 import pytest
+import stac_torch
 import torch
 from optim_conformance import OptimizerConformance
-from stac_torch import STAC
-from stac_torch._state import new_state
+from optim_conformance.rules import RULES, SLOTS
 
 DTYPES = {
     "float16": torch.float16,
@@ -18,8 +19,24 @@ DTYPES = {
     "float64": torch.float64,
     "complex64": torch.complex64,
 }
-RENAMED = {"learning_rate": "lr", "mu_dtype": "sign_state_dtype"}
-SLOTS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
+SLOTS_HERE = {slot.torch or name: name for name, slot in SLOTS.items()}
+CLASSES = {name.lower(): found for name, found in vars(stac_torch).items() if isclass(found)}
+
+
+def optimizer_class(opt):
+    """Return the class of the rule's name, or of the optimizer that the rule is a part of."""
+    part = RULES[opt].part_of
+    return CLASSES.get((part[0] if part else opt).replace("_", ""))
+
+
+def arguments(opt, hparams, leaves):
+    """Return hyperparameters as torch spells them; decays are one tuple."""
+    own = RULES[opt].spelt("torch", hparams, leaves)
+    if "learning_rate" in own:
+        own["lr"] = own.pop("learning_rate")
+    if any(name in own for name in RULES[opt].betas):
+        own["betas"] = tuple(own.pop(name, RULES[opt].default(name)) for name in RULES[opt].betas)
+    return own
 
 
 def to_torch(array):
@@ -41,15 +58,16 @@ class TorchRun:
     def __init__(self, opt, hparams, params, options):
         self.again = (opt, hparams, options)
         self.leaves = {name: torch.nn.Parameter(to_torch(p)) for name, p in params.items()}
-        own = {RENAMED.get(k, k): v for k, v in hparams.items() if k not in ("roles", "b1", "b2")}
-        own["betas"] = (hparams.get("b1", 0.9), hparams.get("b2", 0.999))
-        roles = hparams["roles"] if opt == "stac" else dict.fromkeys(params, "adamw")
-        groups = [
-            {"params": [(n, p) for n, p in self.leaves.items() if roles[n] == role], "role": role}
-            for role in dict.fromkeys(roles.values())
-        ]
-        groups = [group for group in groups if group["params"]]
-        self.optimizer = STAC(groups, **own, **options)
+        self.counted = RULES[opt].counted(hparams, params)
+        own = arguments(opt, hparams, params)
+        groups = list(self.leaves.items())
+        if "roles" in own:
+            roles = own.pop("roles")
+            groups = [
+                {"params": [(n, self.leaves[n]) for n in params if roles[n] == role], "role": role}
+                for role in dict.fromkeys(roles[n] for n in params)
+            ]
+        self.optimizer = optimizer_class(opt)(groups, **own, **options)
 
     def step(self, grads, *, lr=None):
         for name, leaf in self.leaves.items():
@@ -71,14 +89,15 @@ class TorchRun:
             for leaf in group["params"]:
                 name = next(n for n, p in self.leaves.items() if p is leaf)
                 # A state appears with the first step; before it, what it will be.
-                state = self.optimizer.state.get(leaf) or new_state(group, leaf)
+                section = self.optimizer._family.section(group)
+                state = self.optimizer.state.get(leaf) or section.new_state(group, leaf)
                 counts += [state["step"]] if "step" in state else []
                 slots |= {
-                    f"{SLOTS[key]}/{name}": to_numpy(value)
+                    f"{SLOTS_HERE[key]}/{name}": to_numpy(value)
                     for key, value in state.items()
-                    if key in SLOTS
+                    if key in SLOTS_HERE
                 }
-        return slots | ({"count": np.asarray(int(counts[0]))} if counts else {})
+        return slots | ({"count": np.asarray(int(counts[0]))} if self.counted else {})
 
     def save(self):
         blob = io.BytesIO()
@@ -145,8 +164,12 @@ class TorchAdapter:
             "complex",
             "resume",
             "lr",
+            "lr0",
             "maximize",
             "amsgrad",
+            "corrected",
+            "stat_sample",
+            "parity",
             "propagate",
             "skip",
             "raise",
@@ -160,7 +183,13 @@ class TorchAdapter:
         self.options = options
 
     def optimizers(self):
-        return frozenset({"stac", "adamw"})
+        """Return what exists and has this form."""
+        found = {opt: optimizer_class(opt) for opt in RULES if optimizer_class(opt)}
+        return frozenset(
+            opt
+            for opt, kind in found.items()
+            if self.options.keys() <= signature(kind).parameters.keys()
+        )
 
     def start(self, opt, hparams: Mapping, params, *, dtype):
         return self.run(opt, hparams, params, self.options)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from stac_torch import STAC, _sign
+from stac_torch import STAC, _records
 from torch import nn
 
 pytestmark = [
@@ -113,7 +113,7 @@ def test_peak_memory_is_bounded_by_the_chunk(state, how):
     optimizer.step()
     torch.cuda.synchronize()
     # The kernel reads a table of a few kilobytes; nonfinite="skip" adds a flag.
-    bound = 1 << 20 if "fused" in how else 8 * 4 * _sign.CHUNK_ENTRIES
+    bound = 1 << 20 if "fused" in how else 8 * 4 * _records.CHUNK_ENTRIES
     assert torch.cuda.max_memory_allocated() - before <= bound
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from stac_torch import STAC, _sign
+from stac_torch import STAC, _records
 from stam_core import reference
 from torch import nn
 
@@ -184,7 +184,7 @@ def test_adamw_moments_in_another_dtype(amsgrad):
 def test_large_tensors_are_cut_without_a_trace(monkeypatch, state, foreach):
     results = []
     for limit in (1 << 24, 1000):
-        monkeypatch.setattr(_sign, "CPU_CHUNK_ENTRIES", limit)
+        monkeypatch.setattr(_records, "CPU_CHUNK_ENTRIES", limit)
         generator = torch.Generator().manual_seed(0)
         p = nn.Parameter(torch.randn(64, 70, generator=generator))
         rest = [nn.Parameter(torch.ones(300)), nn.Parameter(torch.ones(2000))]
@@ -196,14 +196,10 @@ def test_large_tensors_are_cut_without_a_trace(monkeypatch, state, foreach):
 
 
 def test_temporaries_are_bounded_by_the_chunk(monkeypatch):
-    monkeypatch.setattr(_sign, "CPU_CHUNK_ENTRIES", 100)
-    tensors = _sign.SignTensors(
-        params=[torch.zeros(1000, 10), torch.zeros(30), torch.zeros(4)],
-        grads=[torch.zeros(1000, 10), torch.zeros(30), torch.zeros(4)],
-        scales=[None] * 3,
-        noises=[None] * 3,
-    )
-    sizes = [sum(p.numel() for p in c.params) for c in _sign.chunks(tensors)]
+    monkeypatch.setattr(_records, "CPU_CHUNK_ENTRIES", 100)
+    zeros = [torch.zeros(1000, 10), torch.zeros(30), torch.zeros(4)]
+    slots = [_records.Slot(p, p, {}) for p in zeros]
+    sizes = [sum(slot.param.numel() for slot in chunk) for chunk in _records.chunks(slots)]
     assert max(sizes) <= 100
     assert sum(sizes) == 10034
 

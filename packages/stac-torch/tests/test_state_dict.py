@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from stac_torch import STAC, param_groups
-from stac_torch._options import FORMAT
+from stac_torch._stac_options import FORMAT
 from torch import nn
 
 GOLDEN = Path(__file__).parent / "golden"

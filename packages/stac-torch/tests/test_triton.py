@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from stac_torch import _fused, _sign
+from stac_torch._records import Slot
 
 pytest.importorskip("triton", reason="Triton comes with the CUDA builds of torch alone")
 
@@ -29,14 +30,13 @@ def test_the_bits_of_the_plain_path():
 
 
 def tensors(shapes, dtype, moment):
-    quantized = moment is torch.int8
-    return _sign.SignTensors(
-        [torch.zeros(s, dtype=dtype) for s in shapes],
-        [torch.zeros(s, dtype=dtype) for s in shapes],
-        [] if moment is None else [torch.zeros(s, dtype=moment) for s in shapes],
-        [torch.zeros(s[0], -(-s[1] // 256)) if quantized else None for s in shapes],
-        [None] * len(shapes),
-    )
+    slots = []
+    for shape in shapes:
+        state = {} if moment is None else {"exp_avg": torch.zeros(shape, dtype=moment)}
+        if moment is torch.int8:
+            state["exp_avg_scale"] = torch.zeros(shape[0], -(-shape[1] // 256))
+        slots.append(Slot(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), state))
+    return slots
 
 
 def planned(shapes, dtype=torch.float32, moment=torch.float32, **given):
@@ -138,7 +138,7 @@ def test_the_table_is_copied_again_only_when_an_address_changes():
     options = _sign.SignOptions(lr=1e-3, weight_decay=0.1, momentum=0.9, maximize=False)
     tables = [_fused_cuda.launches(held, options)[0].arguments["table"] for _ in range(2)]
     assert tables[0] is tables[1]
-    held.grads[1] = torch.ones(64, 256)
+    held[1] = held[1]._replace(grad=torch.ones(64, 256))
     (launch,) = _fused_cuda.launches(held, options)
     assert launch.arguments["table"] is not tables[0]
     assert launch.arguments["chunks"].tolist() == [[0, 0], [1, 0], [2, 0]]
@@ -179,7 +179,7 @@ def test_copies_of_gradients_outlive_the_launch():
     from stac_torch import _fused_cuda
 
     held = tensors([(64, 256)] * 4, torch.float32, torch.float32)
-    held.grads[:] = [torch.full((256, 64), float(i)).t() for i in range(4)]
+    held = [slot._replace(grad=torch.full((256, 64), float(i)).t()) for i, slot in enumerate(held)]
     options = _sign.SignOptions(lr=1e-3, weight_decay=0.1, momentum=0.9, maximize=False)
     (launch,) = _fused_cuda.launches(held, options)
     assert launch.arguments["table"][:, 1].tolist() == [g.data_ptr() for g in launch.kept]

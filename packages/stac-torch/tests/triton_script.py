@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import torch
 from stac_torch import _fused_cuda, _int8, _sign
+from stac_torch._records import Slot
 from stac_torch._rounding import Noise
 
 SHAPES = [(9, 300), (17, 33), (2000,), (), (20, 256)]
@@ -26,29 +27,25 @@ OPTIONS = [
 
 def problem(dtype, moment, noisy):
     generator = torch.Generator().manual_seed(0)
-    tensors = _sign.SignTensors()
+    slots = []
     for number, shape in enumerate(SHAPES):
         size = 10 ** torch.empty(shape).uniform_(-6, 0, generator=generator)
         grad = (torch.randn(shape, generator=generator) * size).to(dtype)
         if grad.numel() > 100:
             special = torch.tensor([0.0, float("nan"), float("inf"), -float("inf"), 1e30])
             grad.view(-1)[:5] = special.to(dtype)
-        tensors.params.append((0.02 * torch.randn(shape, generator=generator)).to(dtype))
-        tensors.grads.append(grad)
-        tensors.scales.append(None)
-        tensors.noises.append(Noise(123_456_789 + number, torch.tensor(3.0)) if noisy else None)
-        if moment is None:
-            continue
-        value = 0.01 * torch.randn(shape, generator=generator)
-        if moment is torch.int8 and len(shape) == 2:
-            codes, tensors.scales[-1] = _int8.encode(value)
-            value = codes.contiguous()
-        tensors.exp_avgs.append(
-            value.to(
-                torch.float32 if value.dtype is torch.float32 and moment is torch.int8 else moment
-            )
-        )
-    return tensors
+        param = (0.02 * torch.randn(shape, generator=generator)).to(dtype)
+        noise = Noise(123_456_789 + number, torch.tensor(3.0)) if noisy else None
+        state = {}
+        if moment is not None:
+            value = 0.01 * torch.randn(shape, generator=generator)
+            if moment is torch.int8 and len(shape) == 2:
+                codes, state["exp_avg_scale"] = _int8.encode(value)
+                state["exp_avg"] = codes.contiguous()
+            else:
+                state["exp_avg"] = value.to(torch.float32 if moment is torch.int8 else moment)
+        slots.append(Slot(param, grad, state, noise))
+    return slots
 
 
 def compare(dtype, moment, given, noisy):
@@ -60,9 +57,9 @@ def compare(dtype, moment, given, noisy):
     fused = copy.deepcopy(plain)
     _sign.sign_step_(plain, options)
     _fused_cuda.sign_step_cuda_(fused, options)
-    for name in ("params", "exp_avgs", "scales"):
-        for a, b in zip(getattr(plain, name), getattr(fused, name), strict=True):
-            torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True)
+    for a, b in zip(plain, fused, strict=True):
+        for one, other in ((a.param, b.param), (a.state, b.state)):
+            torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
 
 
 def main():

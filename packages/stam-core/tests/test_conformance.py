@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 from optim_conformance import OptimizerConformance
+from optim_conformance.rules import RULES as KNOWN
 from stam_core import RULES, reference
 
 OWN_SLOTS = ("s/",)
@@ -16,6 +17,7 @@ def driver(opt, hparams):
 class NumpyRun:
     def __init__(self, opt, hparams, params):
         self.again = (opt, hparams)
+        self.counted = KNOWN[opt].counted(hparams, params)
         hparams = dict(hparams)
         hparams.pop("nonfinite", None)
         self.driver = driver(opt, hparams)
@@ -32,16 +34,14 @@ class NumpyRun:
         return {name: np.array(p) for name, p in self.leaves.items()}
 
     def state(self):
-        slots = {k: np.array(v) for k, v in self.slots.items() if not k.startswith(OWN_SLOTS)}
-        if not any(key.startswith(("nu/", "e2/")) for key in slots):
-            del slots["count"]  # Nothing in a sign section depends on it.
-        return slots
+        own = OWN_SLOTS if self.counted else (*OWN_SLOTS, "count")
+        return {k: np.array(v) for k, v in self.slots.items() if not k.startswith(own)}
 
     def save(self):
         return pickle.dumps((self.leaves, self.slots))
 
     def restore(self, blob):
-        run = NumpyRun(*self.again, {})
+        run = NumpyRun(*self.again, self.leaves)
         run.leaves, run.slots = pickle.loads(blob)
         return run
 
@@ -58,8 +58,7 @@ class NumpyAdapter:
     )
 
     def optimizers(self):
-        # A section of STAC is under the suite as a part of it.
-        return frozenset({*RULES, "stac"} - {"sign"})
+        return frozenset(KNOWN) & {*RULES, "stac"}
 
     def start(self, opt, hparams, params, *, dtype):
         return NumpyRun(opt, hparams, params)

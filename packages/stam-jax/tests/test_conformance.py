@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
@@ -16,25 +17,24 @@ import pytest
 import stam_jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optim_conformance import OptimizerConformance
+from optim_conformance.rules import RULES, SLOTS
 
 # A slot with its leaf, or the count, wherever chains and partitions have put it.
-SLOT = re.compile(r"(?:^|/)(count|(?:mu|nu|nu_max|s2|tau|e1|e2|beta1|b1_prod)/[^/]+)$")
+SLOT = re.compile(rf"(?:^|/)(count|(?:{'|'.join(SLOTS)})/[^/]+)$")
 
 
-def stac(roles, **hparams):
-    return stam_jax.stac(partition=dict(roles), **hparams)
+def transformation(opt):
+    """Return what makes the optimizer: the function of its name, or of that which it is part of."""
+    part = RULES[opt].part_of
+    return getattr(stam_jax, part[0] if part else opt, None)
 
 
-def adamw(**hparams):
-    return stam_jax.stac(partition=lambda tree: jax.tree.map(lambda _: "adamw", tree), **hparams)
-
-
-OPTIMIZERS = {"stam": stam_jax.stam, "stam_lite": stam_jax.stam_lite, "stac": stac, "adamw": adamw}
-# Our first moment of a STAMLite is called by what it is: the state.
-RENAMED = {
-    "stam_lite": {"mu_dtype": "state_dtype"},
-    "stac": {"mu_dtype": "sign_state_dtype"},
-}
+def made(opt, hparams):
+    """Make it; roles, which are by leaf, were made hashable."""
+    return partial(
+        transformation(opt),
+        **{k: dict(v) if isinstance(v, tuple) else v for k, v in hparams},
+    )
 
 
 @contextmanager
@@ -56,7 +56,7 @@ class Stepper:
     """A step and the number of its compilations, shared by all runs with equal settings."""
 
     def __init__(self, opt, hparams, jit, place):
-        self.make = partial(OPTIMIZERS[opt], **dict(hparams))
+        self.make = made(opt, hparams)
         self.place = place
         self.compiled = 0 if jit else None
         self.take = jax.jit(self._take) if jit else self._take
@@ -98,13 +98,10 @@ class JaxRun:
     def __init__(self, opt, hparams, params, dtype, jit, place):
         self.again = (opt, hparams, params, dtype, jit, place)
         self.double = dtype == "float64"
-        renamed = RENAMED.get(opt, {})
-        own = {renamed.get(name, name): value for name, value in hparams.items()}
-        if "roles" in own:  # Hashable, as runs with equal settings share a program.
-            own["roles"] = tuple(own["roles"].items())
-        if opt == "stam_lite":
-            # The suites expect a first moment in the parameter's dtype; our default is float32.
-            own.setdefault("state_dtype", None)
+        self.counted = RULES[opt].counted(hparams, params)
+        own = RULES[opt].spelt("jax", hparams, params)
+        # Hashable, as runs with equal settings share a program.
+        own = {k: tuple(v.items()) if isinstance(v, Mapping) else v for k, v in own.items()}
         self.stepper = stepper(opt, tuple(sorted(own.items())), jit, place)
         with double_precision(self.double):
             leaves = own_arrays(params)
@@ -129,8 +126,8 @@ class JaxRun:
             flat = stam_jax.state_to_dict(self.opt_state)
         found = {key: SLOT.search(key) for key in flat}
         slots = {match[1]: np.array(flat[key]) for key, match in found.items() if match}
-        if not any(key.startswith(("nu/", "e2/")) for key in slots):
-            del slots["count"]  # Nothing in a sign section depends on it.
+        if not self.counted:
+            slots.pop("count", None)
         return slots
 
     def save(self):
@@ -159,7 +156,7 @@ class JaxAdapter:
         self.capabilities = frozenset(shared | {"amsgrad"} | ({"jit"} if jit else set()))
 
     def optimizers(self):
-        return frozenset(OPTIMIZERS)
+        return frozenset(opt for opt in RULES if transformation(opt))
 
     def start(self, opt, hparams, params, *, dtype):
         return JaxRun(opt, hparams, params, dtype, self.jit, self.place)
@@ -183,8 +180,8 @@ if jax.device_count() == 8:
 
         def test_leaves_and_moments_stay_spread(self, opt):
             params = {"w": np.ones((4, 3), np.float32), "b": np.ones(3, np.float32)}
-            roles = {"roles": dict.fromkeys(params, "sign")} if opt == "stac" else {}
-            run = self.adapter.start(opt, roles, params, dtype="float32")
+            needed = RULES[opt].for_leaves(params)
+            run = self.adapter.start(opt, needed, params, dtype="float32")
             run.step(params)
             arrays = jax.tree_util.tree_leaves_with_path((run.leaves, run.opt_state))
             for path, array in arrays:
@@ -192,7 +189,7 @@ if jax.device_count() == 8:
                 parts = {str(shard.index) for shard in array.addressable_shards}
                 assert len(parts) == (4 if name.endswith("/w") else 1), name
                 assert len(array.sharding.device_set) == 8, name
-            assert len(arrays) > 3
+            assert len(arrays) > (3 if RULES[opt].slots else 1)
 
 else:
 

@@ -2,18 +2,64 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from optim_conformance.adapter import OPTIMIZERS, Array, OptimizerAdapter, Run, Tree
-from optim_conformance.cases import CASES, COMPLEX, LOW_PRECISION, Case
-from optim_conformance.errors import ERRORS
+from optim_conformance.adapter import Array, OptimizerAdapter, Run, Tree
+from optim_conformance.cases import SHAPES, Case
+from optim_conformance.rule import OptimizerRule
+from optim_conformance.rules import RULES
 
 Check = TypeVar("Check", bound=Callable[..., Any])
 
 DTYPE_CAPABILITY = {"float64": "f64", "bfloat16": "bf16", "float16": "f16", "complex64": "complex"}
+
+
+@dataclass(frozen=True)
+class BadValue:
+    """A hyperparameter out of its range.
+
+    Attributes:
+        optimizer: A registry name.
+        name: The hyperparameter.
+        value: The bad value, which the message must show.
+    """
+
+    optimizer: str
+    name: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.optimizer}:{self.name}={self.value!r}"
+
+    def requires(self) -> frozenset[str]:
+        """Return the capabilities without which the hyperparameter does not exist."""
+        rule = RULES[self.optimizer]
+        policy = {rule.policy("")} if self.name == "nonfinite" else set[str]()
+        return rule.needs({self.name: self.value}) | policy
+
+    def is_zero_rate(self) -> bool:
+        """Tell whether it is a learning rate of 0, which some may have."""
+        return self.name == "learning_rate" and self.value == 0
+
+    def says(self) -> str:
+        """Return a regular expression for what the message must show."""
+        nested = isinstance(self.value, Mapping)
+        return re.escape(next(iter(self.value.values())) if nested else str(self.value))
+
+    def hparams(self) -> Mapping[str, Any]:
+        """Return hyperparameters of which this one is bad."""
+        needed = RULES[self.optimizer].for_leaves(SHAPES)
+        return {"learning_rate": 1e-3, "weight_decay": 0.0, **needed, self.name: self.value}
+
+
+def errors_of(rule: OptimizerRule) -> list[BadValue]:
+    """Return every bad value that a rule's ranges name."""
+    return [BadValue(rule.name, k, v) for k, allowed in rule.ranges.items() for v in allowed.bad]
 
 
 class Checks:
@@ -23,8 +69,8 @@ class Checks:
 
     @classmethod
     def offered(cls) -> list[str]:
-        """Return the optimizers that the adapter offers, in the table's order."""
-        return [opt for opt in OPTIMIZERS if opt in cls.adapter.optimizers()]
+        """Return the optimizers that the adapter offers, in the order of their files."""
+        return [opt for opt in RULES if opt in cls.adapter.optimizers()]
 
     @classmethod
     def lacking(cls, requires: Iterable[str]) -> str | None:
@@ -64,22 +110,25 @@ class Checks:
         """Give `case`, `dtype` and `opt` the values that this adapter offers."""
         names = metafunc.fixturenames
         if "low_dtype" in names:
-            self._parametrize(metafunc, "low_dtype", LOW_PRECISION, ("bfloat16", "float16"))
+            self._parametrize(metafunc, "low_dtype", "low_precision", ("bfloat16", "float16"))
         elif "complex_dtype" in names:
-            self._parametrize(metafunc, "complex_dtype", COMPLEX, ("complex64",))
+            self._parametrize(metafunc, "complex_dtype", "complex", ("complex64",))
         elif "case" in names:
-            self._parametrize(metafunc, "dtype", CASES, ("float32", "float64"))
+            self._parametrize(metafunc, "dtype", "cases", ("float32", "float64"))
         elif "error" in names:
-            bad = [
-                pytest.param(e, id=str(e), marks=self._skip(e.requires))
-                for e in ERRORS
-                if e.optimizer in self.offered()
-            ]
-            metafunc.parametrize("error", bad or [self._nothing("optimizer with refusals")])
+            metafunc.parametrize(
+                "error",
+                [
+                    pytest.param(error, id=str(error), marks=self._skip(error.requires()))
+                    for opt in self.offered()
+                    for error in errors_of(RULES[opt])
+                    if not (self.adapter.capabilities >= {"lr0"} and error.is_zero_rate())
+                ],
+            )
         elif "opt" in names:
-            wanted = getattr(metafunc.function, "_optimizers", OPTIMIZERS)
-            rows = [pytest.param(opt, id=opt) for opt in self.offered() if opt in wanted]
-            metafunc.parametrize("opt", rows or [self._nothing(", ".join(wanted))])
+            wanted, what = getattr(metafunc.function, "_where", (lambda rule: True, "optimizer"))
+            rows = [pytest.param(opt, id=opt) for opt in self.offered() if wanted(RULES[opt])]
+            metafunc.parametrize("opt", rows or [self._nothing(what)])
 
     def _skip(self, requires: Iterable[str]) -> list[pytest.MarkDecorator]:
         reason = self.lacking(requires)
@@ -90,12 +139,12 @@ class Checks:
         return pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
 
     def _parametrize(
-        self, metafunc: pytest.Metafunc, name: str, cases: Sequence[Case], dtypes: Sequence[str]
+        self, metafunc: pytest.Metafunc, name: str, table: str, dtypes: Sequence[str]
     ) -> None:
         rows: list[Any] = []
-        for case in cases:
+        for case in (case for opt in self.offered() for case in getattr(RULES[opt], table)):
             for dtype in dtypes:
-                if case.optimizer not in self.offered() or dtype in case.not_in:
+                if dtype in case.not_in:
                     continue
                 wants = {DTYPE_CAPABILITY[dtype]} if dtype in DTYPE_CAPABILITY else set[str]()
                 marks = self._skip(case.requires | wants)
@@ -103,12 +152,12 @@ class Checks:
         metafunc.parametrize(("case", name), rows)
 
 
-def for_optimizers(*names: str) -> Callable[[Check], Check]:
-    """Decorate a check that means something for these optimizers only."""
+def where(means: Callable[[OptimizerRule], object], what: str) -> Callable[[Check], Check]:
+    """Decorate a check that means something for these rules only; `what` says which."""
 
     def mark(check: Check) -> Check:
         # A function may carry attributes; its type does not say so.
-        check._optimizers = names  # pyright: ignore[reportFunctionMemberAccess]
+        check._where = (means, what)  # pyright: ignore[reportFunctionMemberAccess]
         return check
 
     return mark

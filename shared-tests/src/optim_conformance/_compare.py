@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from optim_conformance.adapter import Array, Tree
+from optim_conformance.rules import SLOTS
 from optim_conformance.tolerances import Tolerance, distance, single_step
 
 
@@ -19,7 +20,7 @@ def same_names(actual: Tree, expected: Tree, what: str) -> None:
     """Fail unless both trees have the same leaves."""
     missing, extra = sorted(set(expected) - set(actual)), sorted(set(actual) - set(expected))
     assert not missing, f"{what}: missing {missing}"
-    assert not extra, f"{what}: unknown {extra}; optim_conformance.adapter lists the slots"
+    assert not extra, f"{what}: unknown {extra}; the rule's file lists its slots"
 
 
 def close(
@@ -36,16 +37,16 @@ def close(
         expected: The oracle's.
         tolerance: Key to tolerance.
         what: Where this is, for the message.
-        terms: Key to the size of the terms of a signed average, whose own size may be far below;
-            for e1 it is at least the root of e2.
+        terms: Key to the size of the terms of a signed average, whose own size may be far below.
     """
     same_names(actual, expected, what)
     problems: list[str] = []
     for key, value in expected.items():
         allowed = tolerance(key)
         scale = (terms or {}).get(key, 0.0)
-        if slot_of(key) == "e1":
-            scale = max(scale, float(np.sqrt(expected["e2" + key[2:]])))
+        root = SLOTS[slot_of(key)].root if slot_of(key) in SLOTS else ""
+        if root:
+            scale = max(scale, float(np.sqrt(expected[f"{root}/{key.partition('/')[2]}"])))
         off = distance(actual[key], value, scale)
         if not off <= allowed.bound:
             problems.append(
@@ -56,7 +57,7 @@ def close(
 
 
 class Terms:
-    """The size of the terms of the signed averages mu and e1, as far as they still remember it."""
+    """The size of the terms of the signed averages, as far as they still remember it."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, float] = {}
@@ -67,7 +68,8 @@ class Terms:
             now = float(np.abs(g.astype(np.complex128)).max(initial=0.0))
             # 0.95 is the slowest momentum of the cases: an older gradient weighs less.
             self._sizes[leaf] = max(now, 0.95 * self._sizes.get(leaf, 0.0))
-        return {f"{slot}/{leaf}": v for slot in ("mu", "e1") for leaf, v in self._sizes.items()}
+        signed = [name for name, slot in SLOTS.items() if slot.signed]
+        return {f"{slot}/{leaf}": v for slot in signed for leaf, v in self._sizes.items()}
 
 
 def close_to_storage(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from optim_conformance._base import Checks, for_optimizers
+from optim_conformance._base import Checks, where
 from optim_conformance._compare import close, identical, slot_of
-from optim_conformance.cases import SHAPES, Case, plain_case
+from optim_conformance.cases import Case
 from optim_conformance.oracle import Oracle
+from optim_conformance.rule import Limit
+from optim_conformance.rules import RULES, plain_case
 from optim_conformance.tolerances import free_running
 
 
@@ -67,10 +71,9 @@ class HyperparameterChecks(Checks):
         decayed, plain = self.start(case), self.start(case, hparams=none)
         decayed.step(g)
         plain.step(g)
+        rules = Oracle(opt, case.hparams, p).rules
         for leaf, start in p.items():
-            lr = case.hparams["learning_rate"]
-            if opt == "stac" and case.hparams["roles"][leaf] == "sign":
-                lr *= case.hparams["sign_lr_scale"]
+            lr = case.hparams["learning_rate"] * rules[leaf].share
             moved = decayed.params()[leaf].astype(np.float64) - plain.params()[leaf]
             np.testing.assert_allclose(
                 moved,
@@ -80,33 +83,18 @@ class HyperparameterChecks(Checks):
                 err_msg=f"{opt}: the decay of {leaf} is not lr * wd * p",
             )
 
-    @for_optimizers("stam", "stac")
-    def test_limit_adamw(self, opt: str) -> None:
-        """Without adaptation STAM is AdamW(b1); with one section STAC is AdamW."""
-        limits: dict[str, dict[str, object]] = {
-            "stam": {"adapt_strength": 0.0},
-            "stac": {"roles": dict.fromkeys(SHAPES, "adamw")},
-        }
-        self._same_as(opt, {**limits[opt], "weight_decay": 0.1, "learning_rate": 1e-2}, "adamw", {})
+    @where(lambda rule: rule.limits, "limit")
+    def test_limits(self, opt: str) -> None:
+        """Under certain hyperparameters the steps are those of another rule."""
+        for limit in RULES[opt].limits:
+            self._same_as(opt, limit)
 
-    @for_optimizers("stac")
-    def test_limit_lion(self, opt: str) -> None:
-        """All-sign STAC is Lion with both betas equal to the sign momentum."""
-        roles = {"roles": dict.fromkeys(SHAPES, "sign"), "sign_momentum": 0.95}
-        self._same_as(
-            opt,
-            {**roles, "weight_decay": 0.1, "learning_rate": 1e-3, "sign_lr_scale": 1.0},
-            "lion",
-            {"b1": 0.95, "b2": 0.95},
-        )
-
-    def _same_as(
-        self, opt: str, hparams: dict[str, object], other: str, others: dict[str, object]
-    ) -> None:
-        case = Case("limit", opt, hparams, steps=60, seed=21)
-        both = {k: hparams[k] for k in ("weight_decay", "learning_rate")}
-        oracle = Oracle(other, {**both, **others}, case.params("float32"))
-        run = self.start(case)
+    def _same_as(self, opt: str, limit: Limit) -> None:
+        hparams = {"weight_decay": 0.1, "learning_rate": 1e-2, **limit.hparams}
+        case = Case("limit", hparams, steps=60, seed=21, optimizer=opt)
+        run, oracle = self.start(case), Oracle(opt, hparams, case.params("float32"))
+        other = replace(limit.other, weight_decay=hparams["weight_decay"])
+        oracle.take(dict.fromkeys(oracle.rules, other))
         for t, g in enumerate(case.grads("float32"), start=1):
             run.step(g)
             oracle.step(g)
@@ -114,5 +102,5 @@ class HyperparameterChecks(Checks):
                 run.params(),
                 oracle.params(),
                 lambda _: free_running("float32", "limit"),
-                f"{opt} against {other}, step {t}",
+                f"{opt} against {type(other).__name__}, step {t}",
             )

@@ -10,8 +10,7 @@ import pytest
 
 from optim_conformance._base import Checks
 from optim_conformance.adapter import Array, Tree
-from optim_conformance.cases import MIXED_ROLES
-from optim_conformance.facts import FACTS
+from optim_conformance.rules import RULES
 
 Loss = Callable[[dict[str, Array]], tuple[float, dict[str, Array]]]
 STEPS = 300
@@ -78,13 +77,9 @@ class LearningChecks(Checks):
     def test_converges(self, opt: str, problem: Problem) -> None:
         """After 300 steps the loss is below the stated share of the initial loss."""
         self.need("lr")
-        peak = FACTS[opt].peak
-        roles = {k: MIXED_ROLES["w"] if k == "w" else "adamw" for k in problem.start}
-        hparams = {
-            "learning_rate": peak,
-            "weight_decay": 0.0,
-            **({"roles": roles, "sign_lr_scale": 0.75} if opt == "stac" else {}),
-        }
+        rule = RULES[opt]
+        peak, needed = rule.peak, {**rule.for_leaves(problem.start), **rule.plain}
+        hparams = {"learning_rate": peak, "weight_decay": 0.0, **needed}
         start = {k: v.astype(np.float32) for k, v in problem.start.items()}
         run = self.adapter.start(opt, hparams, start, dtype="float32")
         first, _ = problem.loss(problem.start)

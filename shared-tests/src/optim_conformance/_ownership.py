@@ -8,11 +8,8 @@ import pytest
 from optim_conformance._base import DTYPE_CAPABILITY, Checks, scribble, writable
 from optim_conformance._compare import identical, slot_of
 from optim_conformance.adapter import Tree, numpy_dtype
-from optim_conformance.cases import plain_case
 from optim_conformance.oracle import Oracle
-
-WIDE = {"s2", "tau", "e1", "e2", "beta1", "b1_prod"}
-"""Statistics: at least float32 whatever the parameters are."""
+from optim_conformance.rules import RULES, plain_case
 
 
 class OwnershipChecks(Checks):
@@ -98,17 +95,13 @@ class OwnershipChecks(Checks):
         expected = Oracle(opt, case.hparams, params).state()
         assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}
         for key, value in state.items():
-            slot = slot_of(key)
-            what = f"{opt} in {dtype}: {key} is stored as {value.dtype}"
-            if slot == "count":
-                continue
-            if slot in WIDE or (slot == "nu" and opt in ("stam", "stam_lite")):
-                assert value.dtype == wide, f"{what}, the contract says {wide}"
-            elif (opt, slot) == ("stam_lite", "mu"):
-                # Its state_dtype is float32 by default, whatever the parameters are.
-                assert value.dtype in (own, wide), f"{what}, the contract says {own} or {wide}"
-            else:
-                assert value.dtype == own, f"{what}, the contract says {own}"
+            slot = RULES[opt].slot(slot_of(key))
+            if slot is not None:
+                allowed = {own, wide} if slot.either else {wide if slot.wide else own}
+                assert value.dtype in allowed, (
+                    f"{opt} in {dtype}: {key} is stored as {value.dtype}, the contract says "
+                    f"{' or '.join(sorted(map(str, allowed)))}"
+                )
 
     def test_deterministic(self, opt: str) -> None:
         """The same run twice gives the same bits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optim_conformance._base import Checks
 from optim_conformance._compare import identical
-from optim_conformance.cases import plain_case
+from optim_conformance.rules import plain_case
 
 
 class PersistenceChecks(Checks):

@@ -7,18 +7,26 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from optim_conformance._base import Checks, for_optimizers
+from optim_conformance._base import Checks, where
 from optim_conformance._compare import close, slot_of
-from optim_conformance.cases import plain_case
+from optim_conformance.rule import OptimizerRule
+from optim_conformance.rules import plain_case
 from optim_conformance.tolerances import free_running
 
 ENTRIES = 16
 
 
+def _samples(rule: OptimizerRule) -> bool:
+    return "stat_sample" in rule.ranges
+
+
+sampled = where(_samples, "statistics of a sample")
+
+
 class SamplingChecks(Checks):
     """`stat_sample=n`: at most n entries per tensor, strided, always the same."""
 
-    @for_optimizers("stam")
+    @sampled
     def test_sample_of_everything(self, opt: str) -> None:
         """A sample no smaller than the tensors is the full statistic."""
         self.need("stat_sample")
@@ -33,7 +41,7 @@ class SamplingChecks(Checks):
             f"{opt}, a sample of all entries",
         )
 
-    @for_optimizers("stam")
+    @sampled
     @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 15])
     def test_sample_is_strided(self, opt: str, n: int) -> None:
         """The sample has at most n entries, evenly spaced, the same ones on every step.

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from optim_conformance._base import Checks, for_optimizers
+from optim_conformance._base import Checks, where
 from optim_conformance._compare import close_to_storage
 from optim_conformance.adapter import Tree, numpy_dtype
-from optim_conformance.cases import SHAPES, Case, plain_case
+from optim_conformance.cases import Case
 from optim_conformance.oracle import Oracle
-
-ALL_SIGN = dict.fromkeys(SHAPES, "sign")
+from optim_conformance.rules import RULES, plain_case
 
 
 class StorageChecks(Checks):
     """`mu_dtype`: computed in float32, rounded once, and nothing else is narrowed."""
 
-    @for_optimizers("stam", "stam_lite", "stac")
+    @where(lambda rule: rule.narrow is not None, "moment to store narrower")
     @pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
     def test_moment_storage(self, opt: str, narrow: str) -> None:
         """Float32 parameters with a 16-bit moment: each step is exact up to its rounding."""
@@ -35,19 +35,18 @@ class StorageChecks(Checks):
             oracle.step(g)
             run.step(g)
             params, state = run.params(), run.state()
-            expected = {k: v for k, v in oracle.state().items() if k in state or k != "count"}
             for key, value in state.items():
                 if key.startswith("mu/"):
                     assert value.dtype == numpy_dtype(narrow), f"{key} is stored as {value.dtype}"
             close_to_storage(
                 {**params, **state},
-                {**oracle.params(), **expected},
+                {**oracle.params(), **oracle.state()},
                 before,
                 step_size=0.0,
                 what=f"{opt} with mu in {narrow}, step {t}",
             )
 
-    @for_optimizers("stac")
+    @where(lambda rule: rule.signs, "step by the sign of a moment")
     def test_sign_before_rounding(self, opt: str) -> None:
         """The sign is that of the float32 momentum, and a stored momentum saturates.
 
@@ -55,7 +54,8 @@ class StorageChecks(Checks):
         """
         self.need("mu_dtype")
         case = self._narrow_case(opt, "float16")
-        lr = case.hparams["learning_rate"] * case.hparams["sign_lr_scale"]
+        oracle = Oracle(opt, case.hparams, case.params("float32"))
+        rates = {k: case.hparams["learning_rate"] * r.share for k, r in oracle.rules.items()}
         for size in (1e-7, 1e6):
             run, start = self.start(case), case.params("float32")
             signs = {k: np.sign(v) for k, v in case.grads("float32")[0].items()}
@@ -64,7 +64,7 @@ class StorageChecks(Checks):
                 for leaf, sign in signs.items():
                     np.testing.assert_allclose(
                         run.params()[leaf],
-                        start[leaf].astype(np.float64) - t * lr * sign,
+                        start[leaf].astype(np.float64) - t * rates[leaf] * sign,
                         atol=1e-6,
                         err_msg=f"{leaf} after step {t} with gradients of {size:g}",
                     )
@@ -74,6 +74,5 @@ class StorageChecks(Checks):
     def _narrow_case(self, opt: str, narrow: str) -> Case:
         case = plain_case(opt)
         hparams: dict[str, Any] = {**case.hparams, "mu_dtype": narrow}
-        if opt == "stac":
-            hparams |= {"roles": ALL_SIGN, "weight_decay": 0.0}
-        return Case("narrow", opt, hparams, steps=8, seed=9)
+        hparams |= RULES[opt].narrow or {}
+        return replace(case, name="narrow", hparams=hparams)

@@ -10,14 +10,15 @@ import numpy as np
 from optim_conformance._base import Checks
 from optim_conformance._compare import close, slot_of
 from optim_conformance.adapter import Array, Tree
-from optim_conformance.cases import Case, plain_case
+from optim_conformance.cases import Case
 from optim_conformance.oracle import Oracle
+from optim_conformance.rules import RULES, SLOTS, plain_case
 from optim_conformance.tolerances import Tolerance, free_running
 
 RENAMED = {"w": "zz.w", "b": "a", "emb.table": "m.9"}
 """New names whose sorted order is not the old one."""
 
-ODD_SHAPES: Mapping[str, tuple[int, ...]] = {"scalar": (), "one": (1, 1), "rank4": (2, 1, 3, 2)}
+ODD_SHAPES: Mapping[str, tuple[int, ...]] = {"scalar": (), "rank4": (2, 1, 3, 2), "one": (1, 1)}
 
 
 class StructureChecks(Checks):
@@ -77,18 +78,14 @@ class StructureChecks(Checks):
         case = plain_case(opt)
         zeros = {k: np.zeros_like(v) for k, v in case.params("float32").items()}
         run = self.drive(self.start(case), [zeros] * 4)
-        lr, decay = case.hparams["learning_rate"], case.hparams["weight_decay"]
-        scale = dict.fromkeys(zeros, 1.0)
-        if opt == "stac":
-            sign = [leaf for leaf, role in case.hparams["roles"].items() if role == "sign"]
-            scale |= dict.fromkeys(sign, case.hparams["sign_lr_scale"])
+        lr, params = case.hparams["learning_rate"], case.params("float32")
         expected = {
-            leaf: p.astype(np.float64) * (1 - lr * scale[leaf] * decay) ** 4
-            for leaf, p in case.params("float32").items()
+            leaf: params[leaf].astype(np.float64) * (1 - lr * rule.share * rule.weight_decay) ** 4
+            for leaf, rule in Oracle(opt, case.hparams, params).rules.items()
         }
         close(run.params(), expected, _params_tolerance, f"{opt}, zero gradients")
         for key, value in run.state().items():
-            expected_value = {"count": 4.0, "beta1": 0.9, "b1_prod": 0.9**4}.get(slot_of(key), 0.0)
+            expected_value = 4.0 if key == "count" else SLOTS[slot_of(key)].idle(4)
             np.testing.assert_allclose(value, expected_value, rtol=1e-6, atol=0, err_msg=key)
 
     def _against_oracle(
@@ -97,8 +94,7 @@ class StructureChecks(Checks):
         case = plain_case(opt)
         rng = np.random.default_rng(12)
         params = {k: np.asarray(rng.uniform(-1, 1, s), np.float32) for k, s in shapes.items()}
-        roles = dict(zip(shapes, ("adamw", "sign", "sign"), strict=False))
-        hparams = {**case.hparams, **({"roles": roles} if opt == "stac" else {})}
+        hparams = {**case.hparams, **RULES[opt].for_leaves(shapes)}
         run, oracle = self.start(case, params=params, hparams=hparams), Oracle(opt, hparams, params)
         for t in range(1, steps + 1):
             # All of one sign: a single entry whose average cancels would be all rounding error.
@@ -144,8 +140,8 @@ def _renamed_state(state: Tree) -> dict[str, Array]:
 
 
 def _hparams_for(case: Case, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the hyperparameters with `roles` for these leaves under their new names."""
-    hparams = dict(case.hparams)
-    if "roles" in hparams:
-        hparams["roles"] = {new: hparams["roles"][old] for old, new in names.items()}
-    return hparams
+    """Return the hyperparameters, those by leaf for these leaves under their new names."""
+    return {
+        k: {new: v[old] for old, new in names.items()} if isinstance(v, Mapping) else v
+        for k, v in case.hparams.items()
+    }

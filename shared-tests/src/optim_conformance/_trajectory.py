@@ -9,10 +9,11 @@ import numpy as np
 from optim_conformance._base import Checks
 from optim_conformance._compare import Terms, close, close_to_storage, slot_of
 from optim_conformance.adapter import Array, Tree
-from optim_conformance.cases import Case, plain_case
-from optim_conformance.facts import FACTS
+from optim_conformance.cases import Case
 from optim_conformance.golden import golden_cases
 from optim_conformance.oracle import Oracle
+from optim_conformance.rule import Step
+from optim_conformance.rules import plain_case
 from optim_conformance.tolerances import free_running
 
 Trace = list[tuple[Tree, Tree]]
@@ -58,7 +59,7 @@ class TrajectoryChecks(Checks):
             oracle.step(g, lr=case.lr(t))
             close(
                 state,
-                expected_state(oracle, case),
+                oracle.state(),
                 lambda key: free_running(dtype, slot_of(key)),
                 f"{case}, state after step {t}",
                 terms.after(g),
@@ -75,7 +76,7 @@ class TrajectoryChecks(Checks):
             close(run.params(), oracle.params(), lambda _: free_running("float32", "params"), what)
             close(
                 run.state(),
-                expected_state(oracle, case),
+                oracle.state(),
                 lambda key: free_running("float32", slot_of(key)),
                 what,
                 terms.after(g),
@@ -89,7 +90,7 @@ class TrajectoryChecks(Checks):
         """
         run = self.start(case, low_dtype)
         oracle = Oracle(case.optimizer, case.hparams, case.params(low_dtype))
-        params, state = case.params(low_dtype), expected_state(oracle, case)
+        params, state = case.params(low_dtype), oracle.state()
         for t, g in enumerate(case.grads(low_dtype), start=1):
             before: Tree = {**params, **state}
             oracle.load(params, state)
@@ -99,7 +100,7 @@ class TrajectoryChecks(Checks):
             params, state = run.params(), run.state()
             close_to_storage(
                 {**params, **state},
-                {**oracle.params(), **expected_state(oracle, case)},
+                {**oracle.params(), **oracle.state()},
                 before,
                 step_size=float(case.hparams["learning_rate"]),
                 what=f"{case} in {low_dtype}, step {t}",
@@ -111,7 +112,12 @@ class TrajectoryChecks(Checks):
         run = self.start(case)
         params, g = case.params("float32"), case.grads("float32")[0]
         run.step(g)
-        expected = {leaf: _first_step(case, leaf, params[leaf], g[leaf]) for leaf in params}
+        rules = Oracle(opt, case.hparams, params).rules
+        lr = case.hparams["learning_rate"]
+        expected = {
+            leaf: _first_step(rule, params[leaf], g[leaf], lr * rule.share)
+            for leaf, rule in rules.items()
+        }
         close(run.params(), expected, lambda _: free_running("float32", "params"), f"{opt}, step 1")
 
     def test_updates_from_zero(self, opt: str) -> None:
@@ -139,17 +145,7 @@ class TrajectoryChecks(Checks):
                 close(run.state(), state, lambda key: free_running("float32", slot_of(key)), what)
 
 
-def expected_state(oracle: Oracle, case: Case) -> dict[str, Array]:
-    """Return the oracle's state; a STAC without an AdamW section counts nothing."""
-    state = oracle.state()
-    if case.optimizer == "stac" and "adamw" not in set(case.hparams["roles"].values()):
-        del state["count"]
-    return state
-
-
-def _first_step(case: Case, leaf: str, p: Array, g: Array) -> Array:
+def _first_step(rule: Step, p: Array, g: Array, lr: float) -> Array:
     """Return p after step 1: every average is then its own first term."""
     p, g = p.astype(np.float64), g.astype(np.float64)
-    share, direction = FACTS[case.optimizer].first_step(case, leaf, g)
-    lr = share * case.hparams["learning_rate"]
-    return p * (1 - lr * case.hparams["weight_decay"]) - lr * direction
+    return p * (1 - lr * rule.weight_decay) - lr * rule.first_direction(g)

@@ -3,20 +3,8 @@
 The suites know canonical names only. An adapter translates the hyperparameters, the leaves and the
 state of one implementation to them, and holds no arithmetic of its own.
 
-Canonical state slots, one array each (`<leaf>` is the parameter's name):
-
-| slot               | optimizers       | shape     | meaning                                      |
-|--------------------|------------------|-----------|----------------------------------------------|
-| `count`            | all but all-sign | ()        | steps taken                                  |
-| `mu/<leaf>`        | all              | the leaf  | first moment                                 |
-| `nu/<leaf>`        | stam, adamw, stac's AdamW section | the leaf | second moment                |
-| `nu_max/<leaf>`    | adamw, stac with amsgrad | the leaf | running maximum of nu                 |
-| `s2/<leaf>`        | stam             | ()        | variance proxy                               |
-| `tau/<leaf>`       | stam             | ()        | running scale                                |
-| `e1/<leaf>`        | stam_lite        | ()        | EMA of the mean gradient                     |
-| `e2/<leaf>`        | stam_lite        | ()        | EMA of the mean squared gradient             |
-| `beta1/<leaf>`     | stam, stam_lite  | ()        | momentum decay of the last step              |
-| `b1_prod/<leaf>`   | stam, stam_lite  | ()        | product of all beta1 so far                  |
+State slots are those of the rules' files, one array each: `<slot>/<leaf>`, where `<leaf>` is the
+parameter's name, and `count`, the steps taken, where a step depends on it.
 """
 
 from __future__ import annotations
@@ -32,9 +20,6 @@ Array = NDArray[Any]
 Tree = Mapping[str, Array]
 """Flat, dotted leaf names to NumPy arrays; bfloat16 is `ml_dtypes.bfloat16`."""
 
-OPTIMIZERS = ("stam", "stam_lite", "stac", "adamw")
-"""Registry names the suites have an oracle and cases for."""
-
 CAPABILITIES: Mapping[str, str] = {
     "f64": "runs in float64",
     "bf16": "runs with bfloat16 parameters and gradients",
@@ -44,18 +29,14 @@ CAPABILITIES: Mapping[str, str] = {
     "jit": "compiles its step; `Run.compilations` counts compilations",
     "resume": "`Run.save` and `Run.restore` work",
     "lr": "`Run.step` takes a learning rate for the step",
-    "corrected": 'stam accepts statistics="corrected"',
-    "stat_sample": "stam accepts stat_sample=n",
-    "parity": 'stam and stam_lite accept parity="stam-optimizer-0.1.0"',
-    "mu_dtype": 'stam, stam_lite and stac store mu of mu_dtype="bfloat16" or "float16"',
-    "maximize": "stac accepts maximize=True",
-    "amsgrad": "stac or adamw accepts amsgrad=True",
+    "lr0": "may be made with a learning rate of 0, as optimizers of torch may",
+    "mu_dtype": 'stores a first moment of mu_dtype="bfloat16" or "float16"',
     "propagate": 'accepts nonfinite="propagate"',
     "zero": 'accepts nonfinite="zero"',
     "skip": 'accepts nonfinite="skip"',
     "raise": 'accepts nonfinite="raise"',
 }
-"""Every capability an adapter may declare; float32 is not one, because everybody must have it."""
+"""What an adapter may declare beside the rules' own; everybody must have float32."""
 
 
 class Run(Protocol):

@@ -13,14 +13,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from optim_conformance.adapter import CAPABILITIES, OPTIMIZERS, Array, Run, Tree, numpy_dtype
+from optim_conformance._compare import slot_of
+from optim_conformance.adapter import Array, Run, Tree, numpy_dtype
 from optim_conformance.oracle import Oracle
-
-_WIDE_SLOTS = {"stam": {"nu", "s2", "tau", "beta1", "b1_prod"}}
-_WIDE_SLOTS["stam_lite"] = {"e1", "e2", "beta1", "b1_prod"}
-
-
-_HELD = ("s2", "tau", "e1", "e2")
+from optim_conformance.rules import CAPABILITIES, RULES, SLOTS
 
 
 class NumpyRun:
@@ -38,28 +34,34 @@ class NumpyRun:
 
     def storage(self, slot: str) -> np.dtype[Any]:
         """Return the dtype in which a slot is stored."""
-        own = numpy_dtype(self.dtype)
-        if slot == "count":
+        own, kind = numpy_dtype(self.dtype), RULES[self.optimizer].slot(slot)
+        if kind is None:
             return np.dtype(np.int32)
-        if slot in _WIDE_SLOTS.get(self.optimizer, ()):
+        if kind.wide:
             wide = np.promote_types(own, np.float32)
-            real = slot != "e1" and wide.kind == "c"
-            return np.dtype(f"f{wide.itemsize // 2}") if real else wide
-        return numpy_dtype(self.hparams["mu_dtype"]) if "mu_dtype" in self.hparams else own
+            return np.dtype(f"f{wide.itemsize // 2}") if kind.real and wide.kind == "c" else wide
+        return numpy_dtype(self.hparams.get("mu_dtype", self.dtype)) if slot == "mu" else own
 
     def stored(self, state: Tree) -> dict[str, Array]:
         """Round a state to its storage.
 
-        A first moment saturates there; a statistic that overflows keeps its last value.
+        A signed moment saturates there; a statistic that overflows keeps its last value.
         """
         with np.errstate(over="ignore"):
-            rounded = {k: _saturated(k, v, self.storage(k.split("/")[0])) for k, v in state.items()}
+            rounded = {k: self._rounded(slot_of(k), v) for k, v in state.items()}
         overflowed = [
             k
             for k, v in rounded.items()
-            if k.split("/")[0] in _HELD and np.isfinite(state[k]) and not np.isfinite(v)
+            if "/" in k and SLOTS[slot_of(k)].scalar and np.isfinite(state[k]) > np.isfinite(v)
         ]
         return {**rounded, **{k: self._state[k] for k in overflowed}}
+
+    def _rounded(self, slot: str, x: Array) -> Array:
+        dtype = self.storage(slot)
+        if slot == "count" or SLOTS[slot].scalar or not SLOTS[slot].signed:
+            return x.astype(dtype)
+        largest = float(ml_dtypes.finfo(dtype).max)
+        return np.where(np.isfinite(x), np.clip(x, -largest, largest), x).astype(dtype)
 
     def step(self, grads: Tree, *, lr: float | None = None) -> None:
         """Take one step in float64 from the stored state, and store the result."""
@@ -75,12 +77,8 @@ class NumpyRun:
         return {k: v.copy() for k, v in self._params.items()}
 
     def state(self) -> Tree:
-        """Return copies of the state; without an AdamW section STAC counts nothing."""
-        state = {k: v.copy() for k, v in self._state.items()}
-        roles = self.hparams.get("roles")
-        if roles is not None and "adamw" not in roles.values():
-            del state["count"]
-        return state
+        """Return copies of the state."""
+        return {k: v.copy() for k, v in self._state.items()}
 
     def save(self) -> bytes:
         """Serialize everything by its bits."""
@@ -110,25 +108,17 @@ class NumpyRun:
         return None
 
 
-def _saturated(key: str, x: Array, dtype: np.dtype[Any]) -> Array:
-    """Round to a dtype; finite first moments stay finite."""
-    if not key.startswith("mu/"):
-        return x.astype(dtype)
-    largest = float(ml_dtypes.finfo(dtype).max)
-    return np.where(np.isfinite(x), np.clip(x, -largest, largest), x).astype(dtype)
-
-
 class NumpyAdapter:
     """Starts `NumpyRun`s."""
 
     name = "oracle over stored state"
     framework = "numpy"
-    capabilities = frozenset(CAPABILITIES) - {"jit"}
+    capabilities = frozenset(CAPABILITIES) - {"jit", "lr0"}
     run: type[NumpyRun] = NumpyRun
 
     def optimizers(self) -> frozenset[str]:
         """Return all of them."""
-        return frozenset(OPTIMIZERS)
+        return frozenset(RULES)
 
     def start(self, opt: str, hparams: Mapping[str, Any], params: Tree, *, dtype: str) -> Run:
         """Start a run."""

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from optim_conformance.adapter import Array
+from optim_conformance.rules import SLOTS
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,6 @@ class Tolerance:
 
 
 _F32_P = "24 steps, each with up to three roundings on the parameter's scale (3e-8 each)"
-_F32_M = "an average of float32 terms: a few units in the last place"
-_F32_STAT = "a float32 mean, then an average: its terms carry the cancellation of g - m"
 
 # About three times what the implementations of this repository reach.
 _FLOAT32 = {
@@ -33,18 +32,10 @@ _FLOAT32 = {
     "cancelled update": Tolerance(
         2e-5, "1-b2^t formed in float32 is off by 3e-5, and an update by the half of that"
     ),
-    "mu": Tolerance(2e-6, _F32_M + "; and beta1's own error times the residual g - m"),
-    "nu": Tolerance(2e-6, _F32_M),
-    "nu_max": Tolerance(2e-6, _F32_M),
-    "s2": Tolerance(2e-6, _F32_STAT),
-    "tau": Tolerance(1e-6, _F32_STAT),
-    "e1": Tolerance(2e-7, "an average of means, relative to the size of their terms"),
-    "e2": Tolerance(1.5e-6, "a float32 mean of squares, then an average"),
-    "beta1": Tolerance(5e-7, "z is a ratio of two float32 statistics, damped by z/(1+z)"),
-    "b1_prod": Tolerance(5e-6, "24 factors that carry beta1's error each"),
     "count": Tolerance(0.0, "an integer"),
     "limit": Tolerance(4e-6, _F32_P.replace("24", "60") + ", on both sides of the limit"),
     "reordered": Tolerance(1e-6, "the same sums in another order, in both runs"),
+    **{name: Tolerance(slot.bound, slot.reason) for name, slot in SLOTS.items()},
 }
 # Five times the ratio of the units in the last place.
 _F64 = "float64 on both sides: a few roundings per step, added up over 24 steps"

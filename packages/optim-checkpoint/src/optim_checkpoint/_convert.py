@@ -7,7 +7,8 @@ by one row.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 # torch keeps its step as float32, which counts exactly up to here.
 MAX_STEP = 1 << 24
@@ -21,6 +22,10 @@ class Row:
         node: Class name of the optax state.
         torch: Class names of the torch optimizers that keep the same state.
         slots: Torch slot by optax field, for the fields that are trees of the parameters.
+        scales: The same for scales of codes: one row per row of the parameter in both, in torch of
+            two dimensions and in optax of as many as the parameter has; empty there, and not in
+            torch at all, where the parameter has no code.
+        packed: Fields that are vectors with a number per parameter, which is a slot of that name.
         count: The optax field that counts steps, if it has one.
         step: Whether the torch side needs a ``step`` of its own.
     """
@@ -30,6 +35,8 @@ class Row:
     slots: Mapping[str, str]
     count: str | None
     step: bool
+    scales: Mapping[str, str] = field(default_factory=dict[str, str])
+    packed: frozenset[str] = frozenset()
 
 
 ROWS = (
@@ -42,11 +49,43 @@ ROWS = (
     ),
     # Sign momentum. Its update does not use the count; the step of the checkpoint is put there.
     Row("ScaleByLionState", frozenset({"Lion", "STAC"}), {"mu": "exp_avg"}, "count", False),
+    Row(
+        "ScaleBySignMomentumState",
+        frozenset({"Lion", "STAC"}),
+        {"mu": "exp_avg"},
+        "count",
+        False,
+        scales={"mu_scale": "exp_avg_scale"},
+    ),
+    # The maximum of moments that are not yet corrected, as torch keeps it and optax does not.
+    Row(
+        "ScaleByAmsgradState",
+        frozenset({"STAC"}),
+        {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"},
+        "count",
+        True,
+    ),
+    Row(
+        "ScaleByStamState",
+        frozenset({"STAM"}),
+        {"mu": "exp_avg", "nu": "exp_avg_sq"},
+        "count",
+        True,
+        packed=frozenset({"s2", "tau", "b1_prod", "beta1", "s"}),
+    ),
+    Row(
+        "ScaleByStamLiteState",
+        frozenset({"STAMLite"}),
+        {"mu": "exp_avg"},
+        "count",
+        True,
+        packed=frozenset({"e1", "e2", "beta1", "b1_prod", "s"}),
+    ),
     Row("TraceState", frozenset({"SGD"}), {"trace": "momentum_buffer"}, None, False),
 )
 BY_NODE = {row.node: row for row in ROWS}
-# Holds nothing but a count of steps, which torch keeps in its scheduler.
-SCHEDULE = "ScaleByScheduleState"
+# Hold nothing but a count of steps, which torch keeps in its scheduler, or per parameter.
+COUNTERS = frozenset({"ScaleByScheduleState", "RoundingState"})
 
 
 def row_of(node: str, torch_kind: str) -> Row | None:
@@ -60,3 +99,23 @@ def row_of(node: str, torch_kind: str) -> Row | None:
     if row is None or torch_kind.rpartition(".")[2] not in row.torch:
         return None
     return row
+
+
+def is_stateless(group: Mapping[str, Any]) -> bool:
+    """Tell whether a torch optimizer keeps nothing for a group: it has no momentum.
+
+    >>> is_stateless({"momentum": 0}), is_stateless({"momentum": 0.9}), is_stateless({"lr": 0.1})
+    (True, False, False)
+    >>> is_stateless({"role": "adamw", "sign_momentum": 0})
+    False
+    """
+    own = group.get("sign_momentum") if group.get("role") == "sign" else group.get("momentum")
+    return own == 0
+
+
+def counts_steps(group: Mapping[str, Any], row: Row) -> bool:
+    """Tell whether a torch optimizer keeps a step for the parameters of a group.
+
+    Stochastic rounding draws by it where the rule has none.
+    """
+    return row.step or bool(group.get("stochastic_rounding"))

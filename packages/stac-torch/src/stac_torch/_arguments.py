@@ -1,6 +1,5 @@
 """What the constructor takes, brought into one form."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from stam_core import STACRole
@@ -8,7 +7,6 @@ from torch import Tensor, nn
 
 from stac_torch._layers import clean_name
 from stac_torch._nonfinite import POLICIES, Policy
-from stac_torch._options import check_hyperparameters
 
 
 def materialized(params: Any, role: STACRole | None) -> tuple[Any, bool]:
@@ -49,20 +47,6 @@ def split_names(params: list[Any]) -> tuple[list[Any], tuple[str, ...] | None]:
             msg = f"optimizer can only optimize Tensors, but {name!r} is {type(parameter).__name__}"
             raise TypeError(msg)
     return [parameter for _, parameter in named], tuple(clean_name(name) for name, _ in named)
-
-
-def section_decay(shared: float, sign: float | None, adamw: float | None) -> dict[STACRole, float]:
-    """Return the weight decay of each section.
-
-    Raises:
-        ValueError: One is out of range.
-        TypeError: One is not a number.
-    """
-    check_hyperparameters(weight_decay=shared, sign_weight_decay=sign, adamw_weight_decay=adamw)
-    return {
-        "sign": shared if sign is None else sign,
-        "adamw": shared if adamw is None else adamw,
-    }
 
 
 def refuse_partition_options(options: dict[str, Any]) -> None:
@@ -106,23 +90,6 @@ def nonfinite_policy(nonfinite: Policy, *, error_if_nonfinite: bool) -> Policy:
             raise ValueError(msg)
         nonfinite = "raise"
     return nonfinite
-
-
-def check_together(group: Mapping[str, Any], policy: Policy, *, track_diagnostics: bool) -> None:
-    """Raise if a group asks for what the options of the whole optimizer exclude.
-
-    Raises:
-        ValueError: A captured graph cannot raise, and a kernel counts nothing.
-    """
-    if policy == "raise" and group["capturable"]:
-        msg = (
-            "nonfinite='raise' has to read the gradients, which a captured graph cannot: use "
-            "nonfinite='skip', or capturable=False"
-        )
-        raise ValueError(msg)
-    if track_diagnostics and group["fused"]:
-        msg = "track_diagnostics=True counts in the loop, which fused=True replaces: give one"
-        raise ValueError(msg)
 
 
 def skip_limit(value: int | None) -> int | None:

@@ -61,13 +61,12 @@ def state_dtype(name: str | None, parameter: torch.Tensor) -> torch.dtype:
     return parameter.dtype if name is None else _FLOATING[name]
 
 
-def check_state_dtype(group: Mapping[str, Any], parameter: torch.Tensor) -> None:
-    """Raise if a parameter cannot have the state that its group asks for.
+def check_state_dtype(group: Mapping[str, Any], option: str, parameter: torch.Tensor) -> None:
+    """Raise if a parameter cannot have the state that an option of its group asks for.
 
     Raises:
         ValueError: It is complex and the state real.
     """
-    option = "sign_state_dtype" if group["role"] == "sign" else "adamw_state_dtype"
     if group[option] is not None and parameter.is_complex():
         msg = (
             f"{option}={group[option]!r} cannot hold the moment of a complex parameter of "
@@ -77,5 +76,15 @@ def check_state_dtype(group: Mapping[str, Any], parameter: torch.Tensor) -> None
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in on ``dtype``: float64 for itself, else float32."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
+    """Return the real dtype to compute in: float64 for itself and complex128, else float32."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def floating_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the parts of a complex dtype; another one as it is."""
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def complex_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the complex dtype whose parts have a dtype."""
+    return dtype.to_complex()

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from stac_torch._compiler import cpu_library
 from stac_torch._dtypes import INT8
+from stac_torch._fused_cpu import all_finite_cpu, sign_step_cpu_
 from stac_torch._int8 import scale_shape
+from stac_torch._layout import is_dense, same_layout
 from stac_torch._local import local
-from stac_torch._sign import SignOptions, SignTensors
+from stac_torch._records import Slot, by_device
+from stac_torch._sign import SignOptions
 
 DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -51,7 +54,7 @@ def prepare_fused(
     """
     devices: set[str] = set()
     for group in groups:
-        if not group["fused"]:
+        if not group.get("fused"):
             continue
         for parameter in group["params"]:
             if parameter.grad is None:
@@ -153,21 +156,20 @@ def require_triton() -> None:
 
 def waits_for_nothing(groups: Iterable[Mapping[str, Any]]) -> bool:
     """Tell whether a group is fused on CUDA, where a step must not wait for the device."""
-    return any(group["fused"] and any(p.is_cuda for p in group["params"]) for group in groups)
+    return any(group.get("fused") and any(p.is_cuda for p in group["params"]) for group in groups)
 
 
 @torch.compiler.disable(reason=_WHY_NOT_COMPILED)
-def sign_fused_(tensors: SignTensors, options: SignOptions) -> None:
+def sign_fused_(slots: list[Slot], options: SignOptions) -> None:
     """Take one step with one kernel launch per device and combination of dtypes.
 
     The values of :func:`stac_torch._sign.sign_step_`, on tensors that :func:`prepare_fused` let by.
     """
-    for device, part in by_device(tensors).items():
+    for device, part in by_device(slots).items():
         if device.type == "cpu":
-            from stac_torch._fused_cpu import sign_step_cpu_
-
             sign_step_cpu_(part, options)
         else:
+            # Triton comes with the CUDA builds of torch alone.
             from stac_torch._fused_cuda import sign_step_cuda_
 
             sign_step_cuda_(part, options)
@@ -176,45 +178,4 @@ def sign_fused_(tensors: SignTensors, options: SignOptions) -> None:
 @torch.compiler.disable(reason=_WHY_NOT_COMPILED)
 def all_finite_fused(grads: Sequence[Tensor]) -> bool:
     """Tell whether every entry of gradients in host memory is finite."""
-    from stac_torch._fused_cpu import all_finite_cpu
-
     return all_finite_cpu(grads)
-
-
-def by_device(tensors: SignTensors) -> dict[torch.device, SignTensors]:
-    """Return the entries of each device."""
-    devices = [p.device for p in tensors.params]
-    if devices.count(devices[0]) == len(devices):
-        return {devices[0]: tensors}
-    parts: dict[torch.device, SignTensors] = {}
-    for index, device in enumerate(devices):
-        parts.setdefault(device, SignTensors()).extend(tensors.whole(index))
-    return parts
-
-
-def same_layout(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors of one shape keep their entries in the same order."""
-    return (one.is_contiguous() and other.is_contiguous()) or one.stride() == other.stride()
-
-
-def laid_out_like(p: Tensor, grad: Tensor) -> Tensor:
-    """Return a gradient whose memory holds its entries in the order of ``p``'s: itself, or a copy.
-
-    The gradient of an imaginary part may be a view of the opposite numbers.
-    """
-    if same_layout(grad, p) and not grad.is_neg():
-        return grad
-    return torch.empty_like(p, dtype=grad.dtype).copy_(grad)
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Tell whether a tensor's entries fill a piece of memory without gaps, each once."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True

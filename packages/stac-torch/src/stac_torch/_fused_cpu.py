@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from stac_torch._compiler import cpu_library
-from stac_torch._fused import is_dense, laid_out_like
-from stac_torch._sign import SignOptions, SignTensors
+from stac_torch._layout import is_dense, laid_out_like
+from stac_torch._records import Slot
+from stac_torch._sign import SignOptions
 
 _FIELDS = 8
 _CODES = {
@@ -44,7 +45,7 @@ class _Options(ctypes.Structure):
     )
 
 
-def sign_step_cpu_(tensors: SignTensors, options: SignOptions) -> None:
+def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
     """Take one step on tensors in host memory, whose layouts were checked."""
     if options.skip is not None and bool(options.skip):
         return
@@ -58,13 +59,11 @@ def sign_step_cpu_(tensors: SignTensors, options: SignOptions) -> None:
         "grad_scale": 0.0 if scale is None else float(scale),
         "maximize": options.maximize,
     }
-    moments = tensors.exp_avgs or [None] * len(tensors.params)
     tables: dict[tuple[int, int, int], array[int]] = {}
     kept: list[Tensor] = []
-    for p, g, m, s, noise in zip(
-        tensors.params, tensors.grads, moments, tensors.scales, tensors.noises, strict=True
-    ):
-        g = laid_out_like(p, g)
+    for p, grad, state, noise in slots:
+        m, s = state.get("exp_avg"), state.get("exp_avg_scale")
+        g = laid_out_like(p, grad)
         # A copy has to outlive the call, which knows its address alone.
         kept.append(g)
         key = _CODES[p.dtype], _CODES[g.dtype], _NONE if m is None else _CODES[m.dtype]

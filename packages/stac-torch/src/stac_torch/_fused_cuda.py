@@ -7,6 +7,7 @@ training loop none does; the list of chunks depends on shapes alone.
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from stac_torch import _triton_sign as kernels
 from stac_torch._dtypes import arithmetic_dtype
-from stac_torch._fused import laid_out_like
 from stac_torch._int8 import BLOCK
-from stac_torch._sign import SignOptions, SignTensors
+from stac_torch._layout import laid_out_like
+from stac_torch._records import Slot
+from stac_torch._sign import SignOptions
 
 TILE, TILES = 4096, 4
 INT8_BLOCKS = 8
@@ -70,29 +72,23 @@ class _Kind:
     aligned: bool
 
 
-def sign_step_cuda_(tensors: SignTensors, options: SignOptions) -> None:
+def sign_step_cuda_(slots: Sequence[Slot], options: SignOptions) -> None:
     """Take one step on tensors of one device, whose layouts were checked."""
-    device = tensors.params[0].device
+    device = slots[0].param.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        for launch in launches(tensors, options):
+        for launch in launches(slots, options):
             launch.run()
 
 
-def launches(tensors: SignTensors, options: SignOptions) -> list[Launch]:
+def launches(slots: Sequence[Slot], options: SignOptions) -> list[Launch]:
     """Return the launches of one step."""
     rows: dict[_Kind, list[tuple[int, ...]]] = {}
     kept: list[Tensor] = []
-    for p, g, m, s, noise in zip(
-        tensors.params,
-        tensors.grads,
-        tensors.exp_avgs or [None] * len(tensors.params),
-        tensors.scales,
-        tensors.noises,
-        strict=True,
-    ):
+    for p, grad, state, noise in slots:
         if p.numel() == 0:
             continue
-        g = laid_out_like(p, g)
+        m, s = state.get("exp_avg"), state.get("exp_avg_scale")
+        g = laid_out_like(p, grad)
         kept.append(g)
         addresses = [0 if t is None else t.data_ptr() for t in (p, g, m, s)]
         length = 0 if s is None else p.numel() // p.shape[0]
@@ -105,7 +101,7 @@ def launches(tensors: SignTensors, options: SignOptions) -> list[Launch]:
         )
         drawn = (0, 0) if noise is None else (noise.key, noise.step.data_ptr())
         rows.setdefault(kind, []).append((*addresses, p.numel(), length, *drawn))
-    device = tensors.params[0].device
+    device = slots[0].param.device
     return [
         _launch(kind, tuple(found), device, options, tuple(kept)) for kind, found in rows.items()
     ]

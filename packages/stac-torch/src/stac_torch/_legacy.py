@@ -1,7 +1,7 @@
-"""State dicts of the published package, stac-optimizer 0.1.5, in today's form."""
+"""State dicts of other optimizers: those of stac-optimizer 0.1.5 load, AdamW's are refused."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stam_core import HYBRID_SIGN_LR_SCALE
@@ -58,3 +58,16 @@ def _ratio(groups: list[dict[str, Any]], public: dict[str, Any] | None) -> float
     if shared == 0 or math.isclose(own, HYBRID_SIGN_LR_SCALE * shared, rel_tol=1e-6):
         return HYBRID_SIGN_LR_SCALE
     return own / shared
+
+
+def refuse_adamw(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Say so where AdamW's state meets a sign section, which has no place for it."""
+    roles = {"role", "stac_role"}.intersection(*map(set, state_dict["param_groups"]))
+    second = any("exp_avg_sq" in s for s in state_dict["state"].values() if isinstance(s, Mapping))
+    if not roles and second and any(group["role"] == "sign" for group in groups):
+        msg = (
+            "the state dict is AdamW's: its groups have no role and its states second moments, "
+            "which the sign section does not keep. Start the optimizer anew, the parameters stay; "
+            "or build it all on AdamW (role='adamw'), which loads this state"
+        )
+        raise ValueError(msg)

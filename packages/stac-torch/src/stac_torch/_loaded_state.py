@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stac_torch._family import Section
 from stac_torch._int8 import scale_shape
-
-_KEYS = {
-    "sign": frozenset({"exp_avg", "exp_avg_scale", "step"}),
-    "adamw": frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"}),
-}
 
 
 def check_state(
-    where: str, state: Mapping[str, Any], parameter: Tensor, options: Mapping[str, Any]
+    where: str,
+    state: Mapping[str, Any],
+    parameter: Tensor,
+    section: Section,
+    options: Mapping[str, Any],
 ) -> None:
     """Raise unless a saved state is whole and fits its parameter.
 
@@ -23,27 +23,27 @@ def check_state(
         where: How messages call the parameter.
         state: Its saved state, not empty.
         parameter: The parameter.
+        section: Its update.
         options: Its group as it will be after loading.
 
     Raises:
         ValueError: A key is unknown or missing, or a value is not what its key needs.
     """
-    role = options["role"]
-    unknown = sorted(set(state) - _KEYS[role])
+    unknown = sorted(set(state) - section.keys)
     if unknown:
-        msg = f"{where} has the state {unknown}, which the {role} section does not know"
+        msg = f"{where} has the state {unknown}, which {section.title} does not know"
         raise ValueError(msg)
-    missing = sorted(_required(state, options) - set(state))
+    missing = sorted(section.required(options, state) - set(state))
     if missing:
         msg = (
-            f"{where} lacks the state {missing}, which the {role} section needs: the state dict "
+            f"{where} lacks the state {missing}, which {section.title} needs: the state dict "
             "is damaged or another optimizer's. Load a whole one, or delete the state of this "
             "parameter from it to start it anew"
         )
         raise ValueError(msg)
     for key, value in state.items():
-        if key == "step":
-            _check_step(where, value)
+        if key in section.numbers:
+            _check_number(where, key, value, parameter)
         elif not isinstance(value, Tensor):
             msg = f"{where}: saved {key} must be a tensor, got {value!r}"
             raise ValueError(msg)
@@ -53,35 +53,31 @@ def check_state(
         msg = f"{where}: an int8 exp_avg and exp_avg_scale come together, got {sorted(state)}"
         raise ValueError(msg)
     for key, value in state.items():
-        if key != "step":
-            _check_moment(where, key, value, parameter, quantized=quantized and key == "exp_avg")
+        if key not in section.numbers:
+            wanted = (
+                "complex" if parameter.is_complex() and key not in section.reals else "floating"
+            )
+            _check_shape(where, key, value, parameter)
+            fits = value.is_complex() if wanted == "complex" else value.is_floating_point()
+            if not fits and not (quantized and key == "exp_avg"):
+                msg = f"{where}: saved {key} is {value.dtype}, the parameter needs a {wanted} dtype"
+                raise ValueError(msg)
 
 
-def _required(state: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
-    if options["role"] == "adamw":
-        return {"step", "exp_avg", "exp_avg_sq"} | (
-            {"max_exp_avg_sq"} if options["amsgrad"] else set()
-        )
-    # Stochastic rounding without momentum leaves a counter alone, and momentum may have been raised
-    # from 0 between the last step and the save.
-    counter_alone = options["stochastic_rounding"] and set(state) == {"step"}
-    return {"exp_avg"} if options["sign_momentum"] != 0 and not counter_alone else set()
-
-
-def _check_step(where: str, value: Any) -> None:
+def _check_number(where: str, key: str, value: Any, parameter: Tensor) -> None:
     if isinstance(value, Tensor):
-        fits = value.numel() == 1 and not value.is_complex() and value.dtype is not torch.bool
+        counts = key == "step" or not parameter.is_complex()
+        fits = value.numel() == 1 and not (value.is_complex() and counts)
+        fits = fits and value.dtype is not torch.bool
     else:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not fits:
         shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        msg = f"{where}: saved step must be one number, got {shown}"
+        msg = f"{where}: saved {key} must be one number, got {shown}"
         raise ValueError(msg)
 
 
-def _check_moment(
-    where: str, key: str, value: Tensor, parameter: Tensor, *, quantized: bool
-) -> None:
+def _check_shape(where: str, key: str, value: Tensor, parameter: Tensor) -> None:
     scaled = key == "exp_avg_scale"
     shape = scale_shape(parameter.shape) if scaled else tuple(parameter.shape)
     if tuple(value.shape) != shape:
@@ -89,9 +85,4 @@ def _check_moment(
             f"{where}: saved {key} has shape {tuple(value.shape)}, the parameter needs "
             f"{shape}: the model has changed"
         )
-        raise ValueError(msg)
-    wanted = "complex" if parameter.is_complex() and not scaled else "floating"
-    fits = value.is_complex() if wanted == "complex" else value.is_floating_point()
-    if not fits and not quantized:
-        msg = f"{where}: saved {key} is {value.dtype}, the parameter needs a {wanted} dtype"
         raise ValueError(msg)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stam_core.noise import noise_key
 from torch import Tensor
 
 from stac_torch._layers import LayerGroup, layer_name
@@ -20,6 +21,12 @@ def names_of(index: int, group: Mapping[str, Any]) -> tuple[str, ...]:
     if known is not None and len(known) == count:
         return tuple(known)
     return tuple(f"<group {index}>.{position}" for position in range(count))
+
+
+def noise_keys(groups: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> list[int]:
+    """Return the key of the noise of each parameter of a group, which is one of ``groups``."""
+    index = next(i for i, each in enumerate(groups) if each is group)
+    return [noise_key(group["rounding_seed"], name) for name in names_of(index, group)]
 
 
 def inherit_names(

@@ -16,6 +16,9 @@ Policy = Literal["skip", "raise", "propagate"]
 POLICIES: tuple[Policy, ...] = ("skip", "raise", "propagate")
 
 
+# Below, a call costs more than the entries.
+SMALL_ENTRIES = 1 << 12
+
 # What a rank answers that cannot take the step; else 1 for a bad gradient, and 0.
 _REFUSED = 2
 
@@ -78,9 +81,21 @@ def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
         return torch.stack([each.to(grads[0].device) for each in finite]).all()
     if on_cpu:
         # Reads as fast as memory gives, where a norm takes eighty times that.
-        extremes = [extreme for g in grads for extreme in torch.aminmax(g)]
+        extremes = [extreme for g in joined(grads) for extreme in torch.aminmax(g)]
         return torch.stack([each.to(torch.float64) for each in extremes]).isfinite().all()
     return torch.nn.utils.get_total_norm(grads, infinity).isfinite()
+
+
+def joined(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients, small ones as one of each dtype: a look costs as much for one."""
+    small: dict[torch.dtype, list[Tensor]] = {}
+    rest: list[Tensor] = []
+    for g in grads:
+        if g.numel() > SMALL_ENTRIES:
+            rest.append(g)
+        else:
+            small.setdefault(g.dtype, []).append(g.reshape(-1))
+    return [*rest, *(torch.cat(members) for members in small.values())]
 
 
 class NonfiniteGuard:
@@ -92,10 +107,14 @@ class NonfiniteGuard:
         policy: What a bad gradient does.
         limit: Raise after so many skipped steps in a row; None for never.
         deciders: Who decides beside the meshes of DTensors; not pickled.
+        name: What messages call the optimizer.
     """
 
-    def __init__(self, policy: Policy, limit: int | None, deciders: Deciders = ALONE) -> None:
+    def __init__(
+        self, policy: Policy, limit: int | None, deciders: Deciders = ALONE, name: str = "STAC"
+    ) -> None:
         self.policy: Policy = policy
+        self.name = name
         self.limit = limit
         self.deciders = deciders
         self._host = 0
@@ -109,10 +128,10 @@ class NonfiniteGuard:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Pickled by a release that kept the process group alone.
         state.pop("group", None)
-        self.__dict__.update({"deciders": ALONE, **state})
+        self.__dict__.update({"deciders": ALONE, "name": "STAC", **state})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NonfiniteGuard":
-        copied = type(self)(self.policy, self.limit)
+        copied = type(self)(self.policy, self.limit, name=self.name)
         copied.__dict__.update(deepcopy(self.__getstate__(), memo))
         # A copy in the same process decides with the same others.
         copied.deciders = self.deciders
@@ -149,16 +168,16 @@ class NonfiniteGuard:
         """
         if supplied is not None or self.policy == "propagate":
             prepare()
-            dense_gradients(param_groups)
+            dense_gradients(param_groups, self.name)
             if supplied is None:
                 return False
             flag = supplied.reshape(()) > 0
             return flag if on_device else bool(flag.item())
         parameters = [p for group in param_groups for p in group["params"]]
-        fused = any(g["fused"] for g in param_groups)
+        fused = any(g.get("fused") for g in param_groups)
         try:
             prepare()
-            grads = dense_gradients(param_groups)
+            grads = dense_gradients(param_groups, self.name)
         except RuntimeError:
             # The others, if any, wait for this rank's answer.
             found_nonfinite((), parameters, self.deciders, refused=True)
@@ -214,7 +233,7 @@ class NonfiniteGuard:
             raise RuntimeError(msg)
 
 
-def dense_gradients(param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+def dense_gradients(param_groups: Sequence[dict[str, Any]], name: str) -> list[Tensor]:
     """Return all gradients.
 
     Raises:
@@ -228,7 +247,7 @@ def dense_gradients(param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
                 continue
             if grad.layout != torch.strided:
                 msg = (
-                    "STAC does not support sparse gradients, got one of shape "
+                    f"{name} does not support sparse gradients, got one of shape "
                     f"{tuple(grad.shape)}: use sparse=False in its embedding, or give this "
                     "parameter to torch.optim.SparseAdam"
                 )

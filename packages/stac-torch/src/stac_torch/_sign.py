@@ -12,21 +12,17 @@ once. p is rounded once too where it is stored in 16 bits.
 # pyright: reportPrivateImportUsage=false
 # The multi-tensor functions have no public names; torch's own optimizers call them so.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stac_torch import _int8
 from stac_torch._dtypes import arithmetic_dtype
+from stac_torch._records import Slot, chunks
 from stac_torch._report import Tally
 from stac_torch._rounding import Noise, round_stochastically_
-
-# Bounds the temporaries of a step. On a device 16 Mi entries, 64 MiB in float32, spare launches; on
-# the CPU 256 Ki stay in the second-level cache, and memory is read and written once.
-CHUNK_ENTRIES = 1 << 24
-CPU_CHUNK_ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -55,114 +51,17 @@ class SignOptions:
     tally: Tally | None = None
 
 
-@dataclass
-class SignTensors:
-    """The tensors of one section, one entry per parameter; real and local.
-
-    Attributes:
-        params: Parameters.
-        grads: Gradients.
-        exp_avgs: First moments; empty without momentum.
-        scales: Scales of 8-bit moments, None for a floating one.
-        noises: Where to draw the noise of stochastic rounding, None to round to nearest.
-    """
-
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    exp_avgs: list[Tensor] = field(default_factory=list)
-    scales: list[Tensor | None] = field(default_factory=list)
-    noises: list[Noise | None] = field(default_factory=list)
-
-    def whole(self, index: int) -> "SignTensors":
-        """Return one parameter and all that belongs to it."""
-        return SignTensors(
-            [self.params[index]],
-            [self.grads[index]],
-            [self.exp_avgs[index]] if self.exp_avgs else [],
-            [self.scales[index]],
-            [self.noises[index]],
-        )
-
-    def rows(self, index: int, start: int, stop: int) -> "SignTensors":
-        """Return the rows [start, stop) of one parameter and of all that belongs to it."""
-        scale = self.scales[index]
-        noise = self.noises[index]
-        row = self.params[index][0].numel()
-        return SignTensors(
-            [self.params[index][start:stop]],
-            [self.grads[index][start:stop]],
-            [self.exp_avgs[index][start:stop]] if self.exp_avgs else [],
-            [None if scale is None else scale[start:stop]],
-            [None if noise is None else noise.shifted(start * row)],
-        )
-
-    def extend(self, other: "SignTensors") -> None:
-        """Append the entries of ``other``."""
-        for entry in fields(self):
-            getattr(self, entry.name).extend(getattr(other, entry.name))
-
-
-def chunk_entries(parameter: Tensor) -> int:
-    """Return how many entries a chunk may have on a parameter's device."""
-    return CPU_CHUNK_ENTRIES if parameter.device.type == "cpu" else CHUNK_ENTRIES
-
-
-def chunks(tensors: SignTensors) -> Iterator[SignTensors]:
-    """Yield the work in pieces of about one chunk, large tensors cut between rows."""
-    piece, size = SignTensors(), 0
-    for index, parameter in enumerate(tensors.params):
-        limit = chunk_entries(parameter)
-        for start, stop in row_ranges(parameter):
-            entry = tensors.rows(index, start, stop) if stop else tensors.whole(index)
-            entries = entry.params[0].numel()
-            if piece.params and size + entries > limit:
-                yield piece
-                piece, size = SignTensors(), 0
-            piece.extend(entry)
-            size += entries
-    if piece.params:
-        yield piece
-
-
-def row_ranges(parameter: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield row ranges of at most one chunk; (0, 0) stands for the whole tensor."""
-    limit = chunk_entries(parameter)
-    if parameter.ndim == 0 or parameter.numel() <= limit:
-        yield 0, 0
-        return
-    rows = max(1, limit * parameter.shape[0] // parameter.numel())
-    for start in range(0, parameter.shape[0], rows):
-        yield start, min(start + rows, parameter.shape[0])
-
-
-def sign_step_(tensors: SignTensors, options: SignOptions) -> None:
+def sign_step_(slots: Sequence[Slot], options: SignOptions) -> None:
     """Take one step, tensor by tensor."""
-    for chunk in chunks(tensors):
-        moments = chunk.exp_avgs or [None] * len(chunk.params)
-        for p, g, m, scale, noise in zip(
-            chunk.params, chunk.grads, moments, chunk.scales, chunk.noises, strict=True
-        ):
-            sign_update_(p, g, m, scale, noise, options)
+    for slot in slots:
+        for piece in slot.pieces():
+            _sign_update_(piece, options)
 
 
-def sign_update_(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor | None,
-    scale: Tensor | None,
-    noise: Noise | None,
-    options: SignOptions,
-) -> None:
-    """Take one step on one tensor, in place.
-
-    Args:
-        param: Parameter, real.
-        grad: Gradient, same shape.
-        exp_avg: First moment, same shape, floating or int8; None without momentum.
-        scale: Scales of an int8 moment.
-        noise: Noise for a bfloat16 parameter; None to round to nearest.
-        options: The rest.
-    """
+def _sign_update_(slot: Slot, options: SignOptions) -> None:
+    """Take one step on one real tensor, in place; without ``exp_avg`` it has no momentum."""
+    param, grad = slot.param, slot.grad
+    exp_avg, scale = slot.state.get("exp_avg"), slot.state.get("exp_avg_scale")
     dtype = arithmetic_dtype(param.dtype)
     m = grad.to(dtype)
     if options.grad_scale is not None:
@@ -196,7 +95,7 @@ def sign_update_(
         p.mul_(decay)
     p.sub_(update)
     if p is not param:
-        store_parameter_(param, p, noise)
+        store_parameter_(param, p, slot.noise)
     if options.tally is not None and before is not None:
         options.tally.count(before, param, direction, -grad if options.maximize else grad)
 
@@ -236,38 +135,37 @@ def store_parameter_(param: Tensor, value: Tensor, noise: Noise | None) -> None:
         round_stochastically_(param, value, noise)
 
 
-def can_foreach(tensors: SignTensors) -> bool:
+def can_foreach(slots: Sequence[Slot]) -> bool:
     """Tell whether the multi-tensor form covers these tensors: floating state, nearest rounding."""
-    return all(scale is None for scale in tensors.scales) and all(
-        noise is None for noise in tensors.noises
-    )
+    return all("exp_avg_scale" not in slot.state and slot.noise is None for slot in slots)
 
 
-def sign_foreach_(tensors: SignTensors, options: SignOptions) -> None:
+def sign_foreach_(slots: Sequence[Slot], options: SignOptions) -> None:
     """Take one step with one kernel launch per operation and chunk, to spare launches.
 
     The same values as :func:`sign_step_`, on tensors that share a device.
     """
-    for chunk in chunks(tensors):
-        by_dtype: dict[tuple[torch.dtype, ...], SignTensors] = {}
-        for index, param in enumerate(chunk.params):
-            entry = chunk.whole(index)
-            key = (param.dtype, *(m.dtype for m in entry.exp_avgs))
-            by_dtype.setdefault(key, SignTensors()).extend(entry)
-        for group in by_dtype.values():
-            _foreach_chunk_(group, options)
+    for chunk in chunks(slots):
+        by_dtype: dict[tuple[torch.dtype | None, ...], list[Slot]] = {}
+        for slot in chunk:
+            exp_avg = slot.state.get("exp_avg")
+            key = slot.param.dtype, None if exp_avg is None else exp_avg.dtype
+            by_dtype.setdefault(key, []).append(slot)
+        for alike in by_dtype.values():
+            _foreach_chunk_(alike, options)
 
 
-def _foreach_chunk_(tensors: SignTensors, options: SignOptions) -> None:
-    dtype = arithmetic_dtype(tensors.params[0].dtype)
-    m: Sequence[Tensor] = [g.to(dtype) for g in tensors.grads]
+def _foreach_chunk_(slots: Sequence[Slot], options: SignOptions) -> None:
+    dtype = arithmetic_dtype(slots[0].param.dtype)
+    m: Sequence[Tensor] = [slot.grad.to(dtype) for slot in slots]
     if options.grad_scale is not None:
         m = torch._foreach_div(m, options.grad_scale)
     if options.maximize:
         m = torch._foreach_neg(m)
-    if tensors.exp_avgs:
-        old = [e.to(dtype) for e in tensors.exp_avgs]
-        in_place = old[0] is tensors.exp_avgs[0] and options.skip is None
+    if "exp_avg" in slots[0].state:
+        exp_avgs = [slot.state["exp_avg"] for slot in slots]
+        old = [e.to(dtype) for e in exp_avgs]
+        in_place = old[0] is exp_avgs[0] and options.skip is None
         if in_place:
             torch._foreach_mul_(old, options.momentum)
             decayed: Sequence[Tensor] = old
@@ -276,7 +174,7 @@ def _foreach_chunk_(tensors: SignTensors, options: SignOptions) -> None:
         torch._foreach_add_(decayed, torch._foreach_mul(m, 1 - options.momentum))
         m = decayed
         if not in_place:
-            for e, before, after in zip(tensors.exp_avgs, old, m, strict=True):
+            for e, before, after in zip(exp_avgs, old, m, strict=True):
                 kept = after if options.skip is None else torch.where(options.skip, before, after)
                 store_moment_(e, None, kept)
 
@@ -293,10 +191,11 @@ def _foreach_chunk_(tensors: SignTensors, options: SignOptions) -> None:
         update = [torch.where(options.skip, 0.0, u) for u in update]
         decay = torch.where(options.skip, 1.0, decay)
 
-    p = [param.to(dtype) for param in tensors.params]
+    params = [slot.param for slot in slots]
+    p = [param.to(dtype) for param in params]
     if options.weight_decay != 0:
         torch._foreach_mul_(p, decay)
     torch._foreach_sub_(p, update)
-    for param, value in zip(tensors.params, p, strict=True):
+    for param, value in zip(params, p, strict=True):
         if value is not param:
             param.copy_(value)

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stac_torch._fused import same_layout
+from stac_torch._family import Family
 from stac_torch._layers import clean_name, is_trained
-from stac_torch._legacy import from_published, is_published
+from stac_torch._layout import same_layout
 from stac_torch._loaded_state import check_state
-from stac_torch._local import is_dtensor
-from stac_torch._options import FORMAT, GROUP_DEFAULTS
+from stac_torch._local import is_dtensor, local
 from stac_torch._state import step_device, step_dtype
 
 # How this process computes, which is no business of the one that saved: it may have had a compiler
@@ -28,26 +27,20 @@ _OWN = ("foreach", "fused", "capturable")
 Names = Sequence["tuple[str, ...] | None"]
 
 
-def normalized(
-    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return a state dict in the present format, checked against the optimizer's groups.
+def check_state_dict(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], family: Family
+) -> None:
+    """Raise unless a state dict in the present format fits the optimizer's groups.
 
     Args:
-        state_dict: What the user loads; not changed.
+        state_dict: What the user loads.
         groups: The optimizer's groups.
+        family: The optimizer.
 
     Raises:
         ValueError: It does not fit: no groups, another number or size of groups, other roles, other
             shapes, keys of the other section, missing ones, or a newer format.
     """
-    for key in ("param_groups", "state"):
-        if key not in state_dict:
-            msg = f"the state dict has no {key!r}: it is not that of an optimizer"
-            raise ValueError(msg)
-    _refuse_adamw(state_dict, groups)
-    if is_published(state_dict):
-        state_dict = from_published(state_dict)
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(groups):
         msg = (
@@ -57,33 +50,37 @@ def normalized(
         )
         raise ValueError(msg)
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        _check_group(index, saved, group, state_dict["state"])
+        _check_group(index, saved, group, state_dict["state"], family)
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        options = _options(saved, group)
+        options = _options(saved, group, family)
+        section = family.section(group)
         for position, (key, parameter) in enumerate(
             zip(saved["params"], group["params"], strict=True)
         ):
             state = state_dict["state"].get(key)
             if state:
-                check_state(f"group {index}, parameter {position}", state, parameter, options)
-    return dict(state_dict)
+                where = f"group {index}, parameter {position}"
+                check_state(where, state, parameter, section, options)
 
 
-def _refuse_adamw(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Say so where AdamW's state meets a sign section, which has no place for it."""
-    roles = {"role", "stac_role"}.intersection(*map(set, state_dict["param_groups"]))
-    second = any("exp_avg_sq" in s for s in state_dict["state"].values() if isinstance(s, Mapping))
-    if not roles and second and any(group["role"] == "sign" for group in groups):
-        msg = (
-            "the state dict is AdamW's: its groups have no role and its states second moments, "
-            "which the sign section does not keep. Start the optimizer anew, the parameters stay; "
-            "or build it all on AdamW (role='adamw'), which loads this state"
-        )
-        raise ValueError(msg)
+def check_keys(state_dict: Mapping[str, Any]) -> None:
+    """Raise unless a state dict is that of an optimizer.
+
+    Raises:
+        ValueError: It has no groups, or no state.
+    """
+    for key in ("param_groups", "state"):
+        if key not in state_dict:
+            msg = f"the state dict has no {key!r}: it is not that of an optimizer"
+            raise ValueError(msg)
 
 
 def _check_group(
-    index: int, saved: Mapping[str, Any], group: Mapping[str, Any], state: Mapping[Any, Any]
+    index: int,
+    saved: Mapping[str, Any],
+    group: Mapping[str, Any],
+    state: Mapping[Any, Any],
+    family: Family,
 ) -> None:
     if len(saved["params"]) != len(group["params"]):
         msg = (
@@ -92,17 +89,19 @@ def _check_group(
             f"{len(group['params'])} here{_frozen_hint(saved, group, state)}"
         )
         raise ValueError(msg)
-    role = saved.get("role", group["role"])
-    if role != group["role"]:
+    here = group.get("role")
+    role = saved.get("role", here)
+    if role != here:
         msg = (
-            f"group {index} was saved with role {role!r} and has {group['role']!r} here: build the "
+            f"group {index} was saved with role {role!r} and has {here!r} here: build the "
             "optimizer with the partition that was saved"
         )
         raise ValueError(msg)
-    version = saved.get("stac_format", FORMAT)
-    if version > FORMAT:
+    key, newest = family.format
+    version = saved.get(key, newest)
+    if version > newest:
         msg = (
-            f"group {index} was saved in format {version}, this release reads up to {FORMAT}: "
+            f"group {index} was saved in format {version}, this release reads up to {newest}: "
             "install a newer stac-torch"
         )
         raise ValueError(msg)
@@ -155,7 +154,9 @@ def check_names(saved: Names | None, own: Names) -> None:
         raise ValueError(msg)
 
 
-def rebuilt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def rebuilt(
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], family: Family
+) -> dict[str, Any]:
     """Return the state and groups that an optimizer has after loading a checked state dict."""
     saved_groups = state_dict["param_groups"]
     owned = {key for saved in saved_groups for key in saved["params"]}
@@ -163,40 +164,48 @@ def rebuilt(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) 
     state = defaultdict(dict, {k: v for k, v in state_dict["state"].items() if k not in owned})
     new_groups: list[dict[str, Any]] = []
     for saved, group in zip(saved_groups, groups, strict=True):
-        options = deepcopy(_options(saved, group))
+        options = deepcopy(_options(saved, group, family))
+        numbers = family.section(group).numbers
         for key, parameter in zip(saved["params"], group["params"], strict=True):
             saved_state = state_dict["state"].get(key)
             if saved_state:
                 state[parameter] = {
-                    name: placed(name, value, parameter, options)
+                    name: placed_number(name, value, parameter, options)
+                    if name in numbers
+                    else placed(name, value, parameter)
                     for name, value in saved_state.items()
                 }
         new_groups.append({"params": group["params"], **options})
     return {"state": state, "param_groups": new_groups}
 
 
-def _options(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+def _options(saved: Mapping[str, Any], group: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return the options of a group after loading."""
     left = ("params", "param_names", "differentiable", *_OWN)
     options = {key: value for key, value in saved.items() if key not in left}
     # What the saved group does not say, because it is older or another optimizer's, stays.
-    return {key: group[key] for key in GROUP_DEFAULTS} | options
+    return {key: group[key] for key in family.defaults} | options
 
 
-def placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """Return a copy of a loaded state on its device, in its own dtype.
+def placed_number(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """Return a copy of a loaded number, which may have been saved as one of Python.
 
     Args:
-        key: Its key.
-        value: The state; ``step`` may be a number.
+        key: Its key; counters may live on the host.
+        value: The number.
         parameter: Its parameter.
         group: The loaded group, which says where a counter lives.
     """
-    if key == "step":
-        double = isinstance(value, Tensor) and value.dtype is torch.float64 and not group["fused"]
-        dtype = torch.float64 if double else step_dtype(group)
-        step = torch.as_tensor(value).detach()
-        return step.to(step_device(group, parameter), dtype, copy=True)
+    number = torch.as_tensor(value).detach().reshape(())
+    if key != "step":
+        return number.to(local(parameter).device, copy=True)
+    double = isinstance(value, Tensor) and value.dtype is torch.float64 and not group.get("fused")
+    dtype = torch.float64 if double else step_dtype(group)
+    return number.to(step_device(group, parameter), dtype, copy=True)
+
+
+def placed(key: str, value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a copy of a loaded moment on its parameter's device, in its own dtype."""
     value = value.detach()
     scales = key == "exp_avg_scale"
     if (

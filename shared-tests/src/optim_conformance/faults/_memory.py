@@ -8,9 +8,16 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-from optim_conformance.adapter import Array, Tree
-from optim_conformance.faults._plant import plant
+from optim_conformance.adapter import Array, Tree, numpy_dtype
+from optim_conformance.faults._plant import is_moment, moments, plant
 from optim_conformance.numpy_adapter import NumpyRun
+from optim_conformance.rule import OptimizerRule
+from optim_conformance.rules import RULES
+
+
+def statistics(rule: OptimizerRule) -> list[str]:
+    """Return the names of a rule's averages that are one number per tensor."""
+    return [slot.name for slot in rule.slots if slot.scalar and slot.limits is None]
 
 
 @plant("test_inputs_are_not_mutated")
@@ -41,19 +48,19 @@ class ParametersInPlace(NumpyRun):
 
 @plant("test_gradients_are_not_kept")
 class GradientKept(NumpyRun):
-    """The first moment keeps the caller's gradient and reads it on the next step."""
+    """The run keeps the caller's gradient and reads it on the next step."""
 
     _last: Tree | None = None
 
     def step(self, grads: Tree, *, lr: float | None = None) -> None:
         if self._last is not None:
             for leaf, g in self._last.items():
-                self._state[f"mu/{leaf}"] = self._state[f"mu/{leaf}"] + np.float32(1e-3) * g
+                self._params[leaf] = self._params[leaf] + np.float32(1e-3) * g
         super().step(grads, lr=lr)
         self._last = grads
 
 
-@plant("test_returned_trees_are_copies")
+@plant("test_returned_trees_are_copies", moments)
 class LiveState(NumpyRun):
     """The state is handed out and not copied."""
 
@@ -69,18 +76,19 @@ class LiveParameters(NumpyRun):
         return self._params
 
 
-@plant("test_runs_are_independent")
+@plant("test_runs_are_independent", moments)
 class SharedState(NumpyRun):
     """All runs share one state."""
 
     _shared: ClassVar[dict[tuple[str, ...], dict[str, Array]]] = {}
+    _stepped = False
 
     def step(self, grads: Tree, *, lr: float | None = None) -> None:
         key = (self.optimizer, *self._state)
-        if self._state["count"] > 0:
+        if self._stepped:
             self._state = self._shared[key]
         super().step(grads, lr=lr)
-        self._shared[key] = self._state
+        self._shared[key], self._stepped = self._state, True
 
 
 @plant("test_dtypes_and_shapes")
@@ -91,38 +99,46 @@ class WidenedParameters(NumpyRun):
         return {k: v.astype(np.float64) for k, v in super().params().items()}
 
 
-@plant("test_dtypes_and_shapes")
+@plant("test_dtypes_and_shapes", moments)
 class DriftingState(NumpyRun):
-    """The moment is widened on the second step."""
+    """The moments are widened on the second step."""
+
+    _steps = 0
+
+    def step(self, grads: Tree, *, lr: float | None = None) -> None:
+        super().step(grads, lr=lr)
+        self._steps += 1
 
     def state(self) -> Tree:
-        late = self._state["count"] > 1
+        late = self._steps > 1
         return {
-            k: v.astype(np.float64) if late and k.startswith("mu") else v
+            k: v.astype(np.float64) if late and is_moment(self.optimizer, k) else v
             for k, v in super().state().items()
         }
 
 
-@plant("test_state_storage", "stam", "stam_lite")
+@plant("test_state_storage", statistics)
 class NarrowStatistics(NumpyRun):
     """Statistics are stored in the parameter's dtype."""
 
     def storage(self, slot: str) -> np.dtype[Any]:
-        return super().storage("mu" if slot in ("s2", "tau", "e1", "e2") else slot)
+        narrow = slot in statistics(RULES[self.optimizer])
+        return numpy_dtype(self.dtype) if narrow else super().storage(slot)
 
 
-@plant("test_low_precision_step", "stam", "stam_lite")
+@plant("test_low_precision_step", statistics)
 class NarrowAccumulation(NumpyRun):
     """Statistics pass through bfloat16 on their way to a float32 store."""
 
     def stored(self, state: Tree) -> dict[str, Array]:
+        names = statistics(RULES[self.optimizer])
         return {
-            k: v.astype(ml_dtypes.bfloat16).astype(v.dtype) if k[:2] in ("s2", "e2") else v
+            k: v.astype(ml_dtypes.bfloat16).astype(v.dtype) if k.partition("/")[0] in names else v
             for k, v in super().stored(state).items()
         }
 
 
-@plant("test_moment_storage", "stam", "stam_lite", "stac")
+@plant("test_moment_storage", lambda rule: rule.narrow is not None)
 class StorageIgnored(NumpyRun):
     """The storage dtype of the first moment is accepted and ignored."""
 
@@ -130,21 +146,20 @@ class StorageIgnored(NumpyRun):
         super().__init__(opt, {k: v for k, v in hparams.items() if k != "mu_dtype"}, params, dtype)
 
 
-@plant("test_sign_before_rounding", "stac")
+@plant("test_sign_before_rounding", lambda rule: rule.signs)
 class SignAfterRounding(NumpyRun):
     """The sign is taken from the momentum as it is stored."""
 
     def step(self, grads: Tree, *, lr: float | None = None) -> None:
-        before = self._params
+        before, rate = self._params, self.hparams["learning_rate"] if lr is None else lr
         super().step(grads, lr=lr)
-        rate = (self.hparams["learning_rate"] if lr is None else lr) * self.hparams["sign_lr_scale"]
-        for leaf, role in self.hparams["roles"].items():
-            if role == "sign":
-                sign = np.sign(self._state[f"mu/{leaf}"].astype(np.float32))
-                self._params[leaf] = (before[leaf] - rate * sign).astype(before[leaf].dtype)
+        for leaf, rule in self.oracle(before).rules.items():
+            sign = np.sign(self._state[f"mu/{leaf}"].astype(np.float32))
+            moved = before[leaf] - rate * rule.share * sign
+            self._params[leaf] = moved.astype(before[leaf].dtype)
 
 
-@plant("test_sign_before_rounding", "stac")
+@plant("test_sign_before_rounding", lambda rule: rule.signs)
 class OverflowingStorage(NumpyRun):
     """A moment beyond the range of its storage becomes infinite."""
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from optim_conformance.adapter import OPTIMIZERS, Tree
+from optim_conformance.adapter import Tree
 from optim_conformance.numpy_adapter import NumpyAdapter, NumpyRun
 from optim_conformance.oracle import Oracle
+from optim_conformance.rule import OptimizerRule
+from optim_conformance.rules import RULES
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,36 @@ FAULTS: list[Fault] = []
 Wrong = TypeVar("Wrong", bound=NumpyRun)
 
 
-def plant(check: str, *optimizers: str) -> Callable[[type[Wrong]], type[Wrong]]:
-    """Register a run with one bug, named by the first line of its docstring."""
+def plant(
+    check: str,
+    where: Callable[[OptimizerRule], object] = bool,
+    strangers: tuple[str, ...] = (),
+) -> Callable[[type[Wrong]], type[Wrong]]:
+    """Register a run with one bug, named by the first line of its docstring.
+
+    Args:
+        check: The check that must fail.
+        where: Which rules can have the bug; all of them unless given.
+        strangers: Names without a rule that the adapter offers as well.
+    """
+    optimizers = frozenset([*strangers, *(opt for opt, rule in RULES.items() if where(rule))])
 
     def register(run: type[Wrong]) -> type[Wrong]:
         name = (run.__doc__ or "").partition("\n")[0].rstrip(".")
-        FAULTS.append(Fault(name, check, run, frozenset(optimizers or OPTIMIZERS)))
+        FAULTS.append(Fault(name, check, run, optimizers))
         return run
 
     return register
+
+
+def moments(rule: OptimizerRule) -> list[str]:
+    """Return the names of a rule's tensor-shaped slots."""
+    return [slot.name for slot in rule.slots if not slot.scalar]
+
+
+def is_moment(opt: str, key: str) -> bool:
+    """Tell whether a state's key is that of a tensor-shaped slot."""
+    return key.partition("/")[0] in moments(RULES[opt])
 
 
 class WrongRule(NumpyRun):
@@ -81,7 +104,7 @@ def plant_rule(check: str, opt: str) -> Callable[[type[Any]], type[Any]]:
     """Register a rule with one bug, named by the first line of its docstring."""
 
     def register(rule: type[Any]) -> type[Any]:
-        plant(check, opt)(
+        plant(check, lambda known: known.name == opt)(
             type(rule.__name__, (WrongRule,), {"rule": rule, "__doc__": rule.__doc__})
         )
         return rule

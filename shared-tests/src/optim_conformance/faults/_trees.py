@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from optim_conformance._base import errors_of
 from optim_conformance.adapter import Tree
-from optim_conformance.faults._plant import plant
+from optim_conformance.faults._plant import moments, plant
 from optim_conformance.numpy_adapter import NumpyRun
+from optim_conformance.rules import RULES
 
 
-@plant("test_split_tree_equals_joint_tree", "stam", "stam_lite")
+@plant("test_split_tree_equals_joint_tree", lambda rule: rule.slot("s2") or rule.slot("e2"))
 class GlobalStatistics(NumpyRun):
     """The statistics are those of the whole tree."""
 
@@ -50,7 +52,7 @@ class SwallowsKeywords(NumpyRun):
         super().__init__(opt, known, params, dtype)
 
 
-@plant("test_bad_hyperparameter", "stam", "stam_lite", "stac")
+@plant("test_bad_hyperparameter", errors_of)
 class ClampsQuietly(NumpyRun):
     """A value out of range is replaced and not refused."""
 
@@ -78,7 +80,7 @@ class RateScaledTwice(NumpyRun):
         super().step(grads, lr=None if lr is None else lr * 0.5)
 
 
-@plant("test_trajectory_params", "stam")
+@plant("test_trajectory_params", lambda rule: "tau_decay" in rule.ranges)
 class WrongDefault(NumpyRun):
     """The default of b2 is another library's."""
 
@@ -94,20 +96,21 @@ class ExtraState(NumpyRun):
         return {**super().state(), **{f"master/{k}": v for k, v in self._params.items()}}
 
 
-@plant("test_state_storage")
+@plant("test_state_storage", moments)
 class MissingSlot(NumpyRun):
-    """A moment is not shown."""
+    """The moments of a leaf are not shown."""
 
     def state(self) -> Tree:
-        return {k: v for k, v in super().state().items() if k != "mu/w"}
+        hidden = {f"{name}/w" for name in moments(RULES[self.optimizer])}
+        return {k: v for k, v in super().state().items() if k not in hidden}
 
 
-@plant("test_adapter_declares_what_exists", "stam", "sgd")
+@plant("test_adapter_declares_what_exists", strangers=("sgd",))
 class UnknownOptimizer(NumpyRun):
     """The adapter offers an optimizer that the suite does not know."""
 
 
-@plant("test_trajectory_params", "stac")
+@plant("test_trajectory_params", lambda rule: "maximize" in rule.ranges)
 class MaximizeIgnored(NumpyRun):
     """The direction of the objective is accepted and ignored."""
 

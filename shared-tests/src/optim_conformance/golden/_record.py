@@ -8,34 +8,7 @@ import numpy as np
 
 from optim_conformance.adapter import Tree
 from optim_conformance.oracle import Oracle
-
-_PARITY = "stam-optimizer-0.1.0"
-_ROLES = {"x": "sign", "y": "adamw"}
-_QUICK = {"learning_rate": 0.01, "b2": 0.9, "tau_decay": 0.8, "fallback_threshold": 1.5}
-
-CASES: dict[str, list[tuple[str, dict[str, Any], list[str]]]] = {
-    "stam": [
-        ("defaults", {}, []),
-        ("quick", _QUICK, []),
-        ("corrected", {**_QUICK, "statistics": "corrected"}, ["corrected"]),
-        ("parity", {**_QUICK, "parity": _PARITY}, ["parity"]),
-    ],
-    "stam_lite": [
-        ("defaults", {}, []),
-        ("interval", {"learning_rate": 0.01, "beta1_update_interval": 2, "moment_decay": 0.8}, []),
-        ("parity", {"parity": _PARITY}, ["parity"]),
-    ],
-    "stac": [
-        ("roles", {"roles": _ROLES}, []),
-        (
-            "scaled",
-            {"roles": _ROLES, "learning_rate": 0.01, "sign_lr_scale": 0.75, "weight_decay": 0.1},
-            [],
-        ),
-        ("stateless", {"roles": _ROLES, "sign_momentum": 0.0}, []),
-    ],
-    "adamw": [("decay", {"learning_rate": 0.01, "weight_decay": 0.1}, [])],
-}
+from optim_conformance.rules import RULES
 
 
 def record(opt: str) -> list[dict[str, Any]]:
@@ -45,10 +18,11 @@ def record(opt: str) -> list[dict[str, Any]]:
     between implementations.
     """
     rows: list[dict[str, Any]] = []
-    for number, (name, hparams, requires) in enumerate(CASES[opt]):
+    for number, case in enumerate(RULES[opt].golden):
         rng = np.random.default_rng([20, number])
         shapes = {"x": (2, 2), "y": (3,)}
         start = {k: rng.integers(-64, 65, s) / 64 for k, s in shapes.items()}
+        hparams = {**RULES[opt].for_leaves(shapes), **case.hparams}
         oracle = Oracle(opt, hparams, start)
         steps: list[dict[str, Any]] = []
         for _ in range(5):
@@ -63,9 +37,9 @@ def record(opt: str) -> list[dict[str, Any]]:
             )
         rows.append(
             {
-                "name": name,
+                "name": case.name,
                 "hparams": hparams,
-                "requires": requires,
+                "requires": sorted(case.requires),
                 "start": _plain(start),
                 "steps": steps,
             }

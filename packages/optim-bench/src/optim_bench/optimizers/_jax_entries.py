@@ -1,16 +1,17 @@
 """The JAX optimizers: declarations only; the factories are imported when first used."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 
-from optim_bench.optimizers._info import (
-    OptimizerInfo,
-    Parameter,
-    decay,
-    learning_rate,
-    non_negative,
-    open_unit,
-    positive,
+from optim_bench.optimizers._hyperparameters import (
+    ADAM,
+    DECAY,
+    SIGN_STATE_DTYPE,
+    STAC,
+    STAM,
+    STAM_LITE,
+    rated,
 )
+from optim_bench.optimizers._info import OptimizerInfo, Parameter, decay, open_unit, positive
 
 _FACTORIES = "optim_bench.optimizers._jax_factories"
 
@@ -37,108 +38,89 @@ def _entry(
     )
 
 
-_ADAM = {"b1": decay(0.9), "b2": decay(0.999), "eps": positive(1e-8)}
-# One decay for every optimizer with decoupled decay: STAM's published default, which is also
-# torch's for AdamW.
-_DECAY = {"weight_decay": non_negative(0.01)}
-_STAM = {
-    "b1_base": open_unit(0.9),
-    "b2": open_unit(0.999),
-    "eps": positive(1e-8),
-    **_DECAY,
-    "adapt_strength": Parameter(0.2, 0.0, 0.5),
-    "tau_decay": open_unit(0.99),
-    "fallback_threshold": positive(100.0),
-    "statistics": Parameter("published", choices=("published", "corrected")),
-    # Entries of a tensor that its statistics look at; all of them unless given.
-    "stat_sample": Parameter(4096, 1, optional=True),
-}
-_STAM_LITE = {
-    "b1_base": open_unit(0.9),
-    "eps": positive(1e-8),
-    **_DECAY,
-    "adapt_strength": Parameter(0.2, 0.0, 0.5),
-    "moment_decay": open_unit(0.99),
-    "beta1_update_interval": Parameter(5, 1),
-    "stat_sample": Parameter(4096, 1, optional=True),
-}
 _NO_ADAPTATION = {"adapt_strength": Parameter(0.0, 0.0, 0.0)}
 
 
-def _rated(rate: float, *groups: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    """Join hyperparameters, the learning rate first; later groups override earlier ones."""
-    joined = {"learning_rate": learning_rate(rate)}
-    for group in groups:
-        joined |= group
-    return joined
-
-
 ENTRIES = (
-    _entry("stam", "STAM, published statistics", "ours", _rated(1e-3, _STAM), "stam_jax:stam"),
+    _entry("stam", "STAM, published statistics", "ours", rated(1e-3, STAM), "stam_jax:stam"),
     _entry(
         "stam_corrected",
         "STAM, corrected statistics",
         "ours",
-        _rated(
+        rated(
             1e-3,
-            _STAM,
+            STAM,
             {"statistics": Parameter("corrected", choices=("published", "corrected"))},
         ),
         "stam_jax:stam",
     ),
-    _entry("stam_lite", "STAMLite", "ours", _rated(1e-3, _STAM_LITE), "stam_jax:stam_lite"),
+    _entry("stam_lite", "STAMLite", "ours", rated(1e-3, STAM_LITE), "stam_jax:stam_lite"),
+    _entry(
+        "stac",
+        "STAC, output layer on AdamW",
+        "ours",
+        rated(1e-3, STAC),
+        "optim_bench.optimizers._jax_stac:stac",
+    ),
+    _entry(
+        "stac_int8",
+        "STAC, momentum in 8 bits",
+        "ours",
+        rated(1e-3, STAC, {"sign_state_dtype": replace(SIGN_STATE_DTYPE, default="int8")}),
+        "optim_bench.optimizers._jax_stac:stac",
+    ),
     _entry(
         "stam_fixed",
         "STAM without adaptation, beta1 0.9",
         "ablation",
-        _rated(1e-3, _STAM, _NO_ADAPTATION),
+        rated(1e-3, STAM, _NO_ADAPTATION),
         "stam_jax:stam",
     ),
     _entry(
         "stam_const_beta",
         "STAM with constant beta1 0.81",
         "ablation",
-        _rated(1e-3, _STAM, _NO_ADAPTATION, {"b1_base": open_unit(0.81)}),
+        rated(1e-3, STAM, _NO_ADAPTATION, {"b1_base": open_unit(0.81)}),
         "stam_jax:stam",
     ),
     _entry(
         "adamw_b1_079",
         "AdamW with b1 0.79, where STAM settles",
         "ablation",
-        _rated(1e-3, _ADAM, _DECAY, {"b1": decay(0.79)}),
+        rated(1e-3, ADAM, DECAY, {"b1": decay(0.79)}),
         f"{_FACTORIES}:adamw",
     ),
-    _entry("adamw", "AdamW", "baseline", _rated(1e-3, _ADAM, _DECAY)),
-    _entry("adam", "Adam", "baseline", _rated(1e-3, _ADAM)),
-    _entry("nadam", "NAdam", "baseline", _rated(1e-3, _ADAM)),
-    _entry("sgd", "SGD with momentum", "baseline", _rated(0.1, {"momentum": decay(0.9)})),
+    _entry("adamw", "AdamW", "baseline", rated(1e-3, ADAM, DECAY)),
+    _entry("adam", "Adam", "baseline", rated(1e-3, ADAM)),
+    _entry("nadam", "NAdam", "baseline", rated(1e-3, ADAM)),
+    _entry("sgd", "SGD with momentum", "baseline", rated(0.1, {"momentum": decay(0.9)})),
     _entry(
         "rmsprop",
         "RMSProp",
         "baseline",
-        _rated(1e-3, {"decay": decay(0.99), "eps": positive(1e-8)}),
+        rated(1e-3, {"decay": decay(0.99), "eps": positive(1e-8)}),
     ),
-    _entry("adagrad", "Adagrad", "baseline", _rated(1e-2, {"eps": positive(1e-7)})),
+    _entry("adagrad", "Adagrad", "baseline", rated(1e-2, {"eps": positive(1e-7)})),
     _entry(
         "novograd",
         "NovoGrad",
         "baseline",
-        _rated(1e-2, {"b1": decay(0.95), "b2": decay(0.98), "eps": positive(1e-8)}, _DECAY),
+        rated(1e-2, {"b1": decay(0.95), "b2": decay(0.98), "eps": positive(1e-8)}, DECAY),
     ),
-    _entry("lamb", "LAMB", "baseline", _rated(1e-2, _ADAM, {"eps": positive(1e-6)}, _DECAY)),
-    _entry("lion", "Lion", "baseline", _rated(3e-4, {"b1": decay(0.9), "b2": decay(0.99)}, _DECAY)),
+    _entry("lamb", "LAMB", "baseline", rated(1e-2, ADAM, {"eps": positive(1e-6)}, DECAY)),
+    _entry("lion", "Lion", "baseline", rated(3e-4, {"b1": decay(0.9), "b2": decay(0.99)}, DECAY)),
     _entry(
         "muon",
         "Muon on hidden matrices, AdamW elsewhere",
         "baseline",
-        _rated(3e-3, {"momentum": decay(0.95)}, _ADAM, _DECAY),
+        rated(3e-3, {"momentum": decay(0.95)}, ADAM, DECAY),
         "optim_bench.optimizers._jax_muon:muon",
     ),
     _entry(
         "schedule_free_adamw",
         "Schedule-Free AdamW",
         "baseline",
-        _rated(2.5e-3, _ADAM, _DECAY, {"warmup_steps": Parameter(50, 1)}),
+        rated(2.5e-3, ADAM, DECAY, {"warmup_steps": Parameter(50, 1)}),
         schedule="constant",
         evaluation=f"{_FACTORIES}:schedule_free_parameters",
     ),

@@ -1,11 +1,12 @@
 """Reading a torch checkpoint into JAX templates, by name."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from optim_checkpoint._collect import Staging
-from optim_checkpoint._convert import MAX_STEP, SCHEDULE, row_of
+from optim_checkpoint._convert import COUNTERS, MAX_STEP, row_of
 from optim_checkpoint._errors import (
     CorruptCheckpointError,
     IncompatibleCheckpointError,
@@ -80,27 +81,44 @@ def state_tree(
         for slot, value in slots.items()
         if slot != "step" or value is None
     }
-    nodes = structure(template, "opt_state").nodes
+    shape = structure(template, "opt_state")
+    nodes = shape.nodes
     table: dict[Path, SavedLeaf] = {}
     members: dict[Path, list[str]] = {}
     rows = leaves(template, "opt_state")
-    for path, _ in rows:
+    for path, leaf in rows:
         cut = _owner(path, nodes)
         row = None if cut is None else row_of(nodes[cut], kind)
-        if cut is None or row is None or path[len(cut)][1] not in row.slots:
+        if cut is None or row is None:
             continue
-        slot, param = row.slots[path[len(cut)][1]], text(path[len(cut) + 1 :])
+        field, param = path[len(cut)][1], text(path[len(cut) + 1 :])
+        if field in row.packed and path in shape.packed:
+            found = {
+                parameter: (text(parameter), state[text(parameter)][field])
+                for parameter in shape.packed[path]
+                if isinstance(state.get(text(parameter), {}).get(field), str)
+            }
+            unused -= {(name, field) for name, _ in found.values()}
+            table[path] = _packed({p: staging.array(key) for p, (_, key) in found.items()})
+            continue
+        slot = row.slots.get(field) or row.scales.get(field)
+        if slot is None:
+            continue
         members.setdefault(cut, []).append(param)
         key = state.get(param, {}).get(slot)
         if isinstance(key, str):
             unused.discard((param, slot))
-            table[path] = SavedLeaf(Pending(staging.array(key)))
+            array = staging.array(key)
+            fits = field in row.scales and array.size == math.prod(leaf.shape)
+            table[path] = SavedLeaf(Pending(array.reshape(leaf.shape) if fits else array))
+        elif field in row.scales and 0 in leaf.shape:
+            table[path] = SavedLeaf(Pending(np.zeros(leaf.shape, leaf.dtype)))
     for path, _ in rows:
         cut = _owner(path, nodes)
         if path in table or cut is None or path[len(cut)][1] != "count":
             continue
         row = row_of(nodes[cut], kind)
-        if row is None and nodes[cut] != SCHEDULE:
+        if row is None and nodes[cut] not in COUNTERS:
             continue
         owners = members.get(cut, []) if row is not None and row.step else list(state)
         found = [
@@ -113,6 +131,12 @@ def state_tree(
         for param, slot in sorted(unused)
     ]
     return SavedTree(table, {})
+
+
+def _packed(entries: dict[Path, AnyArray]) -> SavedLeaf:
+    """Present a number per parameter as a packed field; where one is complex, all are."""
+    dtype = np.result_type(*entries.values()) if entries else np.dtype(np.float32)
+    return SavedLeaf(packed=entries, dtype=dtype.name)
 
 
 def _owner(path: Path, nodes: dict[Path, str]) -> Path | None:

@@ -4,7 +4,14 @@ from typing import Any
 
 import torch
 
-from optim_checkpoint._convert import BY_NODE, MAX_STEP, SCHEDULE, row_of
+from optim_checkpoint._convert import (
+    BY_NODE,
+    COUNTERS,
+    MAX_STEP,
+    counts_steps,
+    is_stateless,
+    row_of,
+)
 from optim_checkpoint._errors import (
     CorruptCheckpointError,
     IncompatibleCheckpointError,
@@ -34,7 +41,9 @@ def _leaves(section: object, staging: TorchStaging) -> dict[Path, dict[str, obje
     table: dict[Path, dict[str, object]] = {}
     for item in rows:
         row = as_object(item) or {}
-        table[from_json(row.get("path"), file)] = as_object(row.get("leaf")) or {"packed": None}
+        table[from_json(row.get("path"), file)] = as_object(row.get("leaf")) or {
+            "packed": row.get("packed")
+        }
     return table
 
 
@@ -72,41 +81,60 @@ def convert_optimizer(
     file = staging.staging.file
     table, nodes = _leaves(section, staging), _nodes(section, file)
     live_kind, live = kind(optimizer), live_parameters(optimizer, names)
+    groups_of = {
+        name: group
+        for group, listed in zip(optimizer.param_groups, names, strict=True)
+        for name in listed
+    }
+    shapes = {name: (DTYPES.get(p.dtype, str(p.dtype)), tuple(p.shape)) for name, p in live.items()}
     state: dict[str, Any] = {}
     counted: dict[str, Path] = {}
     for path, leaf in table.items():
         cut = next((path[:i] for i in range(len(path) - 1, -1, -1) if path[:i] in nodes), None)
         row = None if cut is None else row_of(nodes[cut], live_kind)
         field = "" if cut is None else path[len(cut)][1]
+        name = "" if cut is None else text(path[len(cut) + 1 :])
         if cut is not None and row is not None and field in row.slots:
-            name = text(path[len(cut) + 1 :])
             key = _array_key(leaf, text(path), staging)
             order = state_order(live.get(name), staging.staging.info(key).shape)
-            state.setdefault(name, {})[row.slots[field]] = staging.tensor(key, order)
-            if row.step and row.count is not None:
-                counted[name] = (*cut, ("attr", row.count))
-        elif cut is None or field != "count" or nodes[cut] not in {*BY_NODE, SCHEDULE}:
-            differences.append(f"opt_state {text(path)} has no counterpart in {live_kind}")
-    shapes = {name: (DTYPES.get(p.dtype, str(p.dtype)), tuple(p.shape)) for name, p in live.items()}
-    for name, slots in state.items():
-        if name not in shapes:
-            differences.append(f"the optimizer has no parameter {name}, the checkpoint has")
-        for slot, tensor in slots.items():
+            tensor = state.setdefault(name, {})[row.slots[field]] = staging.tensor(key, order)
             if name in shapes and tuple(tensor.shape) != shapes[name][1]:
                 differences.append(
-                    f"{slot} of {name} has shape {list(tensor.shape)} in the checkpoint, its "
-                    f"parameter {list(shapes[name][1])}"
+                    f"{row.slots[field]} of {name} has shape {list(tensor.shape)} in the "
+                    f"checkpoint, its parameter {list(shapes[name][1])}"
                 )
+            if row.count is not None and counts_steps(groups_of.get(name, {}), row):
+                counted[name] = (*cut, ("attr", row.count))
+        elif cut is not None and row is not None and field in row.scales:
+            tensor = staging.tensor(_array_key(leaf, text(path), staging))
+            if tensor.numel():
+                flat = tensor.reshape(tensor.shape[0], -1)
+                state.setdefault(name, {})[row.scales[field]] = flat
+        elif row is not None and field in row.packed and isinstance(leaf.get("packed"), list):
+            for item in as_array(leaf["packed"]) or []:
+                pair = as_array(item) or [None, None]
+                slots = state.setdefault(text(from_json(pair[0], file)), {})
+                slots[field] = staging.tensor(pair[1])
+        elif cut is None or field != "count" or nodes[cut] not in {*BY_NODE, *COUNTERS}:
+            differences.append(f"opt_state {text(path)} has no counterpart in {live_kind}")
+    differences += [
+        f"the optimizer has no parameter {name}, the checkpoint has"
+        for name in state
+        if name not in shapes
+    ]
     for group, listed in zip(optimizer.param_groups, names, strict=True):
-        # SGD without momentum has no state to find.
-        if group.get("momentum") != 0:
+        if not is_stateless(group):
             differences += [
                 f"the checkpoint has no optimizer state for {name}"
                 for name in listed
                 if name not in state
             ]
-    if any(group.get("amsgrad") for group in optimizer.param_groups):
-        differences.append(f"{live_kind} uses amsgrad, the checkpoint has no maxima for it")
+        if group.get("amsgrad") and any(
+            "max_exp_avg_sq" not in state[name]
+            for name in listed
+            if "exp_avg_sq" in state.get(name, {})
+        ):
+            differences.append(f"{live_kind} uses amsgrad, the checkpoint has no maxima for it")
     steps: list[tuple[dict[str, Any], torch.Tensor]] = []
     for name, path in counted.items():
         if path not in table:
@@ -129,3 +157,7 @@ def settle_steps(steps: list[tuple[dict[str, Any], torch.Tensor]]) -> None:
                 [f"{number} steps were taken, torch counts exactly only below 2**24"]
             )
         slots["step"] = torch.tensor(float(number), dtype=torch.float32, device="cpu")
+        for name, value in slots.items():
+            # Where one parameter is complex, the packed vector is so for all.
+            if value.is_complex() and not slots["exp_avg"].is_complex():
+                slots[name] = value.real.clone()
