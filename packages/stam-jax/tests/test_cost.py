@@ -64,7 +64,7 @@ def test_sampled_statistics_and_the_lite_rule_store_no_leaf():
 def test_equal_small_leaves_compile_to_equal_kernels(name):
     """XLA compiles equal kernels once: 200 leaves may need no more kinds of them than one leaf."""
     step = lowered(MAKERS[name](1e-3), abstract(MANY)).lower()
-    for function in ("_update_leaf", "_update_statistics"):
+    for function in ("_update_leaf", "update_statistics"):
         assert step.as_text().count(f"func.func private @{function}") == 1, function
     text = step.compile().as_text()
     # AdamW has three a leaf; the number for the scalars does not grow with the leaves.
