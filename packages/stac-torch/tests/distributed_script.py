@@ -15,7 +15,7 @@ import ownership_script
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from stac_torch import STAC, param_groups
+from stac_torch import STAC, STAM, STAMLite, param_groups
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -185,7 +185,37 @@ def load(rank, world, folder, options):
     return results[0]
 
 
-CASES = {f.__name__: f for f in (single, ddp, fsdp, fsdp_nan, group_nan, zero, save, load)}
+def stam(rank, world, folder, options, mesh=None):
+    """Means are those of whole tensors: some ranks hold a row more than others, and some none."""
+    results = []
+    for cls in (STAM, STAMLite):
+        model = build()
+        if world > 1:
+            mesh = mesh or init_device_mesh("cpu", (world,))
+            for layer in model:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        optimizer = cls(model, lr=0.01)
+        for step in range(5):
+            backward(model, batch(step).chunk(world)[rank])
+            optimizer.step()
+        results.append(result(model, optimizer))
+    if world > 1:
+        refuse = "stat_sample=64 samples whole tensors, and of a parameter of shape"
+        ownership_script.refused(lambda: STAM(model, stat_sample=64), ValueError, refuse)
+    return results
+
+
+def stam_replicated(rank, world, folder, options):
+    """What several ranks hold alike counts once."""
+    mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
+    return stam(rank, world, folder, options, mesh)
+
+
+CASES = {
+    f.__name__: f
+    for f in (stam, stam_replicated, single, ddp, fsdp, fsdp_nan, group_nan, zero, save, load)
+}
 CASES |= ownership_script.CASES
 
 

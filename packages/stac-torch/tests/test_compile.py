@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch._dynamo.testing
-from stac_torch import STAC
+from stac_torch import STAC, STAM, STAMLite
 from torch import nn
 
 # Dynamo says so of Python 3.13.0, and that it ignores the profiler's record of a step.
@@ -98,6 +98,18 @@ def test_one_graph_for_a_model(options):
     counter = torch._dynamo.testing.CompileCounter()
     compare(two_layers, lambda model, lr: STAC(model, lr=lr, **options), counter)
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("cls", [STAM, STAMLite])
+def test_one_graph_for_statistics(cls):
+    counter = torch._dynamo.testing.CompileCounter()
+    compare(two_layers, lambda model, lr: cls(model, lr=lr, exp_avg_dtype="bf16"), counter)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.slow
+def test_inductor_fuses_statistics():
+    compare(two_layers, lambda model, lr: STAM(model, lr=lr, weight_decay=0.1), "inductor")
 
 
 @pytest.mark.slow

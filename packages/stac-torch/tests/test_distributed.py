@@ -17,9 +17,9 @@ OWNERSHIP = ["owned", "dead", "sparse", "overlap", "replicas"]
 
 # A world of two saves what the others load. The processes are the same ones: each imports torch.
 PLAN = {
-    2: ["ddp", "fsdp", "fsdp_nan", "group_nan", "zero", "save", *OWNERSHIP, "flat"],
-    1: ["single", "load"],
-    4: ["fsdp", "ddp", "load", *OWNERSHIP, "meshes"],
+    2: ["ddp", "fsdp", "fsdp_nan", "group_nan", "zero", "save", *OWNERSHIP, "flat", "stam"],
+    1: ["single", "load", "stam"],
+    4: ["fsdp", "ddp", "load", *OWNERSHIP, "meshes", "stam", "stam_replicated"],
 }
 STATES = ["none", "int8"]
 
@@ -92,3 +92,11 @@ def test_a_checkpoint_of_two_ranks_loads_on_others(runs, world):
     torch.testing.assert_close(loaded, saved, rtol=0, atol=0)
     dtypes = {k: v.dtype for k, v in saved[1]["0.weight"].items()}
     assert {k: v.dtype for k, v in loaded[1]["0.weight"].items()} == dtypes
+
+
+@pytest.mark.parametrize(("case", "world"), [("stam", 2), ("stam", 4), ("stam_replicated", 4)])
+def test_statistics_are_those_of_whole_tensors(runs, case, world):
+    pairs = zip(runs[world][case], runs[1]["stam"], strict=True)
+    for (params, states), (one_params, one_states) in pairs:
+        torch.testing.assert_close(states, one_states, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(params, one_params, rtol=1e-4, atol=1e-5)

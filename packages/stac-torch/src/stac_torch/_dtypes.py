@@ -76,5 +76,15 @@ def check_state_dtype(group: Mapping[str, Any], option: str, parameter: torch.Te
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in on ``dtype``: float64 for itself, else float32."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
+    """Return the real dtype to compute in: float64 for itself and complex128, else float32."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def floating_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the parts of a complex dtype; another one as it is."""
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def complex_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the complex dtype whose parts have a dtype."""
+    return dtype.to_complex()

@@ -65,6 +65,15 @@ def meshes(parameters: Iterable[Any]) -> list[Any]:
     return list(found)
 
 
+def shard_groups(parameter: Any) -> tuple[Any, ...]:
+    """Return the process groups over which a parameter is cut into parts; none if it is whole."""
+    if not is_dtensor(parameter):
+        return ()
+    mesh = parameter.device_mesh
+    placements = enumerate(parameter.placements)
+    return tuple(mesh.get_group(dim) for dim, how in placements if not how.is_replicate())
+
+
 def scale_like(parameter: Any) -> Tensor:
     """Return the zero scales of an int8 moment, sharded along dimension 0 as the parameter is.
 

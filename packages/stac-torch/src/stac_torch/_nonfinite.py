@@ -16,6 +16,9 @@ Policy = Literal["skip", "raise", "propagate"]
 POLICIES: tuple[Policy, ...] = ("skip", "raise", "propagate")
 
 
+# Below, a call costs more than the entries.
+SMALL_ENTRIES = 1 << 12
+
 # What a rank answers that cannot take the step; else 1 for a bad gradient, and 0.
 _REFUSED = 2
 
@@ -78,9 +81,21 @@ def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
         return torch.stack([each.to(grads[0].device) for each in finite]).all()
     if on_cpu:
         # Reads as fast as memory gives, where a norm takes eighty times that.
-        extremes = [extreme for g in grads for extreme in torch.aminmax(g)]
+        extremes = [extreme for g in joined(grads) for extreme in torch.aminmax(g)]
         return torch.stack([each.to(torch.float64) for each in extremes]).isfinite().all()
     return torch.nn.utils.get_total_norm(grads, infinity).isfinite()
+
+
+def joined(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients, small ones as one of each dtype: a look costs as much for one."""
+    small: dict[torch.dtype, list[Tensor]] = {}
+    rest: list[Tensor] = []
+    for g in grads:
+        if g.numel() > SMALL_ENTRIES:
+            rest.append(g)
+        else:
+            small.setdefault(g.dtype, []).append(g.reshape(-1))
+    return [*rest, *(torch.cat(members) for members in small.values())]
 
 
 class NonfiniteGuard:

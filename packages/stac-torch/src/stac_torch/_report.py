@@ -72,8 +72,16 @@ def table(partition: STACPartition, sizes: Mapping[Tensor, int], order: Sequence
         total = [total[0] + entries, total[1] + size]
         cells.append((layer.name, role, f"{entries:,}", f"{size:,}"))
     cells.append(("total", "", f"{total[0]:,}", f"{total[1]:,}"))
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    return aligned(cells, left=2)
+
+
+def aligned(cells: Sequence[tuple[str, ...]], left: int) -> str:
+    """Return rows of cells as text, the first ``left`` columns flush left and the others right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        f"{name:<{widths[0]}}  {role:<{widths[1]}}  {n:>{widths[2]}}  {size:>{widths[3]}}"
-        for name, role, n, size in cells
+        "  ".join(
+            f"{cell:<{width}}" if column < left else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
     )

@@ -1,0 +1,274 @@
+"""One step of a rule of ``stam_core`` on the tensors of a group.
+
+Per tensor: sums over its entries, the statistics that follow from them, and the update of its
+entries. The sums of all tensors come first, so that statistics are computed for all at once, and
+ranks that hold parts of tensors exchange one vector.
+"""
+
+# pyright: reportPrivateImportUsage=false
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.distributed as dist
+from stam_core import Rule, decayed_step
+from torch import Tensor
+
+from stac_torch import _namespace
+from stac_torch._dtypes import floating_dtype
+from stac_torch._local import is_dtensor, shard_groups
+from stac_torch._program import Program
+from stac_torch._records import Slot
+from stac_torch._units import Many, One, units
+
+# Statistics are computed for the tensors of so many entries at once, whose gradients and moments
+# are read again from a near cache after the sums were taken.
+WAVE_ENTRIES = 1 << 20
+
+
+class Terms(NamedTuple):
+    """What a step of one group has beside tensors; hashable, because programs are kept by it.
+
+    Attributes:
+        rule: The rule.
+        hp: Its hyperparameters, read by name.
+        moments: The key of each moment in a parameter's state, by the rule's name.
+        weight_decay: Decoupled decay.
+        maximize: Whether to turn the gradient.
+        skips: Whether there is a flag that says to leave everything as it is.
+        scaled: Whether a gradient scaler left its factor in the gradients.
+    """
+
+    rule: Rule[Any]
+    hp: Any
+    moments: tuple[tuple[str, str], ...]
+    weight_decay: float
+    maximize: bool
+    skips: bool
+    scaled: bool
+
+
+def prepared(terms: Terms, values: Mapping[str, Any], xp: Any) -> Any:
+    """Return the gradient that the rule goes on with."""
+    g = values["grad"]
+    g = g / values["grad_scale"] if terms.scaled else g
+    g = -g if terms.maximize else g
+    return terms.rule.prepare(g, terms.hp, xp=xp)
+
+
+def means(
+    terms: Terms, values: Mapping[str, Any], xp: Any, mean: Callable[[Any], Any]
+) -> tuple[Any, ...]:
+    """Return the means that the rule takes over a tensor."""
+    rule = terms.rule
+    g = prepared(terms, values, xp)
+    observed = rule.observe(g, {name: values[name] for name in rule.reads}, terms.hp, xp=xp)
+    return rule.means(observed, xp=xp, mean=mean)
+
+
+def update(terms: Terms, values: Mapping[str, Any], xp: Any) -> dict[str, Any]:
+    """Return parameter and moments after the step, by name."""
+    rule = terms.rule
+    g = prepared(terms, values, xp)
+    moments = {name: values[name] for name, _ in terms.moments}
+    statistics = {s.name: values[s.name] for s in rule.statistics}
+    d, new = rule.update(g, moments, statistics, values["count"], terms.hp, xp=xp)
+    new["param"] = decayed_step(values["param"], d, values["lr"], terms.weight_decay)
+    if terms.skips:
+        new = {name: xp.where(values["skip"], values[name], value) for name, value in new.items()}
+    return new
+
+
+@lru_cache(maxsize=64)
+def programs(terms: Terms, dtype: torch.dtype) -> tuple[Program, Program]:
+    """Return the two functions recorded, for tensors of a real dtype."""
+    rule = terms.rule
+    seen = {"count": torch.int64, "lr": dtype}
+    seen |= {"skip": torch.bool} if terms.skips else {}
+    seen |= {"grad_scale": dtype} if terms.scaled else {}
+    first = Program(("grad", *rule.reads), seen, dtype)
+    sums = means(terms, first.inputs, first, first.total)
+    seen |= {s.name: dtype for s in rule.statistics}
+    second = Program(("grad", "param", *(name for name, _ in terms.moments)), seen, dtype)
+    new = update(terms, second.inputs, second)
+    return first.close({}, sums), second.close(new)
+
+
+class Call:
+    """A function called on each piece: what a :class:`Program` computes, operation by operation.
+
+    Args:
+        wholes: Names of the inputs that have the entries of a tensor.
+        function: From all inputs by name, and a sum over each tensor, to sums or new values.
+    """
+
+    def __init__(
+        self,
+        wholes: Sequence[str],
+        function: Callable[[Mapping[str, Any], Callable[[Tensor], Tensor]], Any],
+    ) -> None:
+        self.wholes = tuple(wholes)
+        self._function = function
+
+    def prepare(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what :meth:`run` needs of the numbers."""
+        return dict(numbers)
+
+    def run(
+        self,
+        wholes: Mapping[str, Tensor],
+        numbers: Mapping[str, Any],
+        total: Callable[[Tensor], Tensor],
+    ) -> list[Tensor]:
+        """Compute on one piece; new values replace the inputs, sums are returned."""
+        result = self._function({**numbers, **wholes}, total)
+        if not isinstance(result, dict):
+            return list(result)
+        for name, value in result.items():
+            wholes[name].copy_(value)
+        return []
+
+
+Form: TypeAlias = "Program | Call"
+
+
+def calls(terms: Terms) -> tuple[Call, Call]:
+    """Return the two functions as they are, for complex tensors, compilers and comparison."""
+    return (
+        Call(("grad", *terms.rule.reads), lambda v, total: means(terms, v, _namespace, total)),
+        Call(
+            ("grad", "param", *(name for name, _ in terms.moments)),
+            lambda v, _: update(terms, v, _namespace),
+        ),
+    )
+
+
+def step_(
+    terms: Terms,
+    slots: Sequence[Slot],
+    numbers: Mapping[str, Any],
+    dtype: torch.dtype,
+    *,
+    in_place: bool,
+) -> None:
+    """Take one step on tensors of one device.
+
+    Args:
+        terms: What holds for all of them.
+        slots: The tensors with their counters already advanced; parts of DTensors are taken here.
+        numbers: ``lr``, and ``skip`` and ``grad_scale`` where there are.
+        dtype: The dtype of the arithmetic.
+        in_place: Whether to run recorded programs; the values are the same.
+    """
+    sample = terms.hp.stat_sample if terms.rule.statistics else None
+    shared = any(is_dtensor(slot.param) for slot in slots)
+    first, second = programs(terms, dtype) if in_place else calls(terms)
+    for wave in _waves(slots, whole=shared or torch.compiler.is_compiling()):
+        # What this rank holds; with thousands of small tensors, looks at each are what costs.
+        here = wave if in_place and not shared else [slot.here() for slot in wave]
+        if terms.rule.by_parts:
+            here = [slot.as_reals() for slot in here]
+        found = units(here, dict(terms.moments), dtype, sample=sample, packed=in_place)
+        members = [slot for unit in found for slot in unit.slots]
+        counts = torch.stack([slot.state["step"] for slot in members])
+        counts = counts.to(members[0].param.device, torch.int64)
+        values: dict[str, Any] = {**numbers, "count": counts}
+        if terms.rule.statistics:
+            totals = _totals(found, values, first)
+            sizes = [size for unit in found for size in unit.sizes]
+            if shared:
+                wholes = [wave[at].param for unit in found for at in unit.places]
+                sizes = [parameter.numel() for parameter in wholes]
+                _sum_over_ranks_(totals, wholes)
+            _advance_(terms, members, sizes, totals, values)
+        _update_(found, values, second)
+
+
+def _waves(slots: Sequence[Slot], *, whole: bool) -> Iterator[list[Slot]]:
+    """Yield the tensors in lists; ``whole`` in one, as where ranks exchange their sums."""
+    wave: list[Slot] = []
+    size = 0
+    for slot in slots:
+        wave.append(slot)
+        size += slot.param.numel()
+        if size >= WAVE_ENTRIES and not whole:
+            yield wave
+            wave, size = [], 0
+    if wave:
+        yield wave
+
+
+def _totals(found: Sequence[One | Many], values: Mapping[str, Any], run: Form) -> list[Tensor]:
+    """Return the sums over what this rank holds of each tensor, a vector for each mean."""
+    columns: list[list[Tensor]] = []
+    for unit, spread in _with_numbers(found, run.prepare(values)):
+        sums: list[Tensor] = []
+        for wide in unit.averaged(run.wholes):
+            new = run.run(wide, spread, unit.total)
+            sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+        columns.append(sums)
+    return [torch.cat(column) for column in zip(*columns, strict=True)]
+
+
+def _update_(found: Sequence[One | Many], values: Mapping[str, Any], run: Form) -> None:
+    """Write parameters and moments."""
+    for unit, spread in _with_numbers(found, run.prepare(values)):
+        for wide in unit.updated():
+            run.run(wide, spread, unit.total)
+
+
+def _with_numbers(
+    found: Sequence[One | Many], numbers: Mapping[Any, Any]
+) -> Iterator[tuple[One | Many, dict[Any, Any]]]:
+    """Yield each unit with the numbers of its tensors, made to broadcast against their entries."""
+    start = 0
+    for unit in found:
+        stop = start + len(unit.slots)
+        yield (
+            unit,
+            {k: unit.spread(v[start:stop]) if _varies(v) else v for k, v in numbers.items()},
+        )
+        start = stop
+
+
+def _varies(value: Any) -> bool:
+    """Tell whether there is one number for each tensor, and not one for all."""
+    return isinstance(value, Tensor) and value.ndim == 1
+
+
+def _sum_over_ranks_(totals: Sequence[Tensor], whole: Sequence[Any]) -> None:
+    """Add what the other ranks hold of each tensor."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for at, parameter in enumerate(whole):
+        groups = shard_groups(parameter)
+        if groups:
+            alike.setdefault(groups, []).append(at)
+    for groups, places in alike.items():
+        for total in totals:
+            part = total[places]
+            for group in groups:
+                dist.all_reduce(part, group=group)
+            total[places] = part
+
+
+def _advance_(
+    terms: Terms,
+    members: Sequence[Slot],
+    sizes: Sequence[int],
+    totals: Sequence[Tensor],
+    values: dict[str, Any],
+) -> None:
+    """Advance the statistics of all tensors, and put them into ``values``."""
+    real = floating_dtype(totals[0].dtype)
+    entries = torch.tensor(sizes, dtype=real, device=totals[0].device).clip_(min=1)
+    averages = tuple(total / entries for total in totals)
+    stored = {s.name: [m.state[s.name] for m in members] for s in terms.rule.statistics}
+    before = {name: torch.stack(numbers) for name, numbers in stored.items()}
+    new = terms.rule.advance(before, averages, values["count"], terms.hp, xp=_namespace)
+    for name, value in new.items():
+        if terms.skips:
+            value = torch.where(values["skip"], before[name], value)
+        torch._foreach_copy_(stored[name], value.to(stored[name][0].dtype).unbind())
+        values[name] = value if value.is_complex() else value.to(real)
