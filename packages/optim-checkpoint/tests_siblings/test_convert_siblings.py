@@ -21,6 +21,7 @@ SHAPES = {
     "head": {"weight": (3, 5)},
 }
 RATE = 1e-2
+SCALE = "exp_avg_scale"
 
 
 def stam(**options):
@@ -211,8 +212,10 @@ def test_the_noise_of_rounding_goes_on(tmp_path):
     fresh = make_torch(again)
     oc.torch.restore(tmp_path, model=again, optimizer=fresh)
     ours, theirs = bits(again, fresh), bits(model, optimizer)
-    sign = [key for key in theirs if key.startswith(("body", "cube"))]
-    same_bits({k: ours[k] for k in sign}, {k: theirs[k] for k in sign})
+    # Moments in codes have the same bits in both; others may differ in the last one.
+    coded = [key for key in theirs if key.startswith(("body.weight", "cube.weight"))]
+    assert {key.rpartition(".")[2] for key in coded} == {"param", "step", "exp_avg", SCALE}
+    same_bits({k: ours[k] for k in coded}, {k: theirs[k] for k in coded})
 
 
 def test_a_complex_parameter_makes_no_other_complex(tmp_path):
