@@ -110,6 +110,10 @@ class Selection:
             self.partial or self._new_names or self._function or self.casting.rule is not None
         )
 
+    def translated(self) -> "Selection":
+        """Return the selection for names that are live ones already, and selected."""
+        return Selection(strict=not self.partial, casting=self.casting)
+
     def name_of(self, saved: str) -> str:
         """Return the live name of what was saved under a name.
 
@@ -145,6 +149,7 @@ class Selection:
         saved: Iterable[str],
         live: Iterable[str],
         name_of: Callable[[str], str] | None = None,
+        owner_of: Callable[[str], str | None] = lambda name: name,
     ) -> Fit:
         """Find the live name of each saved one.
 
@@ -153,10 +158,13 @@ class Selection:
             saved: The saved names.
             live: The live names.
             name_of: What to take for the method of that name.
+            owner_of: Which name `only` decides about a live one by; None is loaded whatever it
+                says.
         """
         names = {each: (name_of or self.name_of)(each) for each in saved}
         here = dict.fromkeys(live)
-        wanted = {name for name in {*names.values(), *here} if self.wants(name)}
+        owners = {name: owner_of(name) for name in {*names.values(), *here}}
+        wanted = {name for name, owner in owners.items() if owner is None or self.wants(owner)}
         there: dict[str, str] = {}
         twice: list[str] = []
         for old, new in names.items():

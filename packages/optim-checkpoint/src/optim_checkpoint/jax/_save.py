@@ -1,12 +1,15 @@
 """Saving and restoring a JAX training run."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from optim_checkpoint._casts import SAFE, Casting, is_float
 from optim_checkpoint._collect import Collector, Staging, read_staged
 from optim_checkpoint._commit import Document, check_keep, commit
 from optim_checkpoint._errors import (
@@ -17,7 +20,11 @@ from optim_checkpoint._errors import (
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._generation import Generation
-from optim_checkpoint._json import as_object
+from optim_checkpoint._json import as_array, as_object
+from optim_checkpoint._numpy import stored_name
+from optim_checkpoint._partial import Fit, Only, Rename, Report, Selection
+from optim_checkpoint._paths import Path as TreePath
+from optim_checkpoint._paths import text
 from optim_checkpoint._peers import Team
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint._together import save_together
@@ -27,6 +34,7 @@ from optim_checkpoint.jax._leaves import array_leaf, decode_leaf, pending_leaf, 
 from optim_checkpoint.jax._match import match
 from optim_checkpoint.jax._processes import readers, writers
 from optim_checkpoint.jax._sections import decode_tree, encode_params, encode_state
+from optim_checkpoint.jax._tree import leaves
 
 
 def build_document(
@@ -130,6 +138,8 @@ class Restored:
         extra: What `save` got as `extra`, or None.
         path: The generation it came from.
         skipped: Newer generations that were damaged, with the reasons.
+        report: What was loaded, missing, unexpected, left out, renamed and cast, under "params" and
+            "opt_state".
     """
 
     step: int
@@ -139,15 +149,20 @@ class Restored:
     extra: dict[str, Any] | None
     path: Path
     skipped: tuple[Skipped, ...]
+    report: Mapping[str, Report] = field(default_factory=dict)
 
 
-def _read(generation: Generation, templates: dict[str, Any], team: Team) -> dict[str, Any]:
+def _read(
+    generation: Generation, templates: dict[str, Any], selection: Selection, team: Team
+) -> dict[str, Any]:
     framework = generation.manifest.framework.get("name")
     if framework not in ("jax", "torch"):
         raise IncompatibleCheckpointError([f"it was saved by {shown(framework)}, not by jax"])
     sections = generation.manifest.sections
     stagings: list[Staging] = []
     makers: dict[str, Any] = {}
+    fits: dict[str, Fit] = {}
+    parameters = [path for path, _ in leaves(templates["params"], "params")]
     differences: list[str] = []
     for name, part, what in (
         ("model", "model", "params"),
@@ -163,11 +178,22 @@ def _read(generation: Generation, templates: dict[str, Any], team: Team) -> dict
         if framework == "jax":
             saved = decode_tree(sections[name], staging)
         elif what == "params":
-            saved = params_tree(sections[name], templates[what], staging, differences)
+            entries, fits[what] = _renamed(sections[name], parameters, selection)
+            differences += fits[what].differences
+            saved = params_tree(entries, templates[what], staging, differences)
         else:
+            if not selection.plain:
+                differences.append(
+                    "the optimizer was saved by torch: it is restored whole or not at all, without "
+                    "strict=False, rename, only and cast"
+                )
             number = generation.name.step
             saved = state_tree(sections[name], templates[what], number, staging, differences)
-        makers[what] = match(what, saved, templates[what], differences)
+        # Names that were translated are those of the template.
+        translated = selection.translated() if what in fits else selection
+        makers[what], fit = match(what, saved, templates[what], differences, translated, parameters)
+        fits.setdefault(what, fit).cast |= fit.cast
+    differences += selection.unused()
     train = as_object(sections.get("train"))
     if train is None:
         raise CorruptCheckpointError(str(generation.name), "the train section is malformed")
@@ -182,11 +208,33 @@ def _read(generation: Generation, templates: dict[str, Any], team: Team) -> dict
         raise IncompatibleCheckpointError(differences)
     read_staged(generation, *stagings, rank=team.rank, size=team.size)
     values: dict[str, Any] = {name: settle_jax(value) for name, value in loose.items()}
-    return values | {what: make() for what, make in makers.items()}
+    report = {what: fit.report() for what, fit in fits.items()}
+    return values | {what: make() for what, make in makers.items()} | {"report": report}
+
+
+def _renamed(
+    section: object, parameters: Iterable[TreePath], selection: Selection
+) -> tuple[object, Fit]:
+    """Return the entries of a torch model that are to be loaded, under their live names."""
+    entries = {str(item[0]): item[1] for item in map(as_array, as_array(section) or ()) if item}
+    fit = selection.fit("params", entries, map(text, parameters))
+    if selection.plain:
+        return section, fit
+    if selection.partial:
+        return [[new, entries[old]] for new, old in fit.there.items()], fit
+    return [[selection.name_of(name), value] for name, value in entries.items()], fit
 
 
 def restore(
-    path: StrPath, step: int | None = None, *, params: Any = None, opt_state: Any = None
+    path: StrPath,
+    step: int | None = None,
+    *,
+    params: Any = None,
+    opt_state: Any = None,
+    strict: bool = True,
+    rename: Rename | None = None,
+    only: Only | None = None,
+    cast: Any = None,
 ) -> Restored:
     """Restore a training run: everything is read and verified, then built.
 
@@ -202,15 +250,30 @@ def restore(
     and the optimizers are a pair (AdamW, sign momentum, SGD with momentum); its `extra` and its
     generators are not.
 
+    A part of a checkpoint is loaded with `strict`, `rename`, `only` and `cast`, which go for the
+    dotted names of parameters, and for the optimizer state of each. Shapes must agree all the same.
+    What is not loaded has the template's value, which then has to be an array, and is listed in the
+    result's `report`.
+
     Args:
         path: The folder of the run.
         step: The step; None takes the newest generation that verifies, with a
             `CheckpointWarning` for each one skipped.
         params: Template of the parameters, if wanted.
         opt_state: Template of the optimizer state, if wanted.
+        strict: Whether names that only one side has are an error.
+        rename: Names in the template by saved ones, where ``{"encoder": "backbone.encoder"}`` goes
+            for all that starts with ``encoder.`` and an empty new name takes a prefix away; or a
+            function of the saved name.
+        only: Patterns of names in the template as in a shell, for instance ``["backbone.*"]``;
+            nothing else is loaded, but for what belongs to no parameter, as counts of steps do.
+            Patterns that start with "!" leave out.
+        cast: None wants the saved dtypes; "safe" converts to the template's dtype where that holds
+            every value; a dtype converts floating-point values to it, with rounding, where the
+            template has it.
 
     Returns:
-        The restored trees, keys and extra values.
+        The restored trees, keys and extra values, and the report.
 
     Raises:
         CheckpointNotFoundError: If there is no such generation.
@@ -218,10 +281,20 @@ def restore(
         CheckpointReadError: If the generation cannot be read; no older one is taken for it.
         IncompatibleCheckpointError: With every difference between checkpoint and templates.
         UnsupportedStateError: If a template has keys that cannot be stored.
+        TypeError: If an argument is of another kind.
+        ValueError: If `cast` is nothing that can be converted to.
     """
+    casting = _casting(cast)
+
+    def read(generation: Generation) -> dict[str, Any]:
+        selection = Selection(strict=strict, rename=rename, only=only, casting=casting)
+        return _read(generation, templates, selection, team)
+
+    # What is wrong with the arguments is no matter of the checkpoint.
+    Selection(rename=rename, only=only)
     templates = {"params": params, "opt_state": opt_state}
     team = readers(params, opt_state)
-    chosen = choose(path, step, lambda generation: _read(generation, templates, team), team)
+    chosen = choose(path, step, read, team)
     value = chosen.value
     return Restored(
         chosen.step,
@@ -231,4 +304,15 @@ def restore(
         value.get("extra"),
         chosen.path,
         chosen.skipped,
+        value["report"],
     )
+
+
+def _casting(cast: Any) -> Casting:
+    rule = SAFE if isinstance(cast, str) and cast == SAFE else None
+    if cast is not None and not isinstance(cast, str):
+        with contextlib.suppress(TypeError):
+            rule = stored_name(np.dtype(cast).name)
+    if cast is not None and (rule is None or (rule != SAFE and not is_float(rule))):
+        raise ValueError(f'cast is {cast!r}; it must be None, "safe" or a floating-point dtype')
+    return Casting(rule)
