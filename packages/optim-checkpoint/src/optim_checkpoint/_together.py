@@ -29,6 +29,7 @@ from optim_checkpoint._commit import (
     prepare,
     publish,
     seal,
+    with_policy,
     write_error,
     write_file,
 )
@@ -37,6 +38,7 @@ from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError
 from optim_checkpoint._folder import StrPath, check_in_place, locked, make_root
 from optim_checkpoint._peers import Answer, Team
 from optim_checkpoint._plan import Place, Plan, Ranked, check_same, describe, make_plan, place_of
+from optim_checkpoint._policy import Policy
 from optim_checkpoint._retention import discard, try_retire
 from optim_checkpoint._shard import CHUNK, Entry
 
@@ -46,7 +48,7 @@ def save_together(
     build: Callable[[], Document],
     team: Team,
     *,
-    keep: int | None,
+    policy: Policy,
     replace: bool,
     max_shard_size: int,
 ) -> Path:
@@ -56,7 +58,7 @@ def save_together(
         path: The folder of the run, on a file system that all processes share.
         build: Describes what this process holds.
         team: The processes; every one of them makes this call.
-        keep: How many generations to keep, the new one included; None keeps all.
+        policy: Which generations to keep.
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of tensors in one file, unless one alone has more.
 
@@ -93,7 +95,7 @@ def save_together(
         return run
 
     try:
-        begun = team.agree(guarded(lead and (lambda: lead.begin(keep, replace=replace))))
+        begun = team.agree(guarded(lead and (lambda: lead.begin(policy, replace=replace))))
         temporary = str(begun[0]["temporary"])
         written = team.agree(
             guarded(lambda: _write(Path(path) / temporary, document, plan, team.rank))
@@ -174,10 +176,10 @@ class _Lead:
         self._temporary = ""
         self._committed = ""
 
-    def begin(self, keep: int | None, *, replace: bool) -> Answer:
+    def begin(self, policy: Policy, *, replace: bool) -> Answer:
         """Take the lock and make the temporary folder."""
         step = self._document.step
-        self._keep = keep
+        self._policy = policy
         self._root = self._stack.enter_context(_fs.opened(make_root(self._path)))
         self._stack.enter_context(locked(self._root, self._path))
         self._target, self._present = prepare(
@@ -198,21 +200,19 @@ class _Lead:
         )
         for record in records:
             self._check_there(str(record["name"]), cast("int", record["size"]))
-        seal(
-            self._folder,
-            self._plan.all_files,
-            records,
+        document = with_policy(
             dataclasses.replace(
                 self._document, sections=self._sections(answers), features=_features(answers)
             ),
-            self._plan.shards or None,
+            self._policy,
+            self._present,
         )
+        seal(self._folder, self._plan.all_files, records, document, self._plan.shards or None)
         check_sealed(self._root, self._temporary, self._target)
         publish(self._root, self._temporary, self._target)
         self._committed = str(self._target)
         check_in_place(self._root, self._path, self._document.step)
-        if self._keep is not None:
-            try_retire(self._root, self._target, self._present, self._keep)
+        try_retire(self._root, self._target, self._present, self._policy, document.sections)
         return {"generation": self._committed}
 
     def _check_there(self, name: str, size: int) -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from optim_checkpoint._api import inspect, steps, verify
+from optim_checkpoint._api import inspect, retained, steps, verify
 from optim_checkpoint._errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -20,6 +20,7 @@ from optim_checkpoint._errors import (
     shown,
 )
 from optim_checkpoint._export import export
+from optim_checkpoint._pins import pin, unpin
 
 app = typer.Typer(
     help="Look at, verify and export checkpoints written by optim-checkpoint.",
@@ -57,17 +58,22 @@ def _console() -> Console:
 
 @app.command("ls")
 def list_steps(folder: Folder) -> None:
-    """List the steps with size and state; sizes and headers are checked, data is not read."""
+    """List the steps with size, state and why each stays; data is not read."""
     found = steps(folder)
     if not found:
         raise CheckpointNotFoundError(f"{folder} holds no checkpoint")
-    table = Table("step", "framework", "optimizer", "tensors", "size", "state", box=None)
+    why: dict[int, list[str]] = {}
+    for each in retained(folder):
+        why.setdefault(each.step, []).extend(each.reasons)
+    columns = ("step", "framework", "optimizer", "tensors", "size", "stays", "state")
+    table = Table(*columns, box=None)
     for step in found:
+        stays = "; ".join(dict.fromkeys(why.get(step, []))) or "goes with the next save"
         try:
             item = inspect(folder, step)
         except CheckpointError as error:
             state = "damaged" if isinstance(error, CorruptCheckpointError) else "not readable"
-            table.add_row(str(step), "", "", "", "", f"{state}: {error}")
+            table.add_row(str(step), "", "", "", "", stays, f"{state}: {error}")
             continue
         table.add_row(
             str(step),
@@ -75,6 +81,7 @@ def list_steps(folder: Folder) -> None:
             "" if item.optimizer is None else shown(item.optimizer).strip("'"),
             str(len(item.tensors)),
             _size(item.nbytes),
+            stays,
             "headers sound",
         )
     _console().print(table)
@@ -148,6 +155,24 @@ def verify_steps(
             )
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("pin")
+def pin_step(
+    folder: Folder,
+    step: Annotated[int, typer.Argument(help="The step.")],
+    reason: Annotated[str, typer.Argument(help="Why, for people.")],
+) -> None:
+    """Keep a step whatever a save is told to keep."""
+    pin(folder, step, reason)
+    typer.echo(f"pinned step {step}")
+
+
+@app.command("unpin")
+def unpin_step(folder: Folder, step: Annotated[int, typer.Argument(help="The step.")]) -> None:
+    """Take a pin back; the next save may remove the step."""
+    unpin(folder, step)
+    typer.echo(f"unpinned step {step}")
 
 
 @app.command("export")

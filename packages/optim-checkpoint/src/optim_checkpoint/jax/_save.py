@@ -1,17 +1,18 @@
 """Saving and restoring a JAX training run."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 
 from optim_checkpoint._casts import SAFE, Casting, is_float
 from optim_checkpoint._collect import Collector, Staging, read_staged
-from optim_checkpoint._commit import Document, check_keep, commit
+from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._data import Data, data_by_key, load_data
 from optim_checkpoint._errors import (
     CorruptCheckpointError,
     IncompatibleCheckpointError,
@@ -26,6 +27,7 @@ from optim_checkpoint._partial import Fit, Only, Rename, Report, Selection
 from optim_checkpoint._paths import Path as TreePath
 from optim_checkpoint._paths import text
 from optim_checkpoint._peers import Team
+from optim_checkpoint._policy import METRICS, Best, Metrics, Policy, encode_metrics
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import encode_exact
@@ -44,9 +46,15 @@ def build_document(
     opt_state: Any = None,
     rng: Any = None,
     extra: Mapping[str, Any] | None = None,
+    data: Data = None,
+    metrics: Metrics | None = None,
 ) -> Document:
     """Describe a training run; the arrays are read when the document is written."""
     number = check_step(step)
+    if all(each is None for each in (params, opt_state, rng, extra, data)):
+        raise ValueError(
+            f"step {number} has nothing to save: give params, opt_state, rng, extra or data"
+        )
     parts = {part: Collector() for part in ("model", "optim", "train")}
     sections: dict[str, object] = {}
     if params is not None:
@@ -56,11 +64,14 @@ def build_document(
     train: dict[str, object] = {}
     features = parts["train"].features
     loose = extra if extra is None or isinstance(extra, dict) else dict(extra)
-    for name, value in (("rng", rng), ("extra", loose)):
+    states = {name: loader.state_dict() for name, loader in data_by_key(data).items()}
+    for name, value in {"rng": rng, "extra": loose, **states}.items():
         if value is not None:
             train[name] = encode_exact(value, name, array_leaf(parts["train"], ""), features)
     parts["train"].check_views()
     sections["train"] = train
+    if metrics is not None:
+        sections[METRICS] = encode_metrics(metrics)
     return Document(
         number,
         {"name": "jax", "versions": {"jax": jax.__version__}},
@@ -79,7 +90,11 @@ def save(
     opt_state: Any = None,
     rng: Any = None,
     extra: Mapping[str, Any] | None = None,
+    data: Data = None,
+    metrics: Metrics | None = None,
     keep: int | None = None,
+    keep_every: int | None = None,
+    keep_best: Best | None = None,
     replace: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Path:
@@ -98,7 +113,13 @@ def save(
         rng: A typed PRNG key, or lists, tuples and dicts of keys.
         extra: Numbers, text, lists, tuples, dicts and arrays under string keys; the README lists
             what comes back how.
+        data: An iterator or a loader with ``get_state`` and ``set_state``, as those of Grain, or
+            with ``state_dict`` and ``load_state_dict``; several by name.
+        metrics: Numbers by name, for `keep_best`.
         keep: How many generations to keep, this one included; None keeps all.
+        keep_every: Keep those of which the step is a multiple of it, too.
+        keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many, as
+            in ``("val_loss", "min", 3)``.
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of arrays in one file; a larger array gets a file
             of its own.
@@ -112,18 +133,27 @@ def save(
         CheckpointExistsError: If the step exists undamaged and `replace` is false.
         CheckpointWriteError: If it cannot be written, or another process failed or is gone; earlier
             steps are untouched.
+        ValueError: If there is nothing to save, or an argument is out of its range.
     """
+    policy = Policy.of(keep, keep_every, keep_best)
 
     def build() -> Document:
-        check_keep(keep)
         check_max_shard_size(max_shard_size)
-        return build_document(step, params=params, opt_state=opt_state, rng=rng, extra=extra)
+        return build_document(
+            step,
+            params=params,
+            opt_state=opt_state,
+            rng=rng,
+            extra=extra,
+            data=data,
+            metrics=metrics,
+        )
 
-    options: dict[str, Any] = {"keep": keep, "replace": replace, "max_shard_size": max_shard_size}
+    options: dict[str, Any] = {"replace": replace, "max_shard_size": max_shard_size}
     team = writers(step, params, opt_state, rng, extra)
     if team is None:
-        return commit(path, build(), **options)
-    return save_together(path, build, team, **options)
+        return commit(path, build(), **asdict(policy), **options)
+    return save_together(path, build, team, policy=policy, **options)
 
 
 @dataclass(frozen=True)
@@ -152,8 +182,23 @@ class Restored:
     report: Mapping[str, Report] = field(default_factory=dict)
 
 
+class TrainingState(TypedDict, total=False):
+    """What is saved of a training run; `save` says what each is."""
+
+    params: Any
+    opt_state: Any
+    rng: Any
+    extra: Mapping[str, Any] | None
+    data: Data
+    metrics: Metrics | None
+
+
 def _read(
-    generation: Generation, templates: dict[str, Any], selection: Selection, team: Team
+    generation: Generation,
+    templates: dict[str, Any],
+    loaders: Collection[str],
+    selection: Selection,
+    team: Team,
 ) -> dict[str, Any]:
     framework = generation.manifest.framework.get("name")
     if framework not in ("jax", "torch"):
@@ -201,9 +246,16 @@ def _read(
     stagings.append(staging)
     loose = {
         name: decode_leaf(train[name], staging, pending_leaf(staging))
-        for name in ("rng", "extra")
+        for name in ("rng", "extra", *loaders)
         if name in train and framework == "jax"
     }
+    stored = {name for name in train if name.partition("/")[0] == "data"}
+    if loaders and stored != {*loaders}:
+        there = ", ".join(sorted(stored)) or "no data"
+        differences.append(
+            f"the checkpoint of step {generation.name.step} holds {there}, asked for was "
+            f"{', '.join(sorted(loaders))}"
+        )
     if differences:
         raise IncompatibleCheckpointError(differences)
     read_staged(generation, *stagings, rank=team.rank, size=team.size)
@@ -231,6 +283,7 @@ def restore(
     *,
     params: Any = None,
     opt_state: Any = None,
+    data: Data = None,
     strict: bool = True,
     rename: Rename | None = None,
     only: Only | None = None,
@@ -261,6 +314,8 @@ def restore(
             `CheckpointWarning` for each one skipped.
         params: Template of the parameters, if wanted.
         opt_state: Template of the optimizer state, if wanted.
+        data: The iterator or loader to set to where it was, or several by name, if wanted; it alone
+            is changed in place, when everything else has been built.
         strict: Whether names that only one side has are an error.
         rename: Names in the template by saved ones, where ``{"encoder": "backbone.encoder"}`` goes
             for all that starts with ``encoder.`` and an empty new name takes a prefix away; or a
@@ -288,14 +343,16 @@ def restore(
 
     def read(generation: Generation) -> dict[str, Any]:
         selection = Selection(strict=strict, rename=rename, only=only, casting=casting)
-        return _read(generation, templates, selection, team)
+        return _read(generation, templates, loaders, selection, team)
 
     # What is wrong with the arguments is no matter of the checkpoint.
     Selection(rename=rename, only=only)
+    loaders = data_by_key(data)
     templates = {"params": params, "opt_state": opt_state}
     team = readers(params, opt_state)
     chosen = choose(path, step, read, team)
     value = chosen.value
+    load_data([(loader, value[name]) for name, loader in loaders.items()])
     return Restored(
         chosen.step,
         value.get("params"),

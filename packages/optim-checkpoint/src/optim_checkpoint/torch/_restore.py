@@ -11,6 +11,7 @@ import torch
 
 from optim_checkpoint._casts import SAFE, Casting, is_float
 from optim_checkpoint._collect import Staging, read_staged
+from optim_checkpoint._data import Data, Stateful
 from optim_checkpoint._errors import (
     CheckpointWarning,
     CorruptCheckpointError,
@@ -41,7 +42,7 @@ from optim_checkpoint.torch._names import parameter_names
 from optim_checkpoint.torch._optimizer import decode_optimizer, live_parameters
 from optim_checkpoint.torch._optimizer_plan import OptimizerPlan, plan_optimizer
 from optim_checkpoint.torch._processes import is_sharded, readers
-from optim_checkpoint.torch._save import Models, Optimizers, Stateful, Statefuls, statefuls_of
+from optim_checkpoint.torch._save import Models, Optimizers, Statefuls, statefuls_of
 from optim_checkpoint.torch._scheduler import regroup
 from optim_checkpoint.torch._stateful import load_stateful, stateful_differences
 from optim_checkpoint.torch._tensors import DTYPES, TorchStaging
@@ -127,14 +128,14 @@ def _section(generation: Generation, name: str) -> object:
     return sections[name]
 
 
-def _generators(fields: dict[str, object], rank: int) -> tuple[object, int]:
-    """Return the stored generators of a process, or None, and of how many there are some."""
+def _own(fields: dict[str, object], rank: int) -> tuple[dict[str, object], int, int]:
+    """Return what one process has for itself, how many have, and how many have generators."""
     ranks = as_array(fields.get("ranks"))
     if ranks is None:
-        ranks = [{"rng": fields["rng"]}] if "rng" in fields else []
-    stored = [(as_object(own) or {}).get("rng") for own in ranks]
-    count = sum(rng is not None for rng in stored)
-    return (stored[rank] if rank < len(stored) else None), count
+        return fields, 1, int("rng" in fields)
+    stored = [as_object(own) or {} for own in ranks]
+    mine = stored[rank] if rank < len(stored) else {}
+    return mine, len(stored), sum("rng" in own for own in stored)
 
 
 def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
@@ -211,14 +212,22 @@ def _plan_train(
     fields = as_object(_section(generation, "train"))
     if fields is None:
         raise CorruptCheckpointError(str(generation.name), "the train section is malformed")
-    rng, generators = _generators(fields, team.rank)
-    stored = fields if rng is None else {**fields, "rng": rng}
-    wanted = [*target.statefuls, "extra", *(["rng"] if target.rng and rng is not None else [])]
+    own, processes, generators = _own(fields, team.rank)
+    stored = {**fields, **own}
+    wanted = [*target.statefuls, "extra", *(["rng"] if target.rng and "rng" in own else [])]
+    kinds = ["scheduler", "scaler", "data"]
+    if keys_of("data", target.statefuls) and processes not in (1, team.size):
+        differences.append(
+            f"the data of {processes} processes were saved, {team.size} are here: restore without "
+            "data, and begin where you choose"
+        )
+        kinds.remove("data")
+        wanted = [name for name in wanted if not keys_of("data", [name])]
     train: dict[str, Any] = {}
     framework = generation.manifest.framework.get("name")
     if framework == "torch":
         train = {name: staging.decode(stored[name]) for name in wanted if name in stored}
-    for what in ("scheduler", "scaler"):
+    for what in kinds:
         here = [name_in(what, each) for each in keys_of(what, target.statefuls)]
         there = stored if framework == "torch" else ()
         differences += key_differences(what, generation.name.step, there, here)
@@ -267,6 +276,7 @@ def restore(
     optimizer: Optimizers = None,
     scheduler: Statefuls = None,
     scaler: Statefuls = None,
+    data: Data = None,
     rng: bool = True,
     strict: bool = True,
     rename: Rename | None = None,
@@ -310,6 +320,7 @@ def restore(
         optimizer: The optimizer to load into, or several by name, if wanted.
         scheduler: The scheduler to load into, or several by name, if wanted.
         scaler: The GradScaler to load into, or several by name, if wanted.
+        data: The data loader or sampler to load into, or several by name, if wanted.
         rng: Whether to set the global generators of torch, NumPy and Python, where stored.
         strict: Whether names that only one side has are an error.
         rename: Live names by saved ones, where ``{"encoder": "backbone.encoder"}`` goes for all
@@ -346,7 +357,7 @@ def restore(
 
     # What is wrong with the arguments is no matter of the checkpoint.
     selection()
-    optimizers, statefuls = by_name("optimizer", optimizer), statefuls_of(scheduler, scaler)
+    optimizers, statefuls = by_name("optimizer", optimizer), statefuls_of(scheduler, scaler, data)
     target = _Target(one_model(model), optimizers, statefuls, rng, assign, selection)
     team = readers(process_group, sharded=is_sharded(target.model, optimizers))
     chosen = choose(path, step, lambda generation: _read(generation, target, team), team)
