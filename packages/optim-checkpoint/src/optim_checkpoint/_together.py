@@ -38,7 +38,7 @@ from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError
 from optim_checkpoint._folder import StrPath, check_in_place, locked, make_root
 from optim_checkpoint._peers import Answer, Team
 from optim_checkpoint._plan import Place, Plan, Ranked, check_same, describe, make_plan, place_of
-from optim_checkpoint._policy import Policy
+from optim_checkpoint._policy import Best, Policy
 from optim_checkpoint._retention import discard, try_retire
 from optim_checkpoint._shard import CHUNK, Entry
 
@@ -48,7 +48,9 @@ def save_together(
     build: Callable[[], Document],
     team: Team,
     *,
-    policy: Policy,
+    keep: int | None,
+    keep_every: int | None = None,
+    keep_best: Best | None = None,
     replace: bool,
     max_shard_size: int,
 ) -> Path:
@@ -58,7 +60,9 @@ def save_together(
         path: The folder of the run, on a file system that all processes share.
         build: Describes what this process holds.
         team: The processes; every one of them makes this call.
-        policy: Which generations to keep.
+        keep: How many generations to keep, the new one included; None keeps all.
+        keep_every: As in `commit`.
+        keep_best: As in `commit`.
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of tensors in one file, unless one alone has more.
 
@@ -73,8 +77,11 @@ def save_together(
             unless that happened at the very end; process 0 says so where it did.
     """
     made: list[Document] = []
+    policies: list[Policy] = []
 
     def describe_own() -> Answer:
+        # In here, so that an error is one in all of them.
+        policies.append(Policy.of(keep, keep_every, keep_best))
         made.append(build())
         return describe(made[0], max_shard_size)
 
@@ -95,7 +102,7 @@ def save_together(
         return run
 
     try:
-        begun = team.agree(guarded(lead and (lambda: lead.begin(policy, replace=replace))))
+        begun = team.agree(guarded(lead and (lambda: lead.begin(policies[0], replace=replace))))
         temporary = str(begun[0]["temporary"])
         written = team.agree(
             guarded(lambda: _write(Path(path) / temporary, document, plan, team.rank))

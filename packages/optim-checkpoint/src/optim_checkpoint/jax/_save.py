@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -27,7 +27,7 @@ from optim_checkpoint._partial import Fit, Only, Rename, Report, Selection
 from optim_checkpoint._paths import Path as TreePath
 from optim_checkpoint._paths import text
 from optim_checkpoint._peers import Team
-from optim_checkpoint._policy import METRICS, Best, Metrics, Policy, encode_metrics
+from optim_checkpoint._policy import METRICS, Best, Metrics, encode_metrics
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import encode_exact
@@ -135,7 +135,6 @@ def save(
             steps are untouched.
         ValueError: If there is nothing to save, or an argument is out of its range.
     """
-    policy = Policy.of(keep, keep_every, keep_best)
 
     def build() -> Document:
         check_max_shard_size(max_shard_size)
@@ -149,11 +148,17 @@ def save(
             metrics=metrics,
         )
 
-    options: dict[str, Any] = {"replace": replace, "max_shard_size": max_shard_size}
+    options: dict[str, Any] = {
+        "keep": keep,
+        "keep_every": keep_every,
+        "keep_best": keep_best,
+        "replace": replace,
+        "max_shard_size": max_shard_size,
+    }
     team = writers(step, params, opt_state, rng, extra)
     if team is None:
-        return commit(path, build(), **asdict(policy), **options)
-    return save_together(path, build, team, policy=policy, **options)
+        return commit(path, build(), **options)
+    return save_together(path, build, team, **options)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Saving a torch training run."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,7 +12,7 @@ from optim_checkpoint._data import Data, Stateful, stateful_data
 from optim_checkpoint._errors import UnsupportedStateError
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
-from optim_checkpoint._policy import METRICS, Best, Metrics, Policy, encode_metrics
+from optim_checkpoint._policy import METRICS, Best, Metrics, encode_metrics
 from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import Typed, encode, encode_exact
 from optim_checkpoint.torch import _rng
@@ -208,7 +207,6 @@ def save(
         TypeError: If an argument is neither of its kind nor a mapping of names to such.
         ValueError: If there is nothing to save, or an argument is out of its range.
     """
-    policy = Policy.of(keep, keep_every, keep_best)
     sharded = is_sharded(one_model(model), by_name("optimizer", optimizer), extra)
     team = writers(process_group, step, sharded=sharded)
 
@@ -227,7 +225,13 @@ def save(
             rank=None if team is None else team.rank,
         )
 
-    options: dict[str, Any] = {"replace": replace, "max_shard_size": max_shard_size}
+    options: dict[str, Any] = {
+        "keep": keep,
+        "keep_every": keep_every,
+        "keep_best": keep_best,
+        "replace": replace,
+        "max_shard_size": max_shard_size,
+    }
     if team is None:
-        return commit(path, build(), **asdict(policy), **options)
-    return save_together(path, build, team, policy=policy, **options)
+        return commit(path, build(), **options)
+    return save_together(path, build, team, **options)
