@@ -176,9 +176,17 @@ def plan_model(
     if differences:
         differences += plan.notes
         return plan
+    keys = {name: (as_object(value) or {}).get("tensor") for name, value in typed.items()}
+    copied = {
+        str(key)
+        for name, key in keys.items()
+        if key is not None and is_own(name) and name not in plan.assigned
+        if not is_dtensor(live.get(name))
+    }
+    staging.pool(copied)
     for name, value in typed.items():
         here: Any = live.get(name)
-        key = (as_object(value) or {}).get("tensor")
+        key = keys[name]
         if key is not None and is_dtensor(here):
             plan.saved[name] = stage_shard(staging, str(key), here, tuple(here.placements))
         elif key is not None and name in plan.assigned:
