@@ -17,7 +17,7 @@ SIBLINGS = {
 }
 PACKAGES = tuple(SIBLINGS)
 # The extras with which a package is tested, where it has some.
-EXTRAS = {"optim-checkpoint": "[jax,torch]", "optim-bench": "[jax,torch,parquet]"}
+EXTRAS = {"optim-checkpoint": "[cli,jax,torch]", "optim-bench": "[jax,torch,parquet]"}
 
 
 def project(folder: Path) -> dict:

@@ -1,5 +1,5 @@
 # pyright: strict
-"""The command line: look at checkpoints, verify them, export plain safetensors."""
+"""The commands: look at checkpoints, verify them, pin them, export plain safetensors."""
 
 import json
 import sys
@@ -188,14 +188,10 @@ def export_part(
     typer.echo(f"wrote {count} tensors to {target}")
 
 
-def main() -> None:
-    """Run the command line; an error of ours or of the file system is one line and exit code 1."""
+def run() -> None:
+    """Run a command; an error of ours or of the file system is one line and exit code 1."""
     try:
         app()
     except (CheckpointError, OSError, ValueError) as error:
         typer.echo(f"optim-checkpoint: {error}", err=True)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
