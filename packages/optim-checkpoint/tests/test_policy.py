@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import optim_checkpoint as oc
 import pytest
-from optim_checkpoint import _pins, _proof
+from optim_checkpoint import _pins, _proof, _retention
 from optim_checkpoint._commit import commit
 from optim_checkpoint._folder import GenerationName, locked, open_root
 from optim_checkpoint._policy import METRICS, Notes, Policy, decide, encode_metrics
@@ -159,6 +159,26 @@ def test_metrics_keep_every_bit():
     metrics = {"a": np.float32(0.1), "b": 3, "c": float("inf")}
     found = Notes.of({METRICS: json.loads(json.dumps(encode_metrics(metrics)))}).metrics
     assert found == {"a": float(np.float32(0.1)), "b": 3.0, "c": float("inf")}
+
+
+def test_notes_that_are_not_as_they_are_written_say_nothing():
+    sections = {
+        METRICS: {"a": {"float": "zz"}, "b": {"str": "1"}, "c": {"float": "0x1.8p+0"}, "d": 1},
+        "retention": {"keep": "many", "abandoned": ["step-00000001", "../x", 3]},
+    }
+    assert Notes.of(sections) == Notes({"c": 1.5}, Policy(), (GenerationName(1),))
+
+
+def test_where_the_pins_cannot_be_read_nothing_goes(save, memory_path, monkeypatch):
+    for step in (1, 2):
+        save(step)
+
+    def refuse(_):
+        raise OSError(5, "no")
+
+    monkeypatch.setattr(_retention, "pins", refuse)
+    with pytest.warns(oc.CheckpointWarning, match=r"step 3 is saved, .*step-00000001 \(EIO: no\)"):
+        assert save(3, keep=1) == [1, 2, 3]
 
 
 def test_of_a_step_that_was_written_again_the_newest_sound_one_is_judged():

@@ -6,12 +6,13 @@ after them: training went back and left them. They stay until it has passed them
 removes nothing that is newer than what it saves.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import SupportsFloat, cast
 
-from optim_checkpoint._errors import shown
+from optim_checkpoint._errors import CorruptCheckpointError, shown
 from optim_checkpoint._folder import GenerationName, parse_name
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._typed import decode, encode
@@ -114,9 +115,10 @@ class Notes:
         """Read them; what is not as it is written says nothing."""
         metrics: dict[str, float] = {}
         for name, typed in (as_object(sections.get(METRICS)) or {}).items():
-            value = decode(typed, METRICS)
-            if isinstance(value, float):
-                metrics[name] = value
+            with contextlib.suppress(CorruptCheckpointError):
+                value = decode(typed, METRICS)
+                if isinstance(value, float):
+                    metrics[name] = value
         fields = as_object(sections.get(RETENTION)) or {}
         try:
             policy = Policy.of(*(fields.get(key) for key in ("keep", "keep_every", "keep_best")))

@@ -75,8 +75,13 @@ def try_retire(
     remember(root, new, State.SOUND, Notes.of(sections))
     if policy.keep is None:
         return
-    stays = reasons(root, present, new, policy)
-    failed = _retire(root, [name for name in sorted(present, reverse=True) if name not in stays])
+    try:
+        stays = reasons(root, present, new, policy)
+        gone = [name for name in sorted(present, reverse=True) if name not in stays]
+        failed = _retire(root, gone)
+    except OSError as error:
+        # Which are pinned cannot be read: none goes, and what is committed stays committed.
+        failed = dict.fromkeys(present, error)
     news = {name: error for name, error in failed.items() if _is_news(root, name)}
     if news:
         listed = ", ".join(
