@@ -72,7 +72,10 @@ ALONE: dict[str, tuple[set[str], Callable[[], str]]] = {
     "stam-core": (FRAMEWORKS, step_core),
     "stam-jax": ({"torch", "stac-torch", "optim-bench", "optim-checkpoint"}, step_jax),
     "stac-torch": ({"jax", "jaxlib", "optax", "stam-jax", "optim-bench"}, step_torch),
-    "optim-checkpoint": (FRAMEWORKS | {"stam-core", "stam-jax", "stac-torch"}, steps_of_a_folder),
+    "optim-checkpoint": (
+        FRAMEWORKS | {"stam-core", "stam-jax", "stac-torch", "safetensors", "typer", "rich"},
+        steps_of_a_folder,
+    ),
     "optim-bench": (FRAMEWORKS | {"stam-jax", "stac-torch"}, registry),
 }
 

@@ -52,6 +52,24 @@ def benchmark_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", conditions(result)])
 
 
+def many_table(result: dict[str, Any]) -> str:
+    """Return what very many small tensors cost beside torch."""
+    head = f"| {result['tensors']:,} tensors of 64 bytes | at most | processor time | time | |"
+    lines = [head, "|-|-|-|-|-|"]
+    for kind, limit, label in (
+        ("save", 2.0, "save against torch.save and fsync"),
+        ("load", 1.0, "restore against torch.load and load_state_dict"),
+    ):
+        cpu, wall = (result["ratios"][clock][kind] for clock in ("cpu", "wall"))
+        shown = [f"{r['median']:.2f}x ({r['low']:.2f} to {r['high']:.2f})" for r in (cpu, wall)]
+        state = verdict(cpu["median"] <= limit, f"{cpu['median'] - limit:.2f}")
+        lines.append(f"| {label} | {limit:g}x | {' | '.join(shown)} | {state} |")
+    before, after = result["load average"]
+    rounds = f"Shares of torch's times, {result['rounds']} interleaved rounds"
+    lines += ["", f"{rounds}, load average {before:g} to {after:g}."]
+    return "\n".join(lines)
+
+
 def conditions(result: dict[str, Any]) -> str:
     """Return the sentence that says what was measured where."""
     machine, bands = result["machine"], result["ratios"]["A/A"]
@@ -109,6 +127,7 @@ def tables() -> dict[str, str]:
     """Return every table by name."""
     return {
         "benchmark": benchmark_table(json.loads((HERE / "result.json").read_text())),
+        "many": many_table(json.loads((HERE / "many.json").read_text())),
         "peers": peer_table(json.loads((HERE / "peers.json").read_text())),
         "campaigns": campaign_table(json.loads((HERE / "campaigns.json").read_text())),
     }

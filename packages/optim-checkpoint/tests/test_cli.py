@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import optim_checkpoint.cli as cli
 import pytest
@@ -129,3 +131,33 @@ def test_one_generation_is_not_taken_for_an_empty_run(run, run_folder):
     code, _, err = run("ls", run_folder / "step-00000002")
     assert code == 1
     assert err.endswith(f"pass {run_folder} and step=2\n")
+
+
+@pytest.mark.parametrize("name", ["typer", "rich"])
+def test_without_its_extra_the_command_line_says_what_to_install(name):
+    # Of None in this table Python makes the error of a module that is not there.
+    code = (
+        f"import sys; sys.modules[{name!r}] = None; from optim_checkpoint.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"optim-checkpoint: the command line needs {name}, which is not installed: pip install "
+        "'optim-checkpoint[cli]'\n"
+    )
+
+
+def test_on_windows_importing_says_what_it_needs():
+    code = "import ctypes, sys; sys.platform = 'win32'; import optim_checkpoint"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "ImportError: optim-checkpoint needs Linux or macOS: Windows has neither"
+    )
+
+
+def test_the_library_imports_nothing_of_the_command_line():
+    code = "import sys, optim_checkpoint; print({'typer', 'rich', 'safetensors'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -92,7 +92,9 @@ def test_retention_never_removes_what_was_just_saved(tmp_path, make_document):
     for step in (100, 200, 300):
         commit(tmp_path, make_document(step))
     commit(tmp_path, make_document(150), keep=1)
-    assert oc.steps(tmp_path) == [150]
+    assert oc.steps(tmp_path) == [150, 200, 300]
+    commit(tmp_path, make_document(301), keep=1)
+    assert oc.steps(tmp_path) == [301]
 
 
 def test_retention_leaves_a_generation_that_is_being_read(run_folder, make_document):

@@ -137,8 +137,7 @@ MUTANTS = {
     "retire before the commit is durable": (
         "            _write(root, target, files, document)\n",
         """\
-            if keep is not None:
-                try_retire(root, target, present, keep)
+            try_retire(root, target, present, policy, document.sections)
             _write(root, target, files, document)
 """,
     ),

@@ -60,3 +60,17 @@ def test_the_benchmark_runs(tmp_path):
     assert result["memory MiB"]["async save"] > 3.9
     assert result["memory MiB"]["save"] < 3.9
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_many_tensors_runs(tmp_path, tables):
+    script = BENCHMARKS / "bench_many.py"
+    command = [sys.executable, "-W", "ignore", str(script), "--tensors", "50", "--rounds", "2"]
+    out = subprocess.run(
+        [*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    result = json.loads(out.stdout)
+    assert result["seconds"]["cpu"]["restore"] > 0
+    result["ratios"]["cpu"]["save"]["median"] = 2.5
+    assert "**missed** by 0.50 |" in tables["many_table"](result)
+    assert list(tmp_path.iterdir()) == []

@@ -6,10 +6,12 @@ folders of checkpoints and loads neither framework.
 
 from optim_checkpoint._api import (
     Inspection,
+    Retained,
     TensorSummary,
     VerifyReport,
     inspect,
     latest_step,
+    retained,
     steps,
     verify,
 )
@@ -24,6 +26,7 @@ from optim_checkpoint._errors import (
     IncompatibleCheckpointError,
     UnsupportedStateError,
 )
+from optim_checkpoint._pins import pin, unpin
 from optim_checkpoint._select import Skipped
 
 __all__ = [
@@ -36,13 +39,17 @@ __all__ = [
     "CorruptCheckpointError",
     "IncompatibleCheckpointError",
     "Inspection",
+    "Retained",
     "Skipped",
     "TensorSummary",
     "UnsupportedStateError",
     "VerifyReport",
     "inspect",
     "latest_step",
+    "pin",
+    "retained",
     "steps",
+    "unpin",
     "verify",
 ]
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 # pyright: strict
 """What can be asked of a folder of checkpoints without any framework."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
@@ -11,6 +11,8 @@ from optim_checkpoint._errors import CorruptCheckpointError
 from optim_checkpoint._folder import StrPath, check_step, find_root, generations, open_root
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_object
+from optim_checkpoint._proof import examine
+from optim_checkpoint._retention import reasons
 from optim_checkpoint._select import candidates
 
 T = TypeVar("T")
@@ -99,6 +101,62 @@ def latest_step(path: StrPath) -> int | None:
         return None
 
     return _reading.afresh(newest)
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """Why a generation is there.
+
+    Attributes:
+        path: The generation.
+        step: Its step.
+        reasons: Why the next save keeps it, were it of this run; empty where it may go.
+        metrics: What was saved as its metrics.
+    """
+
+    path: Path
+    step: int
+    reasons: tuple[str, ...]
+    metrics: Mapping[str, float]
+
+
+def retained(path: StrPath) -> list[Retained]:
+    """Say why each generation stays, by what the last save was told to keep.
+
+    Manifests, sizes and headers are read, no data.
+
+    Raises:
+        CheckpointReadError: If the folder is there and cannot be listed.
+        CheckpointNotFoundError: If `path` is one generation of a run.
+    """
+
+    def listed() -> list[Retained]:
+        root = find_root(path)
+        if root is None:
+            return []
+        with _fs.opened(root):
+            present = generations(root, path)
+            notes = {name: examine(root, name)[1] for name in present}
+            left = {name for each in notes.values() for name in each.abandoned}
+            last = max((name for name in present if name not in left), default=None)
+            if last is None:
+                return []
+            policy = notes[last].policy
+            stays = reasons(root, present, last, policy)
+            if policy.keep is None:
+                for name in present:
+                    stays.setdefault(name, []).append("the last save was told to keep all")
+        return [
+            Retained(
+                Path(path) / str(name),
+                name.step,
+                tuple(stays.get(name, ())),
+                notes[name].metrics,
+            )
+            for name in present
+        ]
+
+    return _reading.afresh(listed)
 
 
 def verify(path: StrPath, step: int | None = None) -> VerifyReport:

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from optim_checkpoint import _parallel, _unreported
-from optim_checkpoint._commit import Document, check_keep, check_not_spread, commit
+from optim_checkpoint._commit import Document, check_not_spread, commit
 from optim_checkpoint._errors import CheckpointWarning, CheckpointWriteError
 from optim_checkpoint._folder import StrPath
 from optim_checkpoint._numpy import copy_bytes
+from optim_checkpoint._policy import Best, Policy
 from optim_checkpoint._shard import Entry
 
 # What is read on the training's own thread before the copies of it run: the host copies of tensors
@@ -79,13 +80,23 @@ class BackgroundCheckpointer:
     Args:
         path: The folder of the run; a relative one is that of the working folder now.
         keep: How many generations to keep; None keeps all.
+        keep_every: Keep those of which the step is a multiple of it, too.
+        keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many.
         replace: Whether a step that exists gets a newer generation instead of an error.
     """
 
     # The claim of the save that is being copied; each checkpointer's own while there is one.
     _submitting: object = None
 
-    def __init__(self, path: StrPath, *, keep: int | None = None, replace: bool = False) -> None:
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        keep: int | None = None,
+        keep_every: int | None = None,
+        keep_best: Best | None = None,
+        replace: bool = False,
+    ) -> None:
         try:
             # A later change of the working folder must not split the run.
             self._path = Path(path).absolute()
@@ -97,7 +108,7 @@ class BackgroundCheckpointer:
                 errno=error.errno,
             ) from error
         self._process = os.getpid()
-        self._keep = check_keep(keep)
+        self._policy = Policy.of(keep, keep_every, keep_best)
         self._replace = replace
         self._writer: _Writer | None = None
         self._error: BaseException | None = None
@@ -228,7 +239,8 @@ class BackgroundCheckpointer:
 
     def _commit(self, document: Document, memory: Memory) -> None:
         try:
-            self._last = commit(self._path, document, keep=self._keep, replace=self._replace)
+            options = asdict(self._policy)
+            self._last = commit(self._path, document, replace=self._replace, **options)
         except BaseException as error:  # noqa: BLE001 - raised by the next wait
             self._error = error
             text = f"a save in the background failed, and nothing has asked for it since: {error}"

@@ -222,15 +222,18 @@ class Staging:
         """Ask for a part of a stored tensor."""
         self.regions.setdefault(key, []).append(region)
 
-    def wanted(self) -> dict[tuple[str, str], list[Region]]:
+    def wanted(self) -> dict[tuple[str, str], memoryview | list[Region]]:
         """Return everything that was asked for, by part and key."""
-        result = {(self.part, key): list(regions) for key, regions in self.regions.items()}
-        for key, memory in self.memory.items():
+        result: dict[tuple[str, str], memoryview | list[Region]] = {
+            (self.part, key): memory for key, memory in self.memory.items()
+        }
+        for key, regions in self.regions.items():
+            listed = list(regions)
             info = self.tensors[key]
-            if not info.nbytes:
-                continue
-            region = whole(np.asarray(memory), info.shape, BITS[info.dtype] // 8)
-            result.setdefault((self.part, key), []).append(region)
+            if key in self.memory and info.nbytes:
+                memory = np.asarray(self.memory[key])
+                listed.append(whole(memory, info.shape, BITS[info.dtype] // 8))
+            result[self.part, key] = listed
         return result
 
     def claim(self, key: str, memory: memoryview) -> None:
@@ -298,7 +301,7 @@ class Staging:
 
 def read_staged(generation: Generation, *stagings: Staging, rank: int = 0, size: int = 1) -> None:
     """Verify a generation, or one process's share of it, and fill what the stagings hand out."""
-    wanted: dict[tuple[str, str], list[Region]] = {}
+    wanted: dict[tuple[str, str], memoryview | list[Region]] = {}
     for staging in stagings:
         wanted |= staging.wanted()
     generation.read(lambda part, key, info: wanted.get((part, key)), rank=rank, size=size)

@@ -17,6 +17,7 @@ import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 from optim_checkpoint import _fs, _manifest, _reading
@@ -51,6 +52,7 @@ from optim_checkpoint._folder import (
     make_root,
 )
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._policy import RETENTION, Best, Policy
 from optim_checkpoint._retention import discard, rename_unread, sweep, try_retire
 from optim_checkpoint._shard import Entry, write_shard
 
@@ -99,13 +101,13 @@ def check_not_spread(document: Document) -> None:
         )
 
 
-def check_keep(keep: object) -> int | None:
-    """Return `keep` if it is None or an integer of at least 1."""
-    if keep is None:
-        return None
-    if type(keep) is not int or keep < 1:
-        raise ValueError(f"keep is {keep!r}; it must be None or an integer of at least 1")
-    return keep
+def with_policy(document: Document, policy: Policy, present: Sequence[GenerationName]) -> Document:
+    """Return a document that says what its save was told to keep, and what it is older than."""
+    if policy.keep is None:
+        return document
+    newer = [name for name in present if name.step > document.step]
+    sections = {**document.sections, RETENTION: policy.record(newer)}
+    return replace_fields(document, sections=sections)
 
 
 def commit(
@@ -113,6 +115,8 @@ def commit(
     document: Document,
     *,
     keep: int | None = None,
+    keep_every: int | None = None,
+    keep_best: Best | None = None,
     replace: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Path:
@@ -122,6 +126,8 @@ def commit(
         path: The folder of the run; created where missing.
         document: What to write.
         keep: How many generations to keep, the new one included; None keeps all.
+        keep_every: Keep those of which the step is a multiple of it, too.
+        keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many.
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of tensors in one file, unless one alone has more.
 
@@ -133,17 +139,17 @@ def commit(
         CheckpointWriteError: If the disk is full, the folder cannot be written or another writer
             holds it. What was committed before is untouched.
     """
-    step, keep = check_step(document.step), check_keep(keep)
+    step, policy = check_step(document.step), Policy.of(keep, keep_every, keep_best)
     check_not_spread(document)
     files = plan_files(document.parts, check_max_shard_size(max_shard_size))
     needed = bytes_needed(files)
     try:
         with _fs.opened(make_root(path)) as root, locked(root, path):
             target, present = prepare(root, path, step, needed, replace=replace)
+            document = with_policy(document, policy, present)
             _write(root, target, files, document)
             check_in_place(root, path, step)
-            if keep is not None:
-                try_retire(root, target, present, keep)
+            try_retire(root, target, present, policy, document.sections)
     except OSError as error:
         raise write_error(path, step, needed, error) from error
     return Path(path) / str(target)

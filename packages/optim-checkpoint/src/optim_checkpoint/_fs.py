@@ -12,6 +12,12 @@ import errno
 import os
 import sys
 
+if sys.platform == "win32":
+    raise ImportError(
+        "optim-checkpoint needs Linux or macOS: Windows has neither folders that can be opened and "
+        "synced nor flock, on which it rests; use the Windows Subsystem for Linux"
+    )
+
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Linux moves at most 0x7ffff000 bytes in one call and macOS refuses more than INT_MAX.

@@ -8,11 +8,11 @@ what is verified is what is used: a file that changes under the reader shows as 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
@@ -25,9 +25,14 @@ from optim_checkpoint._folder import GenerationName
 from optim_checkpoint._header import BITS, TensorInfo, element_count, read_header
 from optim_checkpoint._manifest import FileRecord, Manifest
 
-Sink = Callable[[str, str, TensorInfo], Sequence[Region] | None]
+# Where a whole tensor goes in one piece, or parts of it.
+Wanted = memoryview | Sequence[Region] | None
+Sink = Callable[[str, str, TensorInfo], Wanted]
 # Hashed while it is still in the processor's cache; what is only verified needs no more memory.
 CHUNK = 1 << 20
+# Tensors up to this size are read together: a call to read takes as long as their copy.
+SMALL = 16 << 10
+Item = tuple[str, TensorInfo, memoryview | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,17 +243,29 @@ class Generation:
         own = threading.local()
         number = 0
         for stored in self.files:
+            part = stored.record.part
+            small: list[Item] = []
             for key, info in stored.tensors.items():
-                part = stored.record.part
                 total = self._index[part, key]
-                offset, shape = _box(stored, key, info, total)
-                regions = [
-                    region for region in sink(part, key, total) or () if region.meets(offset, shape)
-                ]
+                wanted = sink(part, key, total)
                 number += 1
-                if regions or (number % size == rank and (part, key) not in self._fetched):
+                mine = number % size == rank and (part, key) not in self._fetched
+                # A memoryview is a sequence, too.
+                whole_or_none = wanted is None or isinstance(wanted, memoryview)
+                if whole_or_none and key not in stored.record.offsets:
+                    if wanted is not None or mine:
+                        small.append((key, info, cast("memoryview | None", wanted)))
+                    continue
+                offset, shape = _box(stored, key, info, total)
+                if isinstance(wanted, memoryview):
+                    wanted = [whole(np.asarray(wanted), total.shape, BITS[info.dtype] // 8)]
+                regions = [region for region in wanted or () if region.meets(offset, shape)]
+                if regions or mine:
                     job = partial(self._read_tensor, stored, key, offset, shape, regions, own)
                     jobs.append((info.nbytes, job))
+            for items in _neighbours(small):
+                nbytes = items[-1][1].end - items[0][1].begin
+                jobs.append((nbytes, partial(self._read_items, stored, items, own)))
         _parallel.run(jobs)
         return sum(stored.record.size for stored in self.files)
 
@@ -290,11 +307,60 @@ class Generation:
             state.update(chunk)
             if out is None and regions:
                 _hand_out(chunk, shape, offset, done // row, BITS[info.dtype] // 8, regions)
-        actual, written = state.hexdigest(), stored.record.tensors[key]
+        self._compare(stored, key, state.hexdigest())
+
+    def _read_items(self, stored: StoredFile, items: Sequence[Item], own: threading.local) -> None:
+        """Read whole tensors that are neighbours in a file: one of any size, or small ones."""
+        file, begin = f"{self.name}/{stored.record.name}", items[0][1].begin
+        start = stored.data_start + begin
+        if len(items) > 1:
+            block = _scratch(own, items[-1][1].end - begin)
+            _reading.read_into(stored.fd, block, start, file)
+            for key, info, out in items:
+                piece = block[info.begin - begin : info.end - begin]
+                state = new_tensor_digest(key, info.dtype, info.shape)
+                state.update(piece)
+                if out is not None:
+                    out[:] = piece
+                self._compare(stored, key, state.hexdigest())
+            return
+        ((key, info, out),) = items
+        state = new_tensor_digest(key, info.dtype, info.shape)
+        for done in range(0, info.nbytes, CHUNK):
+            size = min(CHUNK, info.nbytes - done)
+            chunk = _scratch(own, size) if out is None else out[done : done + size]
+            _reading.read_into(stored.fd, chunk, start + done, file)
+            state.update(chunk)
+        self._compare(stored, key, state.hexdigest())
+
+    def _compare(self, stored: StoredFile, key: str, actual: str) -> None:
+        written = stored.record.tensors[key]
         if actual != written:
             raise CorruptCheckpointError(
-                file, f"its digest is {actual}, {written} was written", tensor=key
+                f"{self.name}/{stored.record.name}",
+                f"its digest is {actual}, {written} was written",
+                tensor=key,
             )
+
+
+def _neighbours(items: list[Item]) -> Iterator[list[Item]]:
+    """Yield small tensors that follow each other in a file together, up to `CHUNK` bytes."""
+    group: list[Item] = []
+    for item in sorted(items, key=lambda item: item[1].begin):
+        info = item[1]
+        if group and (
+            info.nbytes > SMALL
+            or info.begin != group[-1][1].end
+            or info.end - group[0][1].begin > CHUNK
+        ):
+            yield group
+            group = []
+        group.append(item)
+        if info.nbytes > SMALL:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _box(stored: StoredFile, key: str, info: TensorInfo, total: TensorInfo) -> tuple[Offset, Shape]:

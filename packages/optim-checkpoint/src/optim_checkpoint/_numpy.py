@@ -42,6 +42,15 @@ _BY_NAME = {stored: name for name, stored in _NAMES.items()}
 _EXTENDED = {name for name in _NAMES if name == "bfloat16" or name.startswith("float8")}
 
 
+def stored_name(name: str) -> str | None:
+    """Return the safetensors name of a NumPy dtype of this name, if there is one.
+
+    >>> stored_name("float32"), stored_name("int4")
+    ('F32', None)
+    """
+    return _NAMES.get(name)
+
+
 def dtype_name(dtype: np.dtype[Any], path: str) -> str:
     """Return the safetensors name of a NumPy dtype.
 

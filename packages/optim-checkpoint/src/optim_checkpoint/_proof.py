@@ -12,6 +12,7 @@ from optim_checkpoint import _fs, _reading
 from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError
 from optim_checkpoint._folder import GenerationName, StrPath, find_root
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._policy import Notes
 
 Marks = tuple[tuple[str, int, int, int, int], ...]
 
@@ -21,11 +22,11 @@ class State(IntEnum):
 
     DAMAGED = 0
     UNKNOWN = 1
-    HEADERS_SOUND = 2
-    SOUND = 3
+    SOUND = 2
 
 
-_found: dict[tuple[int, int, GenerationName], tuple[Marks, State]] = {}
+Found = tuple[State, Notes]
+_found: dict[tuple[int, int, GenerationName], tuple[Marks, Found]] = {}
 
 
 def _key(root: int, name: GenerationName) -> tuple[int, int, GenerationName]:
@@ -54,10 +55,10 @@ def _marks(name: str, folder: int, path: str = "") -> Marks:
     return tuple(found)
 
 
-def remember(root: int, name: GenerationName, state: State) -> None:
+def remember(root: int, name: GenerationName, state: State, notes: Notes | None = None) -> None:
     """Note what was found out about a generation."""
     try:
-        _found[_key(root, name)] = _marks(str(name), root), state
+        _found[_key(root, name)] = _marks(str(name), root), (state, notes or Notes())
     except OSError:
         forget(root, name)
 
@@ -78,35 +79,33 @@ def note_damage(path: StrPath, name: GenerationName) -> None:
             remember(root, name, State.DAMAGED)
 
 
-def examine(root: int, name: GenerationName, *, whole: bool) -> State:
+def examine(root: int, name: GenerationName) -> Found:
     """Say what is known of a generation after looking at it, where it was not known before.
+
+    Manifest, sizes and headers are read.
 
     Args:
         root: The open folder of the run.
         name: The generation.
-        whole: Whether every byte counts, not only the manifest, the sizes and the headers.
     """
     try:
         marks = _marks(str(name), root)
     except OSError:
         marks = None
-    known, state = _found.get(_key(root, name), (None, State.UNKNOWN))
-    enough = State.SOUND if whole else State.HEADERS_SOUND
-    if marks is not None and known == marks and (state >= enough or state is State.DAMAGED):
-        return state
+    known, found = _found.get(_key(root, name), (None, (State.UNKNOWN, Notes())))
+    if marks is not None and known == marks:
+        return found
 
-    def look() -> None:
+    def look() -> Notes:
         with Generation(root, name) as generation:
-            if whole:
-                generation.read(lambda part, key, info: None)
+            return Notes.of(generation.manifest.sections)
 
     try:
-        _reading.afresh(look)
-        state = enough
+        found = State.SOUND, _reading.afresh(look)
     except CorruptCheckpointError:
-        state = State.DAMAGED
+        found = State.DAMAGED, Notes()
     except (CheckpointError, MemoryError):
-        return State.UNKNOWN
+        return State.UNKNOWN, Notes()
     if marks is not None:
-        _found[_key(root, name)] = marks, state
-    return state
+        _found[_key(root, name)] = marks, found
+    return found

@@ -4,10 +4,9 @@
 A generation is first renamed to the trash, and the root synced; only then its files go. So one that
 is half removed is never taken for a checkpoint.
 
-`keep` counts sound generations. A damaged one, or one that cannot be read, takes no place and goes
-when it is older than those that are kept. How sound is proved: what this process wrote or read in
-full is known; of another, manifest, sizes and headers are read, once in a process; and where it is
-newer than what is being saved, so that training has gone back for some reason, every byte is.
+What is wanted `decide` says. A damaged generation, or one that cannot be read, takes no place and
+goes when it is older than what was saved. How sound is proved: what this process wrote or read in
+full is known; of another, manifest, sizes and headers are read, once in a process.
 """
 
 import errno
@@ -15,11 +14,13 @@ import fcntl
 import os
 import secrets
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from optim_checkpoint import _fs, _locks
 from optim_checkpoint._errors import CheckpointWarning
 from optim_checkpoint._folder import TRASH, GenerationName, has_manifest, is_leftover
+from optim_checkpoint._pins import pins
+from optim_checkpoint._policy import Notes, Policy, decide
 from optim_checkpoint._proof import State, examine, forget, remember
 
 _warned: set[tuple[str, int, int, int]] = set()
@@ -56,11 +57,31 @@ def sweep(root: int) -> None:
 
 
 def try_retire(
-    root: int, new: GenerationName, present: Sequence[GenerationName], keep: int
+    root: int,
+    new: GenerationName,
+    present: Sequence[GenerationName],
+    policy: Policy,
+    sections: Mapping[str, object],
 ) -> None:
-    """Retire old generations, with a warning for each that cannot be: the new one is committed."""
-    remember(root, new, State.SOUND)
-    failed = _retire(root, _unwanted(root, new, present, keep))
+    """Retire old generations, with a warning for each that cannot be: the new one is committed.
+
+    Args:
+        root: The open folder of the run.
+        new: What was committed.
+        present: What was there before.
+        policy: What to keep.
+        sections: What the manifest of the new one holds.
+    """
+    remember(root, new, State.SOUND, Notes.of(sections))
+    if policy.keep is None:
+        return
+    try:
+        stays = reasons(root, present, new, policy)
+        gone = [name for name in sorted(present, reverse=True) if name not in stays]
+        failed = _retire(root, gone)
+    except OSError as error:
+        # Which are pinned cannot be read: none goes, and what is committed stays committed.
+        failed = dict.fromkeys(present, error)
     news = {name: error for name, error in failed.items() if _is_news(root, name)}
     if news:
         listed = ", ".join(
@@ -75,6 +96,20 @@ def try_retire(
         )
 
 
+def reasons(
+    root: int, present: Sequence[GenerationName], new: GenerationName, policy: Policy
+) -> dict[GenerationName, list[str]]:
+    """Return why each generation stays that does, of an open root."""
+    return decide(
+        policy,
+        present,
+        new,
+        sound=lambda name: examine(root, name)[0] is State.SOUND,
+        notes=lambda name: examine(root, name)[1],
+        pins=pins(root),
+    )
+
+
 def _is_news(root: int, name: GenerationName) -> bool:
     key = (str(name), 0, 0, 0)
     try:
@@ -85,24 +120,6 @@ def _is_news(root: int, name: GenerationName) -> bool:
     known = key in _warned
     _warned.add(key)
     return not known
-
-
-def _unwanted(
-    root: int, new: GenerationName, present: Sequence[GenerationName], keep: int
-) -> list[GenerationName]:
-    """Return what is to go: the new generation stays even where training went back to it."""
-    kept = {new.step}
-    unwanted: list[GenerationName] = []
-    for name in sorted(present, reverse=True):
-        full = len(kept) == keep
-        if name.step in kept or (full and name < new):
-            unwanted.append(name)
-        elif examine(root, name, whole=name > new) >= State.HEADERS_SOUND:
-            if full:
-                unwanted.append(name)
-            else:
-                kept.add(name.step)
-    return unwanted
 
 
 def _retire(root: int, names: Sequence[GenerationName]) -> dict[GenerationName, OSError]:

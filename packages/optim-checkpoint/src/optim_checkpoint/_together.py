@@ -29,6 +29,7 @@ from optim_checkpoint._commit import (
     prepare,
     publish,
     seal,
+    with_policy,
     write_error,
     write_file,
 )
@@ -37,6 +38,7 @@ from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError
 from optim_checkpoint._folder import StrPath, check_in_place, locked, make_root
 from optim_checkpoint._peers import Answer, Team
 from optim_checkpoint._plan import Place, Plan, Ranked, check_same, describe, make_plan, place_of
+from optim_checkpoint._policy import Best, Policy
 from optim_checkpoint._retention import discard, try_retire
 from optim_checkpoint._shard import CHUNK, Entry
 
@@ -47,6 +49,8 @@ def save_together(
     team: Team,
     *,
     keep: int | None,
+    keep_every: int | None = None,
+    keep_best: Best | None = None,
     replace: bool,
     max_shard_size: int,
 ) -> Path:
@@ -57,6 +61,8 @@ def save_together(
         build: Describes what this process holds.
         team: The processes; every one of them makes this call.
         keep: How many generations to keep, the new one included; None keeps all.
+        keep_every: As in `commit`.
+        keep_best: As in `commit`.
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of tensors in one file, unless one alone has more.
 
@@ -71,8 +77,11 @@ def save_together(
             unless that happened at the very end; process 0 says so where it did.
     """
     made: list[Document] = []
+    policies: list[Policy] = []
 
     def describe_own() -> Answer:
+        # In here, so that an error is one in all of them.
+        policies.append(Policy.of(keep, keep_every, keep_best))
         made.append(build())
         return describe(made[0], max_shard_size)
 
@@ -93,7 +102,7 @@ def save_together(
         return run
 
     try:
-        begun = team.agree(guarded(lead and (lambda: lead.begin(keep, replace=replace))))
+        begun = team.agree(guarded(lead and (lambda: lead.begin(policies[0], replace=replace))))
         temporary = str(begun[0]["temporary"])
         written = team.agree(
             guarded(lambda: _write(Path(path) / temporary, document, plan, team.rank))
@@ -174,10 +183,10 @@ class _Lead:
         self._temporary = ""
         self._committed = ""
 
-    def begin(self, keep: int | None, *, replace: bool) -> Answer:
+    def begin(self, policy: Policy, *, replace: bool) -> Answer:
         """Take the lock and make the temporary folder."""
         step = self._document.step
-        self._keep = keep
+        self._policy = policy
         self._root = self._stack.enter_context(_fs.opened(make_root(self._path)))
         self._stack.enter_context(locked(self._root, self._path))
         self._target, self._present = prepare(
@@ -198,21 +207,19 @@ class _Lead:
         )
         for record in records:
             self._check_there(str(record["name"]), cast("int", record["size"]))
-        seal(
-            self._folder,
-            self._plan.all_files,
-            records,
+        document = with_policy(
             dataclasses.replace(
                 self._document, sections=self._sections(answers), features=_features(answers)
             ),
-            self._plan.shards or None,
+            self._policy,
+            self._present,
         )
+        seal(self._folder, self._plan.all_files, records, document, self._plan.shards or None)
         check_sealed(self._root, self._temporary, self._target)
         publish(self._root, self._temporary, self._target)
         self._committed = str(self._target)
         check_in_place(self._root, self._path, self._document.step)
-        if self._keep is not None:
-            try_retire(self._root, self._target, self._present, self._keep)
+        try_retire(self._root, self._target, self._present, self._policy, document.sections)
         return {"generation": self._committed}
 
     def _check_there(self, name: str, size: int) -> None:

@@ -1,175 +1,23 @@
 # pyright: strict
-"""The command line: look at checkpoints, verify them, export plain safetensors."""
+"""The command line, which needs more than the library does: the extra `cli`."""
 
-import json
 import sys
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
-
-import typer
-from rich.console import Console
-from rich.table import Table
-
-from optim_checkpoint._api import inspect, steps, verify
-from optim_checkpoint._errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    CheckpointReadError,
-    CorruptCheckpointError,
-    shown,
-)
-from optim_checkpoint._export import export
-
-app = typer.Typer(
-    help="Look at, verify and export checkpoints written by optim-checkpoint.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
-Step = Annotated[int | None, typer.Option(help="The step; the newest where left out.")]
-
-
-class Part(StrEnum):
-    """What can be exported."""
-
-    MODEL = "model"
-    OPTIM = "optim"
-    TRAIN = "train"
-
-
-def _size(nbytes: int) -> str:
-    value = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
-def _console() -> Console:
-    # A pipe has no width: a wrapped name could not be searched for.
-    width = None if sys.stdout.isatty() else 4096
-    return Console(width=width, markup=False, highlight=False)
-
-
-@app.command("ls")
-def list_steps(folder: Folder) -> None:
-    """List the steps with size and state; sizes and headers are checked, data is not read."""
-    found = steps(folder)
-    if not found:
-        raise CheckpointNotFoundError(f"{folder} holds no checkpoint")
-    table = Table("step", "framework", "optimizer", "tensors", "size", "state", box=None)
-    for step in found:
-        try:
-            item = inspect(folder, step)
-        except CheckpointError as error:
-            state = "damaged" if isinstance(error, CorruptCheckpointError) else "not readable"
-            table.add_row(str(step), "", "", "", "", f"{state}: {error}")
-            continue
-        table.add_row(
-            str(step),
-            shown(item.framework.get("name")).strip("'"),
-            "" if item.optimizer is None else shown(item.optimizer).strip("'"),
-            str(len(item.tensors)),
-            _size(item.nbytes),
-            "headers sound",
-        )
-    _console().print(table)
-
-
-@app.command("inspect")
-def inspect_step(
-    folder: Folder,
-    step: Step = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show what a checkpoint holds: framework, optimizer, every tensor."""
-    item = inspect(folder, step)
-    if as_json:
-        document = {
-            "step": item.step,
-            "checkpoint_id": item.checkpoint_id,
-            "framework": item.framework,
-            "optimizer": item.optimizer,
-            "sections": list(item.sections),
-            "bytes": item.nbytes,
-            "tensors": [
-                {"part": t.part, "name": t.name, "dtype": t.dtype, "shape": list(t.shape)}
-                for t in item.tensors
-            ],
-        }
-        typer.echo(json.dumps(document, indent=2))
-        return
-    console = _console()
-    console.print(f"step {item.step}   {_size(item.nbytes)}   id {item.checkpoint_id}")
-    console.print(f"framework {shown(item.framework)}")
-    console.print(f"holds {', '.join(shown(name).strip(chr(39)) for name in item.sections)}")
-    if item.optimizer is not None:
-        console.print(f"optimizer {shown(item.optimizer)}")
-    table = Table("part", "tensor", "dtype", "shape", "size", box=None)
-    for tensor in item.tensors:
-        name = shown(tensor.name)[1:-1]
-        table.add_row(
-            tensor.part, name, tensor.dtype, str(list(tensor.shape)), _size(tensor.nbytes)
-        )
-    console.print(table)
-
-
-@app.command("verify")
-def verify_steps(
-    folder: Folder,
-    step: Step = None,
-    every: Annotated[bool, typer.Option("--all", help="Verify every step.")] = False,
-) -> None:
-    """Read every byte and compare it with its digest; exit 1 at any difference."""
-    found = steps(folder)
-    wanted = found if every else [step if step is not None else (found[-1] if found else 0)]
-    if not found:
-        raise CheckpointNotFoundError(f"{folder} holds no checkpoint")
-    if every and step is not None:
-        raise ValueError("--step and --all exclude each other")
-    failed = False
-    for number in wanted:
-        try:
-            report = verify(folder, number)
-        except CorruptCheckpointError as error:
-            failed = True
-            typer.echo(f"step {number}: DAMAGED: {error}", err=True)
-        except CheckpointReadError as error:
-            failed = True
-            typer.echo(f"step {number}: NOT READ: {error}", err=True)
-        else:
-            typer.echo(
-                f"step {number}: sound, {report.tensors} tensors in {report.files} files, "
-                f"{_size(report.nbytes)}"
-            )
-    if failed:
-        raise typer.Exit(1)
-
-
-@app.command("export")
-def export_part(
-    folder: Folder,
-    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    step: Step = None,
-    part: Annotated[Part, typer.Option(help="What to write.")] = Part.MODEL,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
-) -> None:
-    """Write one part as a plain .safetensors file that any tool opens."""
-    count = export(folder, target, step, part=part.value, force=force)
-    typer.echo(f"wrote {count} tensors to {target}")
 
 
 def main() -> None:
-    """Run the command line; an error of ours or of the file system is one line and exit code 1."""
+    """Run the command line, or say what it needs."""
     try:
-        app()
-    except (CheckpointError, OSError, ValueError) as error:
-        typer.echo(f"optim-checkpoint: {error}", err=True)
+        from optim_checkpoint import _commands
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich"):
+            raise
+        sys.stderr.write(
+            f"optim-checkpoint: the command line needs {missing}, which is not installed: "
+            "pip install 'optim-checkpoint[cli]'\n"
+        )
         sys.exit(1)
+    _commands.run()
 
 
 if __name__ == "__main__":

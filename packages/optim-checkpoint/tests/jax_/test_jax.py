@@ -192,6 +192,19 @@ def test_packed_vectors_follow_their_parameters_into_another_order(tmp_path):
         ckpt.restore(tmp_path, opt_state=listed("abc"))
 
 
+def test_packed_entries_are_renamed_and_left_out_one_by_one(tmp_path):
+    ckpt.save(tmp_path, 1, params=packed_of("abc").mu, opt_state=packed_of("abc"))
+    live = Packed({name: jnp.ones(2) for name in "bcde"}, jnp.full(4, 9.0), jnp.full((4, 2), 9.0))
+    r = ckpt.restore(tmp_path, opt_state=live, strict=False, rename={"a": "d"}, only="!c")
+    assert r.opt_state.tau.tolist() == [2, 9, 1, 9]
+    assert r.opt_state.rows[:, 0].tolist() == [2, 9, 1, 9]
+    assert r.opt_state.mu["d"].tolist() == [0, 0]
+    assert r.opt_state.mu["c"].tolist() == [1, 1]
+    report = r.report["opt_state"]
+    assert {"opt_state tau of c", "mu.c"} <= {*report.left_out}
+    assert {"opt_state tau of e", "mu.e"} <= {*report.missing}
+
+
 class Reordered(NamedTuple):
     """The same names, flattened in the order of insertion."""
 
@@ -404,7 +417,7 @@ def test_a_tensor_that_two_leaves_want_in_part_and_whole_is_read_whole(tmp_path,
 
 @pytest.mark.parametrize("number", [jnp.array(5), np.int64(5)], ids=repr)
 def test_a_step_of_any_integer_type_becomes_an_integer(number):
-    assert type(build_document(number).step) is int
+    assert type(build_document(number, extra={}).step) is int
 
 
 def saved_as_jax(folder, part, leaf, dtype, nbytes):

@@ -65,17 +65,21 @@ def two_save(folder):
 
 
 def two_generators(folder):
-    """Each process gets its own generators back, and what comes after is the same."""
+    """Each process gets its own generators and data back, and what comes after is the same."""
     mesh = init_device_mesh("cpu", (2,))
     model, _ = build()
     shard(model, mesh)
     torch.manual_seed(100 + dist.get_rank())
-    ckpt.save(folder / "rng", 1, model=model)
+    ckpt.save(folder / "rng", 1, model=model, data=Saved(10 + dist.get_rank()))
     drawn = torch.rand(3)
-    ckpt.restore(folder / "rng", model=model)
+    ckpt.restore(folder / "rng", model=model, data=(loader := Saved(0)))
     again = torch.rand(3)
     draws = gathered(drawn.tolist())
-    return {"equal": gathered(torch.equal(drawn, again)), "distinct": draws[0] != draws[1]}
+    return {
+        "equal": gathered(torch.equal(drawn, again)),
+        "distinct": draws[0] != draws[1],
+        "data": gathered(loader.value),
+    }
 
 
 def two_replicas(folder):

@@ -58,18 +58,18 @@ def test_the_snapshot_is_what_was_there_at_the_call(tmp_path, monkeypatch):
 
 def test_a_failed_save_surfaces_at_the_next_call(tmp_path):
     checkpointer = ckpt.AsyncCheckpointer(tmp_path)
-    checkpointer.save(1)
-    checkpointer.save(1)
+    checkpointer.save(1, extra={})
+    checkpointer.save(1, extra={})
     with pytest.raises(oc.CheckpointExistsError, match="already holds step 1"):
-        checkpointer.save(2)
-    checkpointer.save(2)
+        checkpointer.save(2, extra={})
+    checkpointer.save(2, extra={})
     assert checkpointer.wait() == tmp_path / "step-00000002"
 
 
 def save_twice(folder, then=None):
     with ckpt.AsyncCheckpointer(folder) as checkpointer:
-        checkpointer.save(1)
-        checkpointer.save(1)
+        checkpointer.save(1, extra={})
+        checkpointer.save(1, extra={})
         if then is not None:
             raise then
 
@@ -142,7 +142,7 @@ def test_a_save_inside_of_a_save_is_refused(tmp_path, monkeypatch):
     checkpointer.save(1, rng=False, extra={"t": torch.ones(3)})
     checkpointer.wait()
     monkeypatch.undo()
-    checkpointer.save(3)
+    checkpointer.save(3, extra={})
     checkpointer.wait()
     assert oc.steps(tmp_path) == [1, 3]
     assert ckpt.restore(tmp_path, 1, rng=False).extra["t"].tolist() == [1.0, 1.0, 1.0]
@@ -150,12 +150,12 @@ def test_a_save_inside_of_a_save_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [torch.tensor(5), np.int64(5), np.array(5)], ids=repr)
 def test_a_step_of_any_integer_type_can_be_restored(tmp_path, number):
-    assert ckpt.save(tmp_path, number).name == "step-00000005"
+    assert ckpt.save(tmp_path, number, extra={}).name == "step-00000005"
     with ckpt.AsyncCheckpointer(tmp_path) as checkpointer:
-        checkpointer.save(number + 1)
+        checkpointer.save(number + 1, extra={})
     assert [ckpt.restore(tmp_path, step).step for step in (5, 6)] == [5, 6]
     # Processes tell each other their step in JSON, which knows no other integers.
-    assert type(build_document(number).step) is int
+    assert type(build_document(number, extra={}).step) is int
 
 
 def test_a_thread_that_cannot_start_does_not_end_all_saves(tmp_path, monkeypatch):
@@ -168,8 +168,8 @@ def test_a_thread_that_cannot_start_does_not_end_all_saves(tmp_path, monkeypatch
         with pytest.raises(
             oc.CheckpointWriteError, match=r"step 1 .*: can't start new thread; save\(\) needs no"
         ):
-            checkpointer.save(1)
-    checkpointer.save(2)
+            checkpointer.save(1, extra={})
+    checkpointer.save(2, extra={})
     assert checkpointer.wait() == tmp_path / "step-00000002"
 
 
@@ -177,9 +177,9 @@ def test_a_relative_folder_is_that_of_the_start(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     with ckpt.AsyncCheckpointer("run") as checkpointer:
-        checkpointer.save(1)
+        checkpointer.save(1, extra={})
         monkeypatch.chdir("elsewhere")
-        checkpointer.save(2)
+        checkpointer.save(2, extra={})
     assert oc.steps(tmp_path / "run") == [1, 2]
 
 

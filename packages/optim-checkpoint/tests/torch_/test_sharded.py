@@ -146,14 +146,22 @@ def test_the_reader_of_torch_loads_the_sharded_optimizer_folder(two):
     assert two[1]["reader"] == {"equal": True, "count": 27}
 
 
-def test_each_process_gets_its_own_generators_back(two):
-    assert two[1]["generators"] == {"equal": [True, True], "distinct": True}
+def test_each_process_gets_its_own_generators_and_data_back(two):
+    expected = {"equal": [True, True], "distinct": True, "data": [10, 11]}
+    assert two[1]["generators"] == expected
 
 
 def test_fewer_processes_say_whose_generators_are_not_restored(folder, two):
     model, _ = training.build()
     with pytest.warns(oc.CheckpointWarning, match="generators of 2 processes were saved, 1 are"):
         ckpt.restore(folder / "rng", model=model)
+    sampler = torch.nn.Linear(1, 1)
+    before = sampler.weight.clone()
+    with pytest.raises(
+        oc.IncompatibleCheckpointError, match="the data of 2 processes were saved, 1"
+    ):
+        ckpt.restore(folder / "rng", model=model, data=sampler)
+    assert torch.equal(sampler.weight, before)
 
 
 def test_a_group_without_shards_stores_one_copy_and_all_generators(two):

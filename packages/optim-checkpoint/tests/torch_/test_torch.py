@@ -146,7 +146,7 @@ def test_every_difference_is_listed_and_nothing_changes(tmp_path):
 
 def test_what_was_not_saved_is_said(tmp_path):
     model, optimizer = make()
-    ckpt.save(tmp_path, 1)
+    ckpt.save(tmp_path, 1, extra={})
     with pytest.raises(oc.IncompatibleCheckpointError, match="step 1 holds no model"):
         ckpt.restore(tmp_path, model=model)
     with pytest.raises(oc.IncompatibleCheckpointError, match="step 1 holds no optimizer"):

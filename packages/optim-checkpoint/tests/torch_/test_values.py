@@ -98,14 +98,14 @@ def draw():
 
 def test_global_generators_are_restored_unless_unwanted(tmp_path):
     random.gauss(0, 1)
-    ckpt.save(tmp_path, 1)
+    ckpt.save(tmp_path, 1, extra={})
     first = draw()
     second = draw()
     ckpt.restore(tmp_path, rng=False)
     assert draw() not in (first, second)
     ckpt.restore(tmp_path)
     assert draw() == first
-    ckpt.save(tmp_path, 2, rng=False)
+    ckpt.save(tmp_path, 2, rng=False, extra={})
     expected = draw()
     ckpt.restore(tmp_path, 1)
     draw()

@@ -1,10 +1,9 @@
 """Saving a JAX training run in the background."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 from optim_checkpoint._background import BackgroundCheckpointer
-from optim_checkpoint.jax._save import build_document
+from optim_checkpoint.jax._save import TrainingState, build_document
 
 
 class AsyncCheckpointer(BackgroundCheckpointer):
@@ -18,18 +17,12 @@ class AsyncCheckpointer(BackgroundCheckpointer):
     Args:
         path: The folder of the run; a relative one is that of the working folder now.
         keep: How many generations to keep; None keeps all.
+        keep_every: Keep those of which the step is a multiple of it, too.
+        keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many.
         replace: Whether a step that exists gets a newer generation instead of an error.
     """
 
-    def save(
-        self,
-        step: int,
-        *,
-        params: Any = None,
-        opt_state: Any = None,
-        rng: Any = None,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
+    def save(self, step: int, **state: Unpack[TrainingState]) -> None:
         """Copy the state and save it in the background; the arguments are those of `save`.
 
         Raises:
@@ -37,4 +30,4 @@ class AsyncCheckpointer(BackgroundCheckpointer):
             CheckpointError: If the save before this one failed.
         """
         self.wait()
-        self._submit(build_document(step, params=params, opt_state=opt_state, rng=rng, extra=extra))
+        self._submit(build_document(step, **state))

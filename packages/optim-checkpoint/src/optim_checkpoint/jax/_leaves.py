@@ -130,6 +130,11 @@ class Pending:
         words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=self.impl)))
         return self.array.shape[: self.array.ndim - words.ndim], f"key<{self.impl}>"
 
+    def drop(self) -> None:
+        """Read nothing of it: no leaf wants it."""
+        if self._staged is not None:
+            self._staged[0].memory.pop(self._staged[1], None)
+
     def narrow(self, template: Any) -> None:
         """Read only what this process will hold, where the template spans processes."""
         sharding = _sharding(template)

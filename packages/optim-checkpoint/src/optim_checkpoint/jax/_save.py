@@ -1,32 +1,33 @@
-"""Saving and restoring a JAX training run."""
+"""Saving a JAX training run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
-from optim_checkpoint._collect import Collector, Staging, read_staged
-from optim_checkpoint._commit import Document, check_keep, commit
-from optim_checkpoint._errors import (
-    CorruptCheckpointError,
-    IncompatibleCheckpointError,
-    shown,
-)
+from optim_checkpoint._collect import Collector
+from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._data import Data, data_by_key
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
-from optim_checkpoint._generation import Generation
-from optim_checkpoint._json import as_object
-from optim_checkpoint._peers import Team
-from optim_checkpoint._select import Skipped, choose
+from optim_checkpoint._policy import METRICS, Best, Metrics, encode_metrics
 from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import encode_exact
-from optim_checkpoint.jax._from_torch import params_tree, state_tree
-from optim_checkpoint.jax._leaves import array_leaf, decode_leaf, pending_leaf, settle_jax
-from optim_checkpoint.jax._match import match
-from optim_checkpoint.jax._processes import readers, writers
-from optim_checkpoint.jax._sections import decode_tree, encode_params, encode_state
+from optim_checkpoint.jax._leaves import array_leaf
+from optim_checkpoint.jax._processes import writers
+from optim_checkpoint.jax._sections import encode_params, encode_state
+
+
+class TrainingState(TypedDict, total=False):
+    """What is saved of a training run; `save` says what each is."""
+
+    params: Any
+    opt_state: Any
+    rng: Any
+    extra: Mapping[str, Any] | None
+    data: Data
+    metrics: Metrics | None
 
 
 def build_document(
@@ -36,9 +37,15 @@ def build_document(
     opt_state: Any = None,
     rng: Any = None,
     extra: Mapping[str, Any] | None = None,
+    data: Data = None,
+    metrics: Metrics | None = None,
 ) -> Document:
     """Describe a training run; the arrays are read when the document is written."""
     number = check_step(step)
+    if all(each is None for each in (params, opt_state, rng, extra, data)):
+        raise ValueError(
+            f"step {number} has nothing to save: give params, opt_state, rng, extra or data"
+        )
     parts = {part: Collector() for part in ("model", "optim", "train")}
     sections: dict[str, object] = {}
     if params is not None:
@@ -48,11 +55,14 @@ def build_document(
     train: dict[str, object] = {}
     features = parts["train"].features
     loose = extra if extra is None or isinstance(extra, dict) else dict(extra)
-    for name, value in (("rng", rng), ("extra", loose)):
+    states = {name: loader.state_dict() for name, loader in data_by_key(data).items()}
+    for name, value in {"rng": rng, "extra": loose, **states}.items():
         if value is not None:
             train[name] = encode_exact(value, name, array_leaf(parts["train"], ""), features)
     parts["train"].check_views()
     sections["train"] = train
+    if metrics is not None:
+        sections[METRICS] = encode_metrics(metrics)
     return Document(
         number,
         {"name": "jax", "versions": {"jax": jax.__version__}},
@@ -71,7 +81,11 @@ def save(
     opt_state: Any = None,
     rng: Any = None,
     extra: Mapping[str, Any] | None = None,
+    data: Data = None,
+    metrics: Metrics | None = None,
     keep: int | None = None,
+    keep_every: int | None = None,
+    keep_best: Best | None = None,
     replace: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Path:
@@ -90,7 +104,13 @@ def save(
         rng: A typed PRNG key, or lists, tuples and dicts of keys.
         extra: Numbers, text, lists, tuples, dicts and arrays under string keys; the README lists
             what comes back how.
+        data: An iterator or a loader with ``get_state`` and ``set_state``, as those of Grain, or
+            with ``state_dict`` and ``load_state_dict``; several by name.
+        metrics: Numbers by name, for `keep_best`.
         keep: How many generations to keep, this one included; None keeps all.
+        keep_every: Keep those of which the step is a multiple of it, too.
+        keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many, as
+            in ``("val_loss", "min", 3)``.
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of arrays in one file; a larger array gets a file
             of its own.
@@ -104,131 +124,29 @@ def save(
         CheckpointExistsError: If the step exists undamaged and `replace` is false.
         CheckpointWriteError: If it cannot be written, or another process failed or is gone; earlier
             steps are untouched.
+        ValueError: If there is nothing to save, or an argument is out of its range.
     """
 
     def build() -> Document:
-        check_keep(keep)
         check_max_shard_size(max_shard_size)
-        return build_document(step, params=params, opt_state=opt_state, rng=rng, extra=extra)
+        return build_document(
+            step,
+            params=params,
+            opt_state=opt_state,
+            rng=rng,
+            extra=extra,
+            data=data,
+            metrics=metrics,
+        )
 
-    options: dict[str, Any] = {"keep": keep, "replace": replace, "max_shard_size": max_shard_size}
+    options: dict[str, Any] = {
+        "keep": keep,
+        "keep_every": keep_every,
+        "keep_best": keep_best,
+        "replace": replace,
+        "max_shard_size": max_shard_size,
+    }
     team = writers(step, params, opt_state, rng, extra)
     if team is None:
         return commit(path, build(), **options)
     return save_together(path, build, team, **options)
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A restored training run.
-
-    Attributes:
-        step: The step that was restored.
-        params: The parameters, or None where no template was given.
-        opt_state: The optimizer state, or None where no template was given.
-        rng: What `save` got as `rng`, or None.
-        extra: What `save` got as `extra`, or None.
-        path: The generation it came from.
-        skipped: Newer generations that were damaged, with the reasons.
-    """
-
-    step: int
-    params: Any
-    opt_state: Any
-    rng: Any
-    extra: dict[str, Any] | None
-    path: Path
-    skipped: tuple[Skipped, ...]
-
-
-def _read(generation: Generation, templates: dict[str, Any], team: Team) -> dict[str, Any]:
-    framework = generation.manifest.framework.get("name")
-    if framework not in ("jax", "torch"):
-        raise IncompatibleCheckpointError([f"it was saved by {shown(framework)}, not by jax"])
-    sections = generation.manifest.sections
-    stagings: list[Staging] = []
-    makers: dict[str, Any] = {}
-    differences: list[str] = []
-    for name, part, what in (
-        ("model", "model", "params"),
-        ("optimizer", "optim", "opt_state"),
-    ):
-        if templates[what] is None:
-            continue
-        if name not in sections:
-            differences.append(f"the checkpoint holds no {what}")
-            continue
-        staging = Staging.of(generation, part)
-        stagings.append(staging)
-        if framework == "jax":
-            saved = decode_tree(sections[name], staging)
-        elif what == "params":
-            saved = params_tree(sections[name], templates[what], staging, differences)
-        else:
-            number = generation.name.step
-            saved = state_tree(sections[name], templates[what], number, staging, differences)
-        makers[what] = match(what, saved, templates[what], differences)
-    train = as_object(sections.get("train"))
-    if train is None:
-        raise CorruptCheckpointError(str(generation.name), "the train section is malformed")
-    staging = Staging.of(generation, "train")
-    stagings.append(staging)
-    loose = {
-        name: decode_leaf(train[name], staging, pending_leaf(staging))
-        for name in ("rng", "extra")
-        if name in train and framework == "jax"
-    }
-    if differences:
-        raise IncompatibleCheckpointError(differences)
-    read_staged(generation, *stagings, rank=team.rank, size=team.size)
-    values: dict[str, Any] = {name: settle_jax(value) for name, value in loose.items()}
-    return values | {what: make() for what, make in makers.items()}
-
-
-def restore(
-    path: StrPath, step: int | None = None, *, params: Any = None, opt_state: Any = None
-) -> Restored:
-    """Restore a training run: everything is read and verified, then built.
-
-    The templates decide tree structure, classes, dtypes, shapes and placement: an array goes where
-    the template's is sharded. They may be the freshly initialised trees or the result of
-    `jax.eval_shape`; their values are not used. Packed statistics go to their parameters by name.
-
-    Where a template is spread over several processes, every process makes this call and reads the
-    shards it will hold, from a checkpoint of any mesh or of one process; together they verify all
-    of it and take the same generation. `rng` and `extra` come back as arrays of each process.
-
-    A checkpoint of PyTorch is read too, where the parameters have the same dotted names and shapes
-    and the optimizers are a pair (AdamW, sign momentum, SGD with momentum); its `extra` and its
-    generators are not.
-
-    Args:
-        path: The folder of the run.
-        step: The step; None takes the newest generation that verifies, with a
-            `CheckpointWarning` for each one skipped.
-        params: Template of the parameters, if wanted.
-        opt_state: Template of the optimizer state, if wanted.
-
-    Returns:
-        The restored trees, keys and extra values.
-
-    Raises:
-        CheckpointNotFoundError: If there is no such generation.
-        CorruptCheckpointError: If every candidate is damaged.
-        CheckpointReadError: If the generation cannot be read; no older one is taken for it.
-        IncompatibleCheckpointError: With every difference between checkpoint and templates.
-        UnsupportedStateError: If a template has keys that cannot be stored.
-    """
-    templates = {"params": params, "opt_state": opt_state}
-    team = readers(params, opt_state)
-    chosen = choose(path, step, lambda generation: _read(generation, templates, team), team)
-    value = chosen.value
-    return Restored(
-        chosen.step,
-        value.get("params"),
-        value.get("opt_state"),
-        value.get("rng"),
-        value.get("extra"),
-        chosen.path,
-        chosen.skipped,
-    )

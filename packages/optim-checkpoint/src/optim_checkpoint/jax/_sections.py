@@ -104,6 +104,7 @@ class SavedLeaf:
         packed: For a packed field its entries, each a NumPy array, by parameter.
         dtype: For a packed field its dtype.
         is_jax: For a packed field whether it was a JAX array.
+        param: The path of the parameter whose state it is.
     """
 
     value: Any = None
@@ -111,6 +112,7 @@ class SavedLeaf:
     packed: dict[Path, AnyArray] | None = None
     dtype: str = ""
     is_jax: bool = True
+    param: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def decode_tree(section: object, staging: Staging) -> SavedTree:
             table[path] = SavedLeaf(
                 decode_leaf(row.get("leaf"), staging, leaf),
                 None if order is None else tuple(from_json(p, file) for p in order),
+                param=from_json(row["param"], file) if "param" in row else None,
             )
     return SavedTree(table, dict(_decode_nodes(nodes, file)))
 

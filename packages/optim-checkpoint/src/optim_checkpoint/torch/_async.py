@@ -1,10 +1,9 @@
 """Saving a torch training run in the background."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 from optim_checkpoint._background import BackgroundCheckpointer
-from optim_checkpoint.torch._save import Models, Optimizers, Statefuls, build_document
+from optim_checkpoint.torch._save import TrainingState, build_document
 
 
 class AsyncCheckpointer(BackgroundCheckpointer):
@@ -18,20 +17,12 @@ class AsyncCheckpointer(BackgroundCheckpointer):
     Args:
         path: The folder of the run; a relative one is that of the working folder now.
         keep: How many generations to keep; None keeps all.
+        keep_every: Keep those of which the step is a multiple of it, too.
+        keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many.
         replace: Whether a step that exists gets a newer generation instead of an error.
     """
 
-    def save(
-        self,
-        step: int,
-        *,
-        model: Models = None,
-        optimizer: Optimizers = None,
-        scheduler: Statefuls = None,
-        scaler: Statefuls = None,
-        extra: Mapping[str, Any] | None = None,
-        rng: bool = True,
-    ) -> None:
+    def save(self, step: int, **state: Unpack[TrainingState]) -> None:
         """Copy the state and save it in the background; the arguments are those of `save`.
 
         Raises:
@@ -39,14 +30,4 @@ class AsyncCheckpointer(BackgroundCheckpointer):
             CheckpointError: If the save before this one failed.
         """
         self.wait()
-        self._submit(
-            build_document(
-                step,
-                model=model,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                scaler=scaler,
-                extra=extra,
-                rng=rng,
-            )
-        )
+        self._submit(build_document(step, **state))

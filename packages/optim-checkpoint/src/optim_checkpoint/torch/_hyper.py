@@ -28,11 +28,19 @@ Shared = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class SavedGroup:
-    """A parameter group of the checkpoint."""
+    """A parameter group of the checkpoint.
+
+    Attributes:
+        params: The live names of those of its parameters that are loaded.
+        hyper: Its hyperparameters.
+        typed: The same as they are spelled in the manifest.
+        emptied: Whether it had parameters and none of them is loaded.
+    """
 
     params: tuple[str, ...]
     hyper: Mapping[str, Any]
     typed: Mapping[str, str]
+    emptied: bool = False
 
 
 def group_hyper(

@@ -1,7 +1,7 @@
 """What a parameter is called: by name, never by position."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from optim_checkpoint._errors import CheckpointWarning, UnsupportedStateError
 from optim_checkpoint._names import name_differences
 from optim_checkpoint.torch._dtensor import is_dtensor
-from optim_checkpoint.torch._tensors import DTYPES
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
@@ -107,31 +107,28 @@ def live_differences(what: str, saved: Iterable[str], live: Iterable[str]) -> li
     )
 
 
-def shape_differences(
-    what: str, saved: Mapping[str, tuple[str, tuple[int, ...]]], live: Mapping[str, torch.Tensor]
+def tensor_differences(
+    what: str, shape: tuple[int, ...], tensor: torch.Tensor, *, assigns: bool = False
 ) -> list[str]:
-    """List the tensors of both whose dtype or shape differs."""
+    """List why a live tensor cannot take a stored one of this shape, whatever its dtype."""
+    # A copy into these would change nothing, or fail half way.
+    if tensor.layout != torch.strided:
+        return [f"{what} is {tensor.layout} here, only dense is restored"]
     differences: list[str] = []
-    for name in sorted(saved.keys() & live.keys()):
-        dtype, shape = saved[name]
-        tensor = live[name]
-        # A copy into these would change nothing, or fail half way.
-        if tensor.layout != torch.strided:
-            differences.append(f"{what} {name} is {tensor.layout} here, only dense is restored")
-            continue
-        if tensor.is_meta:
-            differences.append(f"{what} {name} is on the meta device: give it memory first")
-        elif is_traceable_wrapper_subclass(tensor) and not is_dtensor(tensor):
+    if tensor.is_meta:
+        if not assigns:
             differences.append(
-                f"{what} {name} is a {type(tensor).__name__}: restore before quantizing"
+                f"{what} is on the meta device: give it memory first, or restore with assign=True"
             )
-        if shape != tuple(tensor.shape):
-            differences.append(
-                f"{what} {name} has shape {list(shape)} in the checkpoint, {list(tensor.shape)} "
-                "in the live one"
-            )
-        if dtype != DTYPES.get(tensor.dtype):
-            differences.append(
-                f"{what} {name} has dtype {dtype} in the checkpoint, {tensor.dtype} in the live one"
-            )
+    elif (
+        type(tensor) not in _PLAIN
+        and is_traceable_wrapper_subclass(tensor)
+        and not is_dtensor(tensor)
+    ):
+        differences.append(f"{what} is a {type(tensor).__name__}: restore before quantizing")
+    if shape != tuple(tensor.shape):
+        differences.append(
+            f"{what} has shape {list(shape)} in the checkpoint, {list(tensor.shape)} "
+            "in the live one"
+        )
     return differences

@@ -9,7 +9,7 @@ Differs from ``Optimizer.load_state_dict`` in:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from optim_checkpoint._errors import (
 )
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._names import escape
+from optim_checkpoint._partial import Fit, Selection
 from optim_checkpoint._typed import Leaf, Typed, encode
 from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._hyper import STRUCTURAL, SavedGroup
@@ -158,7 +159,7 @@ def _encode_slots(slots: Any, name: str, leaf: Leaf) -> Typed:
 
 @dataclass(frozen=True)
 class SavedOptimizer:
-    """The optimizer section of a checkpoint, decoded; tensors are filled by the read."""
+    """The optimizer section of a checkpoint under live names; tensors are filled by the read."""
 
     kind: str
     params: Mapping[str, tuple[str, tuple[int, ...]]]
@@ -166,6 +167,7 @@ class SavedOptimizer:
     state: dict[str, Any]
     loose: Mapping[Any, Any]
     rest: Mapping[Any, Any]
+    fit: Fit = field(default_factory=Fit)
 
 
 def decode_optimizer(
@@ -173,6 +175,7 @@ def decode_optimizer(
     staging: TorchStaging,
     live: Mapping[str, torch.Tensor],
     sharded: Mapping[str, Shape],
+    selection: Selection,
 ) -> SavedOptimizer:
     """Read what `encode_optimizer` wrote.
 
@@ -181,6 +184,7 @@ def decode_optimizer(
         staging: The optimizer part.
         live: The parameters to restore for; the state of a DTensor is read shard by shard.
         sharded: Which stored tensors were DTensors.
+        selection: Whose state to load.
 
     Raises:
         CorruptCheckpointError: If the section is not of that form.
@@ -203,19 +207,36 @@ def decode_optimizer(
     ):
         raise CorruptCheckpointError(file, "the optimizer section is malformed")
     shapes = {key: _shape(value, file) for key, value in params.items()}
+    fit = selection.fit("optimizer parameter", shapes, live)
+    new = {key: selection.name_of(key) for key in shapes}
+    if selection.partial:
+        new = {old: name for name, old in fit.there.items()}
     per_param: dict[str, Any] = {}
+    seen: set[str] = set()
     for item in state:
         entry = as_object(item) or {}
         owner = entry.get("param")
-        if not isinstance(owner, str) or owner not in shapes or owner in per_param:
+        if not isinstance(owner, str) or owner not in shapes or owner in seen:
             raise CorruptCheckpointError(file, f"state of the unknown parameter {shown(owner)}")
-        parameter = live.get(owner)
-        per_param[owner] = decode_slots(entry.get("slots"), parameter, staging, sharded, orders)
+        seen.add(owner)
+        if owner in new:
+            parameter = live.get(new[owner])
+            slots = decode_slots(entry.get("slots"), parameter, staging, sharded, orders)
+            per_param[new[owner]] = slots
     decoded = tuple(_group(item, staging) for item in groups)
     owners = [param for group in decoded for param in group.params]
     if sorted(owners) != sorted(shapes):
         raise CorruptCheckpointError(file, "groups and parameters do not agree")
-    return SavedOptimizer(name, shapes, decoded, per_param, loose, rest)
+    renamed = tuple(
+        replace(
+            group,
+            params=tuple(new[param] for param in group.params if param in new),
+            emptied=bool(group.params) and not any(param in new for param in group.params),
+        )
+        for group in decoded
+    )
+    there = {new[key]: value for key, value in shapes.items() if key in new}
+    return SavedOptimizer(name, there, renamed, per_param, loose, rest, fit)
 
 
 def _shape(value: object, file: str) -> tuple[str, tuple[int, ...]]:

@@ -1,13 +1,14 @@
 """Restoring an optimizer: compared with what is live, loaded, read back, or taken back."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from optim_checkpoint._errors import IncompatibleCheckpointError
+from optim_checkpoint._partial import Selection
 from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._hyper import (
     STRUCTURAL,
@@ -21,7 +22,7 @@ from optim_checkpoint.torch._names import live_differences
 from optim_checkpoint.torch._optimizer import SavedOptimizer, dump, kind, live_parameters
 from optim_checkpoint.torch._optimizer_undo import family_of, loads_itself, lost_state, snapshot
 from optim_checkpoint.torch._sharding import settle_shards, shard_whole
-from optim_checkpoint.torch._tensors import DTYPES, is_lazy
+from optim_checkpoint.torch._tensors import BY_NAME, DTYPES, is_lazy
 
 
 @dataclass
@@ -34,6 +35,7 @@ class OptimizerPlan:
         names: The names of its parameters, group by group.
         hyper: For each live group its new hyperparameters.
         origins: For each live group the saved group that its hyperparameters come from.
+        new: The live groups that have parameters and no saved group.
         differences: Why it cannot be done; empty if it can.
     """
 
@@ -42,6 +44,7 @@ class OptimizerPlan:
     names: list[list[str]]
     hyper: list[dict[str, Any]]
     origins: list[int]
+    new: list[int]
     differences: list[str]
     loose: Any = None
     rest: Any = None
@@ -54,6 +57,9 @@ class OptimizerPlan:
             if name not in state:
                 continue
             state[name] = slots = settle_shards(state[name])
+            if name in self.saved.fit.cast:
+                old, new = (BY_NAME[dtype] for dtype in self.saved.fit.cast[name])
+                state[name] = slots = _cast(slots, old, new)
             # A converted state was read whole.
             if is_dtensor(parameter) and isinstance(slots, dict):
                 state[name] = {
@@ -121,24 +127,30 @@ class OptimizerPlan:
 
     def _load(self) -> list[tuple[torch.Tensor, Any]]:
         optimizer = self.optimizer
+        before = optimizer.state_dict()
         state, groups, number = dict(self.loose), [], 0
+        stays = {*self.saved.fit.missing, *self.saved.fit.left_out}
+        numbers = [group["params"] for group in before["param_groups"]] if stays else self.names
         by_param: list[tuple[torch.Tensor, Any]] = []
-        for group, listed, hyper in zip(
-            optimizer.param_groups, self.names, self.hyper, strict=True
+        for group, listed, hyper, there in zip(
+            optimizer.param_groups, self.names, self.hyper, numbers, strict=True
         ):
             ids = list(range(number, number + len(listed)))
             number += len(listed)
-            for index, name, parameter in zip(ids, listed, group["params"], strict=True):
-                if name in self.saved.state:
-                    state[index] = self.saved.state[name]
-                    by_param.append((parameter, self.saved.state[name]))
+            for index, name, parameter, old in zip(
+                ids, listed, group["params"], there, strict=True
+            ):
+                source, key = (before["state"], old) if name in stays else (self.saved.state, name)
+                if key in source:
+                    state[index] = source[key]
+                    by_param.append((parameter, source[key]))
             kept = {k: v for k, v in group.items() if k not in STRUCTURAL}
             dumped: dict[str, Any] = {**kept, **hyper, "params": ids}
             if "param_names" in group:
                 dumped["param_names"] = list(group["param_names"])
             groups.append(dumped)
         # Lists of names beside the groups describe the live order, not the saved one.
-        names = {k: v for k, v in optimizer.state_dict().items() if k in STRUCTURAL}
+        names = {k: v for k, v in before.items() if k in STRUCTURAL}
         rest = {**self.rest, **names}
         optimizer.load_state_dict({**rest, "state": state, "param_groups": groups})
         return by_param
@@ -163,8 +175,23 @@ def _keep_dtypes(saved: Any, live: Any) -> Any:
     return live
 
 
+def _cast(slots: Any, old: torch.dtype, new: torch.dtype) -> Any:
+    """Return a parameter's state with what had its dtype in the dtype that it has now."""
+    if isinstance(slots, torch.Tensor):
+        return slots.to(new) if slots.dtype == old and slots.ndim else slots
+    if type(slots) is dict:
+        return {key: _cast(value, old, new) for key, value in slots.items()}
+    if type(slots) in (list, tuple):
+        return type(slots)(_cast(value, old, new) for value in slots)
+    return slots
+
+
 def plan_optimizer(
-    optimizer: torch.optim.Optimizer, names: list[list[str]], saved: SavedOptimizer
+    optimizer: torch.optim.Optimizer,
+    names: list[list[str]],
+    saved: SavedOptimizer,
+    selection: Selection,
+    assigned: Mapping[str, torch.dtype],
 ) -> OptimizerPlan:
     """Compare a checkpoint with a live optimizer.
 
@@ -172,6 +199,8 @@ def plan_optimizer(
         optimizer: The optimizer.
         names: The names of its parameters, group by group.
         saved: The decoded section.
+        selection: What of it to load.
+        assigned: The parameters that get other memory first, with the dtype of that.
 
     Returns:
         A plan with every difference that was found; it may be applied only where there is none.
@@ -183,40 +212,48 @@ def plan_optimizer(
         differences.append(f"the optimizer is {saved.kind} in the checkpoint, {live_kind} here")
     same = _place(saved.kind) == _place(live_kind)
     live = live_parameters(optimizer, names)
-    differences += live_differences("optimizer parameter", saved.params, live)
+    differences += saved.fit.differences
+    if not selection.partial:
+        differences += live_differences("optimizer parameter", saved.params, live)
     for name in sorted(saved.params.keys() & live.keys()):
         if is_lazy(live[name]):
             differences.append(
                 f"optimizer parameter {name} has no shape yet: run the model once first"
             )
             continue
-        if live[name].is_meta:
+        if live[name].is_meta and name not in assigned:
             differences.append(
-                f"optimizer parameter {name} is on the meta device: give it memory first"
+                f"optimizer parameter {name} is on the meta device: give it memory first, or "
+                "restore with model= and assign=True"
             )
         dtype, shape = saved.params[name]
-        here = (DTYPES.get(live[name].dtype), tuple(live[name].shape))
-        if here != (dtype, shape):
+        here = (DTYPES.get(assigned.get(name, live[name].dtype)), tuple(live[name].shape))
+        if here[0] is not None and here[0] != dtype:
+            saved.fit.cast[name] = (dtype, here[0])
+        if here[1] != shape or not selection.casting.allows(dtype, here[0]):
             differences.append(
                 f"optimizer parameter {name} is {dtype}{list(shape)} in the checkpoint, "
                 f"{here[0]}{list(here[1])} here"
             )
     owner = {name: group for group in saved.groups for name in group.params}
-    empty = [group for group in saved.groups if not group.params]
+    empty = [group for group in saved.groups if not group.params and not group.emptied]
     hyper: list[dict[str, Any]] = []
     origins: list[int] = []
+    new: list[int] = []
     for g, (group, listed) in enumerate(zip(optimizer.param_groups, names, strict=True)):
         sources = list(dict.fromkeys(owner[name] for name in listed if name in owner))
         if not listed and empty:
             sources = [empty.pop(0)]
         origins.append(saved.groups.index(sources[0]) if sources else 0)
+        if listed and not sources:
+            new.append(g)
         values, notes = group_hyper(g, group, sources, same_class=same)
         hyper.append(values)
         differences += notes
         # A checkpoint of JAX has no hyperparameters to compare with.
         if same and values:
             differences += only_live(g, group, values, getattr(optimizer, "defaults", {}))
-    return OptimizerPlan(optimizer, saved, names, hyper, origins, differences)
+    return OptimizerPlan(optimizer, saved, names, hyper, origins, new, differences)
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -125,9 +125,10 @@ def parts_of(model: torch.nn.Module, live: Mapping[str, object]) -> list[Part]:
         if not any(prefix.startswith(part.prefix) for part in parts) and _loads_itself(module):
             parts.append(Part(prefix, module))
     memory = {identity(tensor) for tensor in own_memory(model).values() if not is_lazy(tensor)}
+    memory.add(None)
     for name, value in live.items():
         known = isinstance(value, torch.Tensor) and (
-            not is_lazy(value) and identity(value) in {None, *memory}
+            not is_lazy(value) and identity(value) in memory
         )
         if not known and not any(part.holds(name) for part in parts):
             return [Part("", model)]

@@ -2,13 +2,16 @@
 
 import contextlib
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from optim_checkpoint._casts import SAFE, Casting, is_float
 from optim_checkpoint._collect import Staging, read_staged
+from optim_checkpoint._data import Data, Stateful
 from optim_checkpoint._errors import (
     CheckpointWarning,
     CorruptCheckpointError,
@@ -18,12 +21,14 @@ from optim_checkpoint._errors import (
 from optim_checkpoint._folder import StrPath
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_array, as_object
+from optim_checkpoint._partial import Only, Rename, Report, Selection
 from optim_checkpoint._peers import Team
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint.torch import _rng
+from optim_checkpoint.torch._assign import Undo
 from optim_checkpoint.torch._from_jax import convert_optimizer, settle_steps
 from optim_checkpoint.torch._hyper import Shared
-from optim_checkpoint.torch._model import ModelPlan, Undo, plan_model
+from optim_checkpoint.torch._model import ModelPlan, plan_model
 from optim_checkpoint.torch._named import (
     ALONE,
     by_name,
@@ -37,10 +42,10 @@ from optim_checkpoint.torch._names import parameter_names
 from optim_checkpoint.torch._optimizer import decode_optimizer, live_parameters
 from optim_checkpoint.torch._optimizer_plan import OptimizerPlan, plan_optimizer
 from optim_checkpoint.torch._processes import is_sharded, readers
-from optim_checkpoint.torch._save import Models, Optimizers, Stateful, Statefuls, statefuls_of
+from optim_checkpoint.torch._save import Models, Optimizers, Statefuls, statefuls_of
 from optim_checkpoint.torch._scheduler import regroup
 from optim_checkpoint.torch._stateful import load_stateful, stateful_differences
-from optim_checkpoint.torch._tensors import TorchStaging
+from optim_checkpoint.torch._tensors import DTYPES, TorchStaging
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,15 @@ class Restored:
         extra: What `save` got as `extra`, or None.
         path: The generation it came from.
         skipped: Newer generations that were damaged, with the reasons.
+        report: What was loaded, missing, unexpected, left out, renamed and cast, under "model",
+            "optimizer" and, of several, "optimizer/NAME".
     """
 
     step: int
     extra: dict[str, Any] | None
     path: Path
     skipped: tuple[Skipped, ...]
+    report: Mapping[str, Report] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,6 +74,8 @@ class _Target:
     optimizers: dict[str, torch.optim.Optimizer]
     statefuls: dict[str, Stateful]
     rng: bool
+    assigns: bool
+    selection: Callable[[], Selection]
 
 
 @dataclass
@@ -80,6 +90,9 @@ class _Plan:
         """Load everything that can still fail; `undo` receives what takes it back."""
         # Registered first, taken back last: what loads itself may draw, there and back.
         _rng.keep(undo)
+        # Before the optimizers, whose state goes where their parameters are.
+        if self.model is not None:
+            self.model.assign(undo)
         first: Shared = {}
         for plan in self.optimizers.values():
             plan.apply(undo, first)
@@ -98,6 +111,13 @@ class _Plan:
         if self.model is not None:
             self.model.finish()
 
+    def report(self) -> dict[str, Report]:
+        """Return what was loaded, by section."""
+        fits = {key("optimizer", name): plan.saved.fit for name, plan in self.optimizers.items()}
+        if self.model is not None:
+            fits = {"model": self.model.fit, **fits}
+        return {name: fit.report() for name, fit in fits.items()}
+
 
 def _section(generation: Generation, name: str) -> object:
     sections = generation.manifest.sections
@@ -108,14 +128,14 @@ def _section(generation: Generation, name: str) -> object:
     return sections[name]
 
 
-def _generators(fields: dict[str, object], rank: int) -> tuple[object, int]:
-    """Return the stored generators of a process, or None, and of how many there are some."""
+def _own(fields: dict[str, object], rank: int) -> tuple[dict[str, object], int, int]:
+    """Return what one process has for itself, how many have, and how many have generators."""
     ranks = as_array(fields.get("ranks"))
     if ranks is None:
-        ranks = [{"rng": fields["rng"]}] if "rng" in fields else []
-    stored = [(as_object(own) or {}).get("rng") for own in ranks]
-    count = sum(rng is not None for rng in stored)
-    return (stored[rank] if rank < len(stored) else None), count
+        return fields, 1, int("rng" in fields)
+    stored = [as_object(own) or {} for own in ranks]
+    mine = stored[rank] if rank < len(stored) else {}
+    return mine, len(stored), sum("rng" in own for own in stored)
 
 
 def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
@@ -123,13 +143,22 @@ def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
         part: TorchStaging(Staging.of(generation, part)) for part in ("model", "optim", "train")
     }
     differences: list[str] = []
+    selection = target.selection()
     framework = generation.manifest.framework.get("name")
     if framework not in ("torch", "jax"):
         raise IncompatibleCheckpointError([f"it was saved by {shown(framework)}, not by torch"])
     model = None
     if target.model is not None:
         section = _section(generation, "model")
-        model = plan_model(generation, section, target.model, staged["model"], differences)
+        model = plan_model(
+            generation,
+            section,
+            target.model,
+            staged["model"],
+            differences,
+            selection,
+            assigns=target.assigns,
+        )
     steps: list[tuple[dict[str, Any], torch.Tensor]] = []
     plans: dict[str, OptimizerPlan] = {}
     there = key_differences(
@@ -138,18 +167,27 @@ def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
     for name, optimizer in target.optimizers.items() if not there else ():
         section = _section(generation, key("optimizer", name))
         names = parameter_names(optimizer, target.model).groups
+        live = live_parameters(optimizer, names)
         if framework == "torch":
-            live = live_parameters(optimizer, names)
-            saved = decode_optimizer(section, staged["optim"], live, generation.shards("optim"))
+            shards = generation.shards("optim")
+            saved = decode_optimizer(section, staged["optim"], live, shards, selection)
         else:
+            if not selection.plain:
+                differences.append(
+                    "the optimizer was saved by jax: it is restored whole or not at all, without "
+                    "strict=False, rename, only and cast"
+                )
             saved, counts = convert_optimizer(
                 section, optimizer, names, staged["optim"], differences
             )
             steps += counts
-        plans[name] = plan_optimizer(optimizer, names, saved)
+            saved = replace(saved, fit=selection.fit("optimizer parameter", saved.params, live))
+        assigned = {} if model is None else model.assigned_dtypes()
+        plans[name] = plan_optimizer(optimizer, names, saved, selection, assigned)
         where = f"optimizer {name}: " if name != ALONE else ""
         differences += [f"{where}{difference}" for difference in plans[name].differences]
     differences += there
+    differences += selection.unused()
     train, generators = _plan_train(generation, target, plans, staged["train"], team, differences)
     if differences:
         raise IncompatibleCheckpointError(differences)
@@ -174,14 +212,22 @@ def _plan_train(
     fields = as_object(_section(generation, "train"))
     if fields is None:
         raise CorruptCheckpointError(str(generation.name), "the train section is malformed")
-    rng, generators = _generators(fields, team.rank)
-    stored = fields if rng is None else {**fields, "rng": rng}
-    wanted = [*target.statefuls, "extra", *(["rng"] if target.rng and rng is not None else [])]
+    own, processes, generators = _own(fields, team.rank)
+    stored = {**fields, **own}
+    wanted = [*target.statefuls, "extra", *(["rng"] if target.rng and "rng" in own else [])]
+    kinds = ["scheduler", "scaler", "data"]
+    if keys_of("data", target.statefuls) and processes not in (1, team.size):
+        differences.append(
+            f"the data of {processes} processes were saved, {team.size} are here: restore without "
+            "data, and begin where you choose"
+        )
+        kinds.remove("data")
+        wanted = [name for name in wanted if not keys_of("data", [name])]
     train: dict[str, Any] = {}
     framework = generation.manifest.framework.get("name")
     if framework == "torch":
         train = {name: staging.decode(stored[name]) for name in wanted if name in stored}
-    for what in ("scheduler", "scaler"):
+    for what in kinds:
         here = [name_in(what, each) for each in keys_of(what, target.statefuls)]
         there = stored if framework == "torch" else ()
         differences += key_differences(what, generation.name.step, there, here)
@@ -191,6 +237,11 @@ def _plan_train(
         plan = _plan_of(stateful, name, plans)
         if plan is not None and not differences:
             train[name] = regroup(train[name], plan.origins, len(plan.saved.groups))
+        if plan is not None and plan.new:
+            differences.append(
+                f"the {name} has no rates in the checkpoint for group {plan.new[0]}, which has no "
+                f"parameter that is loaded: restore without the {name}"
+            )
         differences += stateful_differences(name, train[name], stateful)[0]
     return train, generators
 
@@ -225,7 +276,13 @@ def restore(
     optimizer: Optimizers = None,
     scheduler: Statefuls = None,
     scaler: Statefuls = None,
+    data: Data = None,
     rng: bool = True,
+    strict: bool = True,
+    rename: Rename | None = None,
+    only: Only | None = None,
+    cast: Literal["safe"] | torch.dtype | None = None,
+    assign: bool = False,
     process_group: Any = None,
 ) -> Restored:
     """Restore a training run in place, all or nothing.
@@ -250,6 +307,11 @@ def restore(
     it, take the same generation, and change nothing where one of them fails. Process n gets the
     generators of process n; where their numbers differ, a `CheckpointWarning` says so.
 
+    A part of a checkpoint is loaded with `strict`, `rename`, `only` and `cast`, which go for the
+    model and for the optimizer's state by parameter. Shapes must agree all the same. What is not
+    loaded keeps what it has, a parameter's optimizer state included, and is listed in the result's
+    `report`; leave `optimizer` out for a new start of it.
+
     Args:
         path: The folder of the run.
         step: The step; None takes the newest generation that verifies, with a
@@ -258,12 +320,25 @@ def restore(
         optimizer: The optimizer to load into, or several by name, if wanted.
         scheduler: The scheduler to load into, or several by name, if wanted.
         scaler: The GradScaler to load into, or several by name, if wanted.
+        data: The data loader or sampler to load into, or several by name, if wanted.
         rng: Whether to set the global generators of torch, NumPy and Python, where stored.
+        strict: Whether names that only one side has are an error.
+        rename: Live names by saved ones, where ``{"encoder": "backbone.encoder"}`` goes for all
+            that starts with ``encoder.`` and an empty new name takes a prefix away; or a function
+            of the saved name.
+        only: Patterns of live names as in a shell, for instance ``["backbone.*"]``; nothing else is
+            loaded. Those that start with "!" leave out, as ``"!*.head.*"``.
+        cast: None wants the saved dtypes; "safe" converts to the live dtype where that holds every
+            value; a dtype converts floating-point values to it, with rounding, for live tensors
+            that have it. State in a parameter's dtype is converted with it.
+        assign: Give the parameters and buffers the memory that was read, in the live dtype or in
+            `cast`: no second copy is made, and a model on the meta device gets memory on the CPU.
+            They stay the objects they are, so an optimizer may have been built before.
         process_group: The processes that restore together; None is the default group where
             something is sharded, and this process alone where nothing is.
 
     Returns:
-        The step, the extra values, the path and what was skipped.
+        The step, the extra values, the path, what was skipped and the report.
 
     Raises:
         CheckpointNotFoundError: If there is no such generation.
@@ -273,9 +348,17 @@ def restore(
             where a module or an optimizer does not take what it is given, and then everything is
             as it was.
         TypeError: If an argument is neither of its kind nor a mapping of names to such.
+        ValueError: If `cast` is nothing that can be converted to.
     """
-    optimizers, statefuls = by_name("optimizer", optimizer), statefuls_of(scheduler, scaler)
-    target = _Target(one_model(model), optimizers, statefuls, rng)
+    casting = _casting(cast)
+
+    def selection() -> Selection:
+        return Selection(strict=strict, rename=rename, only=only, casting=casting)
+
+    # What is wrong with the arguments is no matter of the checkpoint.
+    selection()
+    optimizers, statefuls = by_name("optimizer", optimizer), statefuls_of(scheduler, scaler, data)
+    target = _Target(one_model(model), optimizers, statefuls, rng, assign, selection)
     team = readers(process_group, sharded=is_sharded(target.model, optimizers))
     chosen = choose(path, step, lambda generation: _read(generation, target, team), team)
     with contextlib.ExitStack() as stack:
@@ -289,4 +372,18 @@ def restore(
     chosen.value.finish()
     if rng:
         _warn_of_generators(chosen.value.generators, team)
-    return Restored(chosen.step, chosen.value.train.get("extra"), chosen.path, chosen.skipped)
+    return Restored(
+        chosen.step,
+        chosen.value.train.get("extra"),
+        chosen.path,
+        chosen.skipped,
+        chosen.value.report(),
+    )
+
+
+def _casting(cast: object) -> Casting:
+    rule = DTYPES.get(cast) if isinstance(cast, torch.dtype) else cast
+    named = isinstance(cast, torch.dtype) and rule is not None and is_float(str(rule))
+    if cast is not None and cast != SAFE and not named:
+        raise ValueError(f'cast is {cast!r}; it must be None, "safe" or a floating-point dtype')
+    return Casting(None if rule is None else str(rule))

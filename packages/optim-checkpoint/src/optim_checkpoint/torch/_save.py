@@ -2,53 +2,59 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypedDict
 
 import torch
 
 from optim_checkpoint._collect import Collector
-from optim_checkpoint._commit import Document, check_keep, commit
+from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._data import Data, Stateful, stateful_data
 from optim_checkpoint._errors import UnsupportedStateError
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._policy import METRICS, Best, Metrics, encode_metrics
 from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import Typed, encode, encode_exact
 from optim_checkpoint.torch import _rng
 from optim_checkpoint.torch._layout import overlaps
-from optim_checkpoint.torch._named import ALONE, by_name, key, one_model
+from optim_checkpoint.torch._named import ALONE, by_name, key, keys_of, one_model
 from optim_checkpoint.torch._names import model_state, unwrap
 from optim_checkpoint.torch._optimizer import encode_optimizer
 from optim_checkpoint.torch._own_load import own_memory
 from optim_checkpoint.torch._processes import is_sharded, writers
 from optim_checkpoint.torch._tensors import add_tensor, is_lazy, tensor_leaf
 
-
-class Stateful(Protocol):
-    """Anything with a state dict: a scheduler, a GradScaler, a data loader."""
-
-    def state_dict(self) -> Any:
-        """Return the state."""
-        ...
-
-    def load_state_dict(self, state_dict: Any) -> Any:
-        """Take the state back."""
-        ...
-
-
 Models = torch.nn.Module | Mapping[str, torch.nn.Module] | None
 Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None
 Statefuls = Stateful | Mapping[str, Stateful] | None
 
 
-def statefuls_of(scheduler: Statefuls, scaler: Statefuls) -> dict[str, Stateful]:
-    """Return schedulers and scalers under the keys that a checkpoint has them under.
+class TrainingState(TypedDict, total=False):
+    """What is saved of a training run; `save` says what each is."""
+
+    model: Models
+    optimizer: Optimizers
+    scheduler: Statefuls
+    scaler: Statefuls
+    data: Data
+    extra: Mapping[str, Any] | None
+    rng: bool
+    metrics: Metrics | None
+
+
+def statefuls_of(scheduler: Statefuls, scaler: Statefuls, data: Data) -> dict[str, Stateful]:
+    """Return schedulers, scalers and data loaders under the keys of a checkpoint.
 
     Raises:
         TypeError: As `by_name`.
     """
     return {
         key(what, name): stateful
-        for what, given in (("scheduler", scheduler), ("scaler", scaler))
+        for what, given in (
+            ("scheduler", scheduler),
+            ("scaler", scaler),
+            ("data", stateful_data(data)),
+        )
         for name, stateful in by_name(what, given).items()
     }
 
@@ -60,8 +66,10 @@ def build_document(
     optimizer: Optimizers = None,
     scheduler: Statefuls = None,
     scaler: Statefuls = None,
+    data: Data = None,
     extra: Mapping[str, Any] | None = None,
     rng: bool = True,
+    metrics: Metrics | None = None,
     rank: int | None = None,
 ) -> Document:
     """Describe a training run; the tensors are read when the document is written.
@@ -69,6 +77,11 @@ def build_document(
     With a `rank`, the generators are those of one of several processes and stay apart.
     """
     number = check_step(step)
+    if all(each is None for each in (model, optimizer, scheduler, scaler, data, extra)):
+        raise ValueError(
+            f"step {number} has nothing to save: give model, optimizer, scheduler, scaler, data or "
+            "extra"
+        )
     parts = {part: Collector() for part in ("model", "optim", "train")}
     sections: dict[str, object] = {}
     whole = one_model(model)
@@ -80,20 +93,25 @@ def build_document(
         sections[key("optimizer", name)] = section
     train: dict[str, object] = {}
     collector = parts["train"]
-    for name, value in statefuls_of(scheduler, scaler).items():
-        leaf = tensor_leaf(collector, "")
-        train[name] = encode(value.state_dict(), name, leaf)
+    own: dict[str, object] | None = None if rank is None else {}
+    for name, value in statefuls_of(scheduler, scaler, data).items():
+        # Each process reads its own data.
+        mine = own is not None and bool(keys_of("data", [name]))
+        leaf = tensor_leaf(collector, f"rank{rank}." if mine else "")
+        section = own if mine and own is not None else train
+        section[name] = encode(value.state_dict(), name, leaf)
     if extra is not None:
         leaf = tensor_leaf(collector, "", exact=True)
         value = extra if isinstance(extra, dict) else dict(extra)
         train["extra"] = encode_exact(value, "extra", leaf, collector.features)
         collector.check_views()
-    own: dict[str, object] | None = None if rank is None else {}
     if rng and own is not None:
         own["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, f"rank{rank}."))
     elif rng:
         train["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, ""))
     sections["train"] = train
+    if metrics is not None:
+        sections[METRICS] = encode_metrics(metrics)
     return Document(
         number,
         {"name": "torch", "versions": {"torch": str(torch.__version__)}},
@@ -133,9 +151,13 @@ def save(
     optimizer: Optimizers = None,
     scheduler: Statefuls = None,
     scaler: Statefuls = None,
+    data: Data = None,
     extra: Mapping[str, Any] | None = None,
     rng: bool = True,
+    metrics: Metrics | None = None,
     keep: int | None = None,
+    keep_every: int | None = None,
+    keep_best: Best | None = None,
     replace: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
     process_group: Any = None,
@@ -155,10 +177,17 @@ def save(
         optimizer: Any optimizer; its state is stored by parameter name in its own dtypes.
         scheduler: A learning-rate scheduler, or anything else with a state dict.
         scaler: A `torch.amp.GradScaler`.
+        data: A data loader, sampler or iterator with ``state_dict`` and ``load_state_dict``, as
+            torchdata's `StatefulDataLoader`, or with ``get_state`` and ``set_state``. Of processes
+            that save together each keeps its own.
         extra: Numbers, text, lists, tuples, dicts, tensors and arrays under string keys; tensors
             come back on the CPU, and the README lists what else comes back how.
         rng: Whether to store the global generators of torch, NumPy and Python.
+        metrics: Numbers by name, for `keep_best`.
         keep: How many generations to keep, this one included; None keeps all.
+        keep_every: Keep those of which the step is a multiple of it, too.
+        keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many, as
+            in ``("val_loss", "min", 3)``.
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of tensors in one file; a larger tensor gets a file
             of its own.
@@ -176,12 +205,12 @@ def save(
         CheckpointWriteError: If it cannot be written, or another process failed or is gone; earlier
             steps are untouched.
         TypeError: If an argument is neither of its kind nor a mapping of names to such.
+        ValueError: If there is nothing to save, or an argument is out of its range.
     """
     sharded = is_sharded(one_model(model), by_name("optimizer", optimizer), extra)
     team = writers(process_group, step, sharded=sharded)
 
     def build() -> Document:
-        check_keep(keep)
         check_max_shard_size(max_shard_size)
         return build_document(
             step,
@@ -189,12 +218,20 @@ def save(
             optimizer=optimizer,
             scheduler=scheduler,
             scaler=scaler,
+            data=data,
             extra=extra,
             rng=rng,
+            metrics=metrics,
             rank=None if team is None else team.rank,
         )
 
-    options: dict[str, Any] = {"keep": keep, "replace": replace, "max_shard_size": max_shard_size}
+    options: dict[str, Any] = {
+        "keep": keep,
+        "keep_every": keep_every,
+        "keep_best": keep_best,
+        "replace": replace,
+        "max_shard_size": max_shard_size,
+    }
     if team is None:
         return commit(path, build(), **options)
     return save_together(path, build, team, **options)

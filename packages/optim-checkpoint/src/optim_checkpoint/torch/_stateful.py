@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from optim_checkpoint._data import Stateful
 from optim_checkpoint._errors import CheckpointWarning, IncompatibleCheckpointError, shown
 from optim_checkpoint.torch._hyper import equal
 from optim_checkpoint.torch._names import live_differences
 from optim_checkpoint.torch._own_load import same
-from optim_checkpoint.torch._save import Stateful
 from optim_checkpoint.torch._scheduler import like_live
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.number, torch.Tensor)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -13,6 +14,7 @@ from optim_checkpoint import _parallel
 from optim_checkpoint._boxes import Region
 from optim_checkpoint._collect import Collector, Staging
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
+from optim_checkpoint._header import ALIGNMENT
 from optim_checkpoint._json import as_array
 from optim_checkpoint._numpy import axis_order, copy_bytes, invert, is_order
 from optim_checkpoint._typed import EXACT, Leaf, Typed, decode
@@ -45,6 +47,8 @@ BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 # As many as NumPy can see, and one less for the bytes of an element.
 _NUMPY_DIMENSIONS = 64
+# What torch copies in one thread, in less time than it takes to describe it to another.
+_ALONE = 32 << 10
 
 
 def is_lazy(tensor: object) -> bool:
@@ -85,9 +89,11 @@ def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -
 
 def to_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor in C order; on the CPU without a copy where it can."""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    plain = tensor.detach()
+    if not _is_plain(tensor):
+        plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
     # One element counts as contiguous whatever its stride, but only stride 1 can be seen as bytes.
-    flat = plain.reshape(-1).as_strided((plain.numel(),), (1,))
+    flat = plain.as_strided((plain.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy())
 
 
@@ -106,6 +112,9 @@ def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     jobs: list[_parallel.Job] = []
     for live, saved in pairs:
         if live.dtype != saved.dtype or not (_is_plain(live) and _is_plain(saved)):
+            live.copy_(saved)
+            continue
+        if live.nbytes <= _ALONE:
             live.copy_(saved)
             continue
         if not live.is_inference():
@@ -135,10 +144,12 @@ def identity(tensor: torch.Tensor) -> Hashable:
         local = local_of(tensor)
         storage = local.untyped_storage()._cdata
         return (storage, local.storage_offset(), tuple(tensor.shape), local.stride(), tensor.dtype)
-    if tensor.layout != torch.strided or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return None
+    if type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor):
         return None
     return (
-        str(tensor.device),
+        tensor.device,
         tensor.data_ptr(),
         tuple(tensor.shape),
         tensor.stride(),
@@ -235,6 +246,24 @@ class TorchStaging:
     staging: Staging
     _tensors: dict[tuple[str, Order | None], torch.Tensor] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    _pool: dict[str, tuple[torch.Tensor, memoryview]] = field(default_factory=dict)
+
+    def pool(self, keys: Iterable[str]) -> None:
+        """Take the memory of tensors that are copied and then forgotten from one allocation.
+
+        NumPy asks for huge pages for it: of 384 MiB, touching them took 0.04 s instead of 0.13 s.
+        """
+        infos = {key: self.staging.info(key) for key in keys}
+        places: dict[str, int] = {}
+        size = 0
+        for key, info in infos.items():
+            places[key] = size
+            size += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+        memory = torch.from_numpy(np.empty(size, np.uint8))
+        view = memoryview(memory.numpy())
+        for key, start in places.items():
+            end = start + infos[key].nbytes
+            self._pool[key] = memory[start:end], view[start:end]
 
     def tensor(self, key: object, order: Order | None = None) -> torch.Tensor:
         """Return the tensor stored under `key`; its data is there after the read.
@@ -248,13 +277,16 @@ class TorchStaging:
         if order is not None and order == row_major(info.shape):
             order = None
         if (name, order) not in self._tensors:
+            memory = None
             try:
                 dtype = BY_NAME[info.dtype]
-                tensor = (
-                    torch.empty(info.shape, dtype=dtype, device="cpu")
-                    if order is None
-                    else empty_in(order, info.shape, dtype)
-                )
+                if order is not None:
+                    tensor = empty_in(order, info.shape, dtype)
+                elif name in self._pool:
+                    flat, memory = self._pool.pop(name)
+                    tensor = flat.view(dtype).view(info.shape)
+                else:
+                    tensor = torch.empty(info.shape, dtype=dtype, device="cpu")
             except RuntimeError as error:
                 if info.nbytes:
                     # Not damage: the file is as long as its header says.
@@ -265,7 +297,7 @@ class TorchStaging:
                     self.staging.file, f"cannot be allocated: {shown(str(error))}", tensor=name
                 ) from None
             if order is None:
-                self.staging.claim(name, to_bytes(tensor))
+                self.staging.claim(name, to_bytes(tensor) if memory is None else memory)
             else:
                 self.staging.want(name, Region((0,) * tensor.ndim, bytes_in_place(tensor)))
             self._tensors[name, order] = tensor
