@@ -1,5 +1,6 @@
 """Which runs are planned: grids, their growth, selection, fresh seeds."""
 
+import dataclasses
 import math
 
 import pytest
@@ -238,5 +239,8 @@ def test_a_variant_keeps_its_settings_and_moves_the_grid():
     assert variant.hyperparameters["b1"] == 0.95
     assert variant.centre == 0.01
     assert baseline.label == "adamw"
-    assert plan.family == ()
+    # Named before the first run, so it is a test; the plain AdamW is what it is tested against.
+    assert plan.family == tuple(c.name for c in plan.cells if c.label == variant.label)
+    apart = dataclasses.replace(request, exploratory=(variant.label,))
+    assert build_plan(apart).family == ()
     assert plan.titles["jax/adamw,b1=0.95,learning_rate=0.01"].startswith("AdamW (b1=0.95")

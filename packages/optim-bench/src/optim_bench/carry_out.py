@@ -1,4 +1,4 @@
-"""Run a plan as a command does: progress on the console, signals, and the report at the end."""
+"""Run a plan: progress on the console, signals, and the report at the end."""
 
 import contextlib
 import signal
@@ -14,9 +14,9 @@ from rich.console import Console
 from optim_bench import ui
 from optim_bench.campaign import run_campaign
 from optim_bench.errors import BenchError, StoppedError, UsageError, unknown_name
-from optim_bench.executors import EXECUTORS, make_executor
+from optim_bench.executors import EXECUTORS, Executor, make_executor
 from optim_bench.protocol import Plan
-from optim_bench.report import write_report
+from optim_bench.report import PAGE, write_report
 from optim_bench.results import results_of
 from optim_bench.store import Store
 
@@ -65,6 +65,29 @@ def execution_of(
     return Execution(executor, pairs, jobs, timeout, data_dir)
 
 
+def make_workers(
+    execution: Execution, trainer: str, folder: Path, *, jobs: int | None = None
+) -> Executor:
+    """Return the executor that an execution means.
+
+    Args:
+        execution: how the runs are carried out.
+        trainer: `"module:function"` to run.
+        folder: of the comparison.
+        jobs: instead of the execution's own.
+    """
+    return make_executor(
+        execution.executor,
+        trainer,
+        jobs=execution.jobs if jobs is None else jobs,
+        timeout=execution.timeout,
+        data_dir=execution.data_dir,
+        path=[str(Path.cwd())],
+        folder=folder / "jobs",
+        options=execution.options,
+    )
+
+
 def carry_out(
     plan: Plan,
     store: Store,
@@ -81,24 +104,15 @@ def carry_out(
         store: an opened store.
         trainer: `"module:function"` to run.
         execution: how the runs are carried out.
-        console: for the progress and the verdicts.
+        console: for the progress.
         repeat: keys of runs to forget, once there is an executor that can repeat them.
 
     Raises:
         StoppedError: Ctrl-C or SIGTERM; every finished run is in the store.
-        BenchError: the executor cannot be made, or a run failed.
+        BenchError: the executor cannot be made, or a task does not do what its interface says.
     """
     with stoppable():
-        workers = make_executor(
-            execution.executor,
-            trainer,
-            jobs=execution.jobs,
-            timeout=execution.timeout,
-            data_dir=execution.data_dir,
-            path=[str(Path.cwd())],
-            folder=store.root / "jobs",
-            options=execution.options,
-        )
+        workers = make_workers(execution, trainer, store.root)
         try:
             store.remove(repeat)
             with ui.live_progress(console) as listener:
@@ -107,9 +121,19 @@ def carry_out(
             workers.close()
     # From the files, as `report` does it: the same bytes whoever builds the report.
     results = results_of(store)
-    path = write_report(store.root, results)
+    write_report(store.root, results)
+    return results
+
+
+def conclude(console: Console, store: Store, results: Mapping[str, Any]) -> None:
+    """Print what a comparison found, and where its page is.
+
+    Raises:
+        BenchError: a run failed.
+    """
     show_results(console, results)
-    console.print(f"Report: {path.resolve()}", soft_wrap=True, highlight=False)
+    path = (store.root / PAGE).resolve()
+    console.print(f"Report: {path}", soft_wrap=True, highlight=False)
     failed = [failure for failure in results["failures"] if failure["status"] == "failed"]
     if failed:
         first = failed[0]
@@ -118,7 +142,6 @@ def carry_out(
             f"{first['framework']}/{first['optimizer']} with {first['error']}; mend the cause, "
             f"then: optim-bench retry {store.root}"
         )
-    return results
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ Workloads = Annotated[
 Optimizers = Annotated[
     list[str] | None,
     typer.Option(
-        help="NAME, NAME,hyperparameter=value,... or module:factory; repeatable "
+        help="NAME, NAME,hyperparameter=value,..., module:factory or file.py:factory; repeatable "
         "[default: our optimizers]. AdamW always takes part."
     ),
 ]

@@ -113,7 +113,8 @@ class Store:
             BenchError: another comparison is registered here.
         """
         path = self.root / "plan.json"
-        if path.is_file() and self.plan().to_json() != plan.to_json():
+        # A plan without a single result may be another one: nobody has seen anything yet.
+        if path.is_file() and self.plan().identity() != plan.identity() and any(self.records()):
             if changed := _only_sources_differ(self.plan(), plan):
                 raise BenchError(
                     f"the source of {', '.join(changed)} is not what it was when {path} was "
@@ -125,6 +126,10 @@ class Store:
                 "away to plan anew over the runs that are there"
             )
         write_json(path, plan.to_json())
+
+    def extend(self, plan: Plan) -> None:
+        """Replace the plan by one that enters further optimizers, which it says of them."""
+        write_json(self.root / "plan.json", plan.to_json())
 
     def plan(self) -> Plan:
         """Return the plan.
@@ -181,8 +186,8 @@ def _only_sources_differ(old: Plan, new: Plan) -> list[str]:
     """Return the optimizers whose source changed where nothing else did."""
 
     def rest(plan: Plan) -> dict[str, object]:
-        cells = [{**cell.to_json(), "source": None} for cell in plan.cells]
-        return {**plan.to_json(), "cells": cells}
+        cells = [{**cell, "source": None} for cell in plan.identity()["cells"]]
+        return {**plan.identity(), "cells": cells}
 
     if rest(old) != rest(new):
         return []

@@ -8,7 +8,7 @@ from optim_bench.executors._base import (
     load_trainer,
 )
 from optim_bench.executors._inline import InlineExecutor
-from optim_bench.executors._make import EXECUTORS, EXTRAS, make_executor
+from optim_bench.executors._make import EXECUTORS, EXTRAS, default_jobs, make_executor
 from optim_bench.executors._pinning import available_cores, pin, worker_environment
 from optim_bench.executors._process import ProcessExecutor
 
@@ -21,6 +21,7 @@ __all__ = [
     "ProcessExecutor",
     "Trainer",
     "available_cores",
+    "default_jobs",
     "failed_record",
     "load_trainer",
     "make_executor",

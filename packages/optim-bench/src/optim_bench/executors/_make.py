@@ -61,7 +61,7 @@ def make_executor(
                 )
         return InlineExecutor(trainer, data_dir=data_dir)
     if jobs is None:
-        jobs = min(len(available_cores()), MOST_DEFAULT_JOBS)
+        jobs = default_jobs()
     if name == "process":
         return ProcessExecutor(trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=path)
     if name == "submitit":
@@ -81,3 +81,8 @@ def make_executor(
     return RayExecutor(
         trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=path, options=options
     )
+
+
+def default_jobs() -> int:
+    """Return how many runs go on at a time where nobody says: one per core, at most 4."""
+    return min(len(available_cores()), MOST_DEFAULT_JOBS)

@@ -22,7 +22,7 @@ from optim_bench.report._markdown import (
 )
 from optim_bench.report._pack import as_written, pack
 from optim_bench.report._theme import THEMES, colour_of, marks_of, page_themes
-from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
+from optim_bench.results import FRAMEWORK_TITLES, LABELS, judged_mean, ratio_columns
 
 Results = Mapping[str, Any]
 
@@ -153,10 +153,10 @@ def _rows(results: Results, cells: list[Mapping[str, Any]]) -> Iterator[dict[str
             "title": cell["title"],
             "numbers": [
                 number(cell["tuning"]["selected"], "g"),
-                number(cell["fresh"]["mean"].get("test_loss"), ".4g"),
+                number(judged_mean(cell), ".4g"),
                 *ratio_columns(comparison),
                 str(cell["fresh"]["ok"]),
-                number(cell["defaults"]["mean"].get("test_loss"), ".4g"),
+                number(judged_mean(cell, "defaults"), ".4g"),
                 number(state_ratio(cell), ".3g"),
             ],
             "kind": kind,

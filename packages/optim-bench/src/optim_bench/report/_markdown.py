@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from optim_bench.report._markers import replace_section
-from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
+from optim_bench.results import FRAMEWORK_TITLES, LABELS, judged_mean, ratio_columns
 
 AGGREGATE_NOTE = (
     "Conditional on these workloads, and against AdamW at its selected rate, so wins that are not "
@@ -80,10 +80,10 @@ def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> It
             cell["workload"],
             cell["title"],
             number(rate, "g"),
-            number(fresh["mean"].get("test_loss"), ".4g"),
+            number(judged_mean(cell), ".4g"),
             *ratio_columns(comparison),
             f"{fresh['ok']}",
-            number(cell["defaults"]["mean"].get("test_loss"), ".4g"),
+            number(judged_mean(cell, "defaults"), ".4g"),
             number(state_ratio(cell), ".3g"),
             LABELS[comparison["verdict"]] if comparison else "baseline",
         ]

@@ -6,7 +6,7 @@ alone. It is withheld wherever a condition of a fair comparison is missing, in t
     incomplete     runs are missing or failed on either side, or of the baseline at its default rate
     under-tuned    either side's best learning rate is at the edge of its grid
     unstable       a fresh run of either side diverged
-    exploratory    the comparison was not registered
+    exploratory    the comparison was not registered, or was entered after the first results
     too few seeds  no outcome could have reached the level with so many seeds and tests
     not confirmed  better than the tuned baseline, and not than the baseline at its default rate
 
@@ -19,7 +19,7 @@ correction over the family.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optim_bench.protocol import ALPHA, LEVEL, Plan, family_of
+from optim_bench.protocol import ALPHA, LEVEL, Plan, added_of, family_of
 from optim_bench.results._cells import fresh_losses
 from optim_bench.results._range import exp, log_ratio
 from optim_bench.stats import (
@@ -53,7 +53,28 @@ def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list
     pairs = [(cell, baselines[cell["workload"]]) for cell in others]
     family = family_of(plan, framework)
     registered = [cell["name"] in family for cell in others]
-    return compare_pairs(pairs, registered, defaults_due=plan.budget.defaults)
+    found = compare_pairs(pairs, registered, defaults_due=plan.budget.defaults)
+    if late := set(added_of(plan, framework)):
+        # What came later is corrected with all that was there; what was there stays as it was.
+        joined = [
+            cell["name"] in late or mine for cell, mine in zip(others, registered, strict=True)
+        ]
+        together = compare_pairs(pairs, joined, defaults_due=plan.budget.defaults)
+        found = [
+            _entered_later(after) if after["name"] in late else before
+            for before, after in zip(found, together, strict=True)
+        ]
+    return found
+
+
+def _entered_later(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Return a comparison whose verdict is that it was entered after the first results."""
+    if comparison["verdict"] not in {"better", "worse", "no difference", "not confirmed"}:
+        return comparison
+    p_value, tests = comparison["p_adjusted"], comparison["tests"]
+    said = f"p = {p_value:.2g} after Holm over {tests} tests, with the family that it joined"
+    reason = f"entered after the first results ({said})"
+    return {**comparison, "verdict": "exploratory", "reason": reason, "tests": None}
 
 
 def compare_pairs(
@@ -160,6 +181,7 @@ def _comparison(
         "against_default": against,
         "verdict": verdict,
         "reason": reason,
+        **({"judged": cell["judged"]} if "judged" in cell else {}),
     }
 
 

@@ -10,8 +10,8 @@ from rich.text import Text
 from optim_bench.campaign import Progress
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.records import RunRecord
-from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
-from optim_bench.workloads import Workload
+from optim_bench.results import FRAMEWORK_TITLES, LABELS, judged_mean, ratio_columns
+from optim_bench.tasks.built_in import Workload
 
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "no difference": "default"}
 
@@ -45,7 +45,7 @@ def verdict_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 def _numbers(cell: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> list[str]:
     rate = cell["tuning"]["selected"]
-    loss = cell["fresh"]["mean"].get("test_loss")
+    loss = judged_mean(cell)
     columns = ["" if rate is None else f"{rate:g}", "" if loss is None else f"{loss:.4g}"]
     seeds = f"{cell['fresh']['ok']}"
     return [*columns, *ratio_columns(comparison), seeds]
