@@ -233,9 +233,9 @@ def cluster(session: nox.Session, executor: str) -> None:
 
 @nox.session(python="3.13", tags=["optim-bench"])  # The published stac-optimizer needs it.
 def third_party(session: nox.Session) -> None:
-    """The optimizers of other packages that optim-bench enters where they are installed."""
+    """The optimizers of others that optim-bench enters, and its examples on data of others."""
     steps.install_editable(session, "optim-bench")
-    session.install("stac-optimizer==0.3.0", "torchao==0.18.0")
+    session.install("stac-optimizer==0.3.0", "torchao==0.18.0", *steps.group("gallery"))
     steps.pytest_alone(session, "packages/optim-bench/tests_third_party")
     done(session)
 

@@ -4,13 +4,11 @@ import dataclasses
 import itertools
 import random
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from optim_bench import JaxTask, TaskError, TorchTask
 from optim_bench.errors import UsageError
 from optim_bench.records import RunSpec
@@ -231,46 +229,6 @@ def test_every_step_has_a_key_of_its_own_however_steps_are_called():
     one, many = (run(jax_task(loss=noisy, steps_per_call=n)).metrics for n in (1, 5))
     assert one["train_loss"] == pytest.approx(many["train_loss"], rel=1e-5)
     assert one["train_loss"] != run(jax_task()).metrics["train_loss"]
-
-
-class Equinox(eqx.Module):
-    layer: eqx.nn.Linear
-    act: object = eqx.field(static=True)
-    also: object
-    count: jax.Array
-
-    def __init__(self, key):
-        self.layer = eqx.nn.Linear(4, 1, key=key)
-        self.act, self.also, self.count = jnp.tanh, jnp.negative, jnp.arange(3)
-
-    def __call__(self, x):
-        return self.also(self.also(jax.vmap(self.layer)(x)))
-
-
-class Flax(nnx.Module):
-    def __init__(self, key):
-        rngs = nnx.Rngs(key)
-        self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
-        self.layer = nnx.Linear(4, 1, rngs=rngs)
-
-    def __call__(self, x):
-        return self.layer(self.norm(x))
-
-
-@pytest.mark.parametrize(("module", "entries"), [(Equinox, 5), (Flax, 5 + 8)])
-def test_modules_of_other_libraries_are_trained_and_come_back_whole(module, entries):
-    def loss(model, batch, key):
-        return jnp.mean((model(batch[0]) - batch[1]) ** 2)
-
-    def evaluate(model, split):
-        assert isinstance(model, module)
-        return {"loss": float(loss(model, (X[HALF[split]], Y[HALF[split]]), None))}
-
-    record = run(jax_task(init=module, loss=loss, evaluate=evaluate))
-    assert record.error is None
-    # The statistics of a norm, integers and functions are no parameters.
-    assert record.parameters == entries
-    assert record.metrics["val_loss"] < 0.5 * record.curve["val_loss"][0]
 
 
 def shrinking():

@@ -62,7 +62,8 @@ class Program:
         def step(params: Any, state: Any, held: Any, rate: Any, batch: Any, key: Any) -> Any:
             value, grads = gradients(params, held, batch, key)
             if task.clip_norm is not None:
-                scale = jnp.minimum(1.0, task.clip_norm / optax.tree_utils.tree_norm(grads))
+                squares = [jnp.sum(jnp.square(jnp.abs(g))) for g in jax.tree.leaves(grads)]
+                scale = jnp.minimum(1.0, task.clip_norm / jnp.sqrt(sum(squares)))
                 grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
             with seeded(_TRACE_SEED):
                 state = self.follow(state, params, rate)
