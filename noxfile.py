@@ -267,7 +267,9 @@ def wheels(session: nox.Session, package: str) -> None:
     siblings = [steps.wheel(dist, name) for name in SIBLINGS[package]]
     tools = [*steps.group("docs-tools"), *steps.group(f"docs-{package}")]
     session.install(*siblings, steps.reference(dist, package), *tools)
-    steps.run_blocks(session, ROOT / "packages" / package / "README.md")
+    for page in ("README.md", "GUIDE.md"):
+        if (path := ROOT / "packages" / package / page).exists():
+            steps.run_blocks(session, path)
     done(session)
 
 

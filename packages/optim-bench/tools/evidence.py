@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence_page import FIGURES, figure_names, page, verdicts
+from evidence_page import FIGURES, figure_names, page
 from optim_bench.campaign import progress_of, run_campaign
 from optim_bench.catalog import Request, build_plan
 from optim_bench.executors import DEFAULT_TRAINER, make_executor
 from optim_bench.optimizers import resolve
 from optim_bench.protocol import Phase, Plan
 from optim_bench.records import FRAMEWORKS, RunRecord
-from optim_bench.report import replace_section
 from optim_bench.report._figures import figures
 from optim_bench.results import build_results, validate_results
 from optim_bench.store import Store, read_json, write_bytes
@@ -116,7 +115,7 @@ def collect(root: Path) -> tuple[Plan, dict[str, RunRecord]]:
 
 
 def write(results: Mapping[str, Any]) -> None:
-    """Write the evidence folder and the package README's section."""
+    """Write the evidence folder."""
     folder = EVIDENCE / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     names = figure_names(results)
@@ -129,7 +128,6 @@ def write(results: Mapping[str, Any]) -> None:
     text = json.dumps(results, sort_keys=True, separators=(",", ":"), allow_nan=False)
     write_bytes(EVIDENCE / "results.json", (text + "\n").encode())
     write_bytes(EVIDENCE / "README.md", page(results, WORKLOADS).encode())
-    replace_section(PACKAGE / "README.md", verdicts(results), "evidence")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,7 +31,7 @@ from optim_bench.catalog import (
 )
 from optim_bench.comparison import Comparison
 from optim_bench.errors import BenchError, UsageError
-from optim_bench.executors import DEFAULT_TRAINER, default_jobs
+from optim_bench.executors import DEFAULT_TRAINER, Placement, default_jobs
 from optim_bench.protocol import Cell, Plan, known_specs
 from optim_bench.records import FRAMEWORKS
 from optim_bench.store import Store
@@ -87,6 +87,8 @@ def compare(
     jobs: int | None = None,
     timeout: float | None = None,
     data_dir: Path | str | None = None,
+    device: str = "cpu",
+    jobs_per_device: int = 1,
     quiet: bool = False,
 ) -> Comparison:
     """Compare optimizers with equally tuned AdamW on a task, and return what was found.
@@ -116,6 +118,8 @@ def compare(
         jobs: runs at a time; None for one per core, at most 4.
         timeout: seconds after which a run is given up, or None.
         data_dir: where full-size data sets lie.
+        device: `"cpu"`, `"cuda"` (every GPU of this machine), `"cuda:0"` (that one) or `"tpu"`.
+        jobs_per_device: runs that share one GPU.
         quiet: whether nothing is printed.
 
     Raises:
@@ -142,6 +146,7 @@ def compare(
             jobs,
             timeout,
             None if data_dir is None else Path(data_dir),
+            Placement(device, jobs_per_device),
         ),
         given=executor is not None,
         request=Request(tier=tier, seeds=seeds),
@@ -215,6 +220,8 @@ def prepare(
     allowance = None if question.budget is None else Allowance.parse(question.budget)
     check_frameworks(request, execution.executor)
     plan = build_plan(request)
+    if execution.placement.kind == "tpu" and any(c.framework == "torch" for c in plan.cells):
+        raise UsageError("--device tpu is for JAX alone; choose --framework jax")
     check_installed(plan, execution.executor)
     check_data(plan, execution.data_dir)
     root = question.output or _own_folder(plan, question.budget)
@@ -223,7 +230,9 @@ def prepare(
         return Prepared(plan, store, None)
     if not dry and (known := _planned_before(request, plan, store)) is not None:
         return Prepared(known, store, None)
-    jobs = execution.jobs or (1 if execution.executor == "inline" else default_jobs())
+    jobs = execution.jobs or (
+        1 if execution.executor == "inline" else default_jobs(execution.placement)
+    )
     one = None if execution.executor == "inline" else 1
     with stoppable():
         workers = make_workers(execution, trainer, root, jobs=one)

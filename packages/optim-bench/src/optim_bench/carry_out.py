@@ -14,7 +14,7 @@ from rich.console import Console
 from optim_bench import ui
 from optim_bench.campaign import run_campaign
 from optim_bench.errors import BenchError, StoppedError, UsageError, unknown_name
-from optim_bench.executors import EXECUTORS, Executor, make_executor
+from optim_bench.executors import EXECUTORS, Executor, Placement, make_executor
 from optim_bench.protocol import Plan
 from optim_bench.report import PAGE, write_report
 from optim_bench.results import results_of
@@ -31,6 +31,7 @@ class Execution:
         jobs: runs at a time, or None for the executor's own choice.
         timeout: seconds after which a run is given up, or None.
         data_dir: where full-size data sets lie.
+        placement: which device the runs are on.
     """
 
     executor: str = "process"
@@ -38,6 +39,7 @@ class Execution:
     jobs: int | None = None
     timeout: float | None = None
     data_dir: Path | None = None
+    placement: Placement = field(default_factory=Placement)
 
 
 def execution_of(
@@ -46,6 +48,8 @@ def execution_of(
     jobs: int | None,
     timeout: float | None,
     data_dir: Path | None,
+    device: str = "cpu",
+    jobs_per_device: int = 1,
 ) -> Execution:
     """Return the execution that a user's options mean.
 
@@ -62,7 +66,8 @@ def execution_of(
         if not (key and value):
             raise UsageError(f"--executor-option is {text!r}; write key=value")
         pairs[key] = value
-    return Execution(executor, pairs, jobs, timeout, data_dir)
+    placement = Placement(device, jobs_per_device)
+    return Execution(executor, pairs, jobs, timeout, data_dir, placement)
 
 
 def make_workers(
@@ -85,6 +90,7 @@ def make_workers(
         path=[str(Path.cwd())],
         folder=folder / "jobs",
         options=execution.options,
+        placement=execution.placement,
     )
 
 

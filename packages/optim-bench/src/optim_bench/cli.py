@@ -30,11 +30,13 @@ from optim_bench.cli_data import build_data_app
 from optim_bench.cli_measure import add_measure_commands
 from optim_bench.cli_options import (
     DataDir,
+    Device,
     ExecutorName,
     ExecutorOptions,
     Folder,
     FrameworkName,
     Jobs,
+    JobsPerDevice,
     Optimizers,
     Timeout,
     Workloads,
@@ -123,9 +125,13 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         jobs: Jobs = None,
         timeout: Timeout = None,
         data_dir: DataDir = None,
+        device: Device = "cpu",
+        jobs_per_device: JobsPerDevice = 1,
     ) -> None:
         """Train, compare, report. Resumes by itself: finished runs are never repeated."""
-        execution = execution_of(executor, executor_option, jobs, timeout, data_dir)
+        execution = execution_of(
+            executor, executor_option, jobs, timeout, data_dir, device, jobs_per_device
+        )
         if add:
             if task or workload or optimizer or budget or dry_run or seeds or output is None:
                 raise UsageError("--add takes what is in --output as it is; leave the others away")
@@ -153,11 +159,15 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         jobs: Jobs = None,
         timeout: Timeout = None,
         data_dir: DataDir = None,
+        device: Device = "cpu",
+        jobs_per_device: JobsPerDevice = 1,
     ) -> None:
         """Repeat the failed runs of a comparison, and finish it."""
         store = Store(directory)
         plan = store.plan()
-        execution = execution_of(executor, executor_option, jobs, timeout, data_dir)
+        execution = execution_of(
+            executor, executor_option, jobs, timeout, data_dir, device, jobs_per_device
+        )
         check_installed(plan, executor)
         check_data(plan, execution.data_dir)
         store.open()

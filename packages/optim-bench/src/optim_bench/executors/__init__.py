@@ -7,6 +7,7 @@ from optim_bench.executors._base import (
     failed_record,
     load_trainer,
 )
+from optim_bench.executors._devices import Placement, visible_gpus
 from optim_bench.executors._inline import InlineExecutor
 from optim_bench.executors._make import EXECUTORS, EXTRAS, default_jobs, make_executor
 from optim_bench.executors._pinning import available_cores, pin, worker_environment
@@ -18,6 +19,7 @@ __all__ = [
     "EXTRAS",
     "Executor",
     "InlineExecutor",
+    "Placement",
     "ProcessExecutor",
     "Trainer",
     "available_cores",
@@ -26,5 +28,6 @@ __all__ = [
     "load_trainer",
     "make_executor",
     "pin",
+    "visible_gpus",
     "worker_environment",
 ]

@@ -1,5 +1,6 @@
 """Training in JAX: one program per task and optimizer, compiled once per process."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optim_bench.machine import driver
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.references import import_object
 from optim_bench.tasks import JaxTask, TaskError, call_with, ran_out
@@ -248,12 +250,24 @@ def session(
 ) -> Iterator[JaxSession]:
     """Open a run; the learning rate comes with every step, the rest is fixed here."""
     fixed = {name: value for name, value in hyperparameters.items() if name != "learning_rate"}
-    with jax.default_device(jax.devices(device)[0]), seeded(seed):
+    kind, _, index = device.partition(":")
+    with jax.default_device(jax.devices(kind)[int(index or 0)]), seeded(seed):
         layout = Layout(call_with(task.init, jax.random.key(seed), seed=seed))
         if not jax.tree.leaves(layout.trained):
             raise TaskError(f"{task.name}: init returned no array of floating point to train")
         program = _program(task, info, fixed, layout)
         yield JaxSession(task, program, layout, hyperparameters["learning_rate"], seed)
+
+
+def device_facts(device: str) -> dict[str, str]:
+    """Return what decides numbers on an accelerator: which one, its driver, the flags."""
+    kind, _, index = device.partition(":")
+    return {
+        "device": str(jax.devices(kind)[int(index or 0)].device_kind),
+        "driver": driver(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "matmul precision": str(jax.config.jax_default_matmul_precision),
+    }
 
 
 def _plain(tree: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from optim_bench.machine import driver
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.tasks import Task, TaskError, TorchTask, call_with, ran_out
 from optim_bench.tasks.built_in import Array
@@ -187,6 +188,17 @@ def session(
             yield opened
     finally:
         torch.set_num_threads(threads)
+
+
+def device_facts(device: str) -> dict[str, str]:
+    """Return what decides numbers on an accelerator: which one, its driver, the flags."""
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "driver": driver(),
+        "deterministic algorithms": str(torch.are_deterministic_algorithms_enabled()),
+        "deterministic cudnn": str(torch.backends.cudnn.deterministic),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+    }
 
 
 def _module(task: TorchTask, seed: int, device: str) -> nn.Module:

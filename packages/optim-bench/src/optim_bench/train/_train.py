@@ -1,5 +1,6 @@
 """One run from its spec to its record."""
 
+import importlib
 import math
 import platform
 import statistics
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from optim_bench.machine import processor
 from optim_bench.optimizers import OptimizerInfo, resolve
 from optim_bench.records import REQUIRED_METRICS, RunRecord, RunSpec
 from optim_bench.source import source_of
@@ -149,7 +151,9 @@ def train(
 def environment(framework: str, device: str = "cpu") -> dict[str, str]:
     """Return the versions that decide a run's numbers, and the kind of machine."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
-    versions |= {"system": platform.system(), "device": device}
+    versions |= {"system": platform.system(), "processor": processor(), "device": device}
+    if device != "cpu":
+        versions |= importlib.import_module(f"optim_bench.train._{framework}").device_facts(device)
     for name in ("numpy", "optim-bench", *_DISTRIBUTIONS[framework]):
         versions[name] = metadata.version(name)
     return versions
