@@ -172,9 +172,9 @@ class Asked:
     def __init__(self):
         self.options = {}
 
-    def remote(self, **options):
+    def remote(self, *arguments, **options):
         self.options |= options
-        return lambda actor: self
+        return self
 
     def init(self, **options):
         self.options |= options

@@ -1,8 +1,12 @@
 """Run a plan: progress on the console, signals, and the report at the end."""
 
 import contextlib
+import datetime
+import shlex
 import signal
+import sys
 import threading
+import time
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +19,7 @@ from optim_bench import ui
 from optim_bench.campaign import run_campaign
 from optim_bench.errors import BenchError, StoppedError, UsageError, unknown_name
 from optim_bench.executors import EXECUTORS, Executor, Placement, make_executor
+from optim_bench.machine import commit
 from optim_bench.protocol import Plan
 from optim_bench.report import PAGE, write_report
 from optim_bench.results import results_of
@@ -121,7 +126,7 @@ def carry_out(
         workers = make_workers(execution, trainer, store.root)
         try:
             store.remove(repeat)
-            with ui.live_progress(console) as listener:
+            with ui.live_progress(console) as listener, _noted(store, execution):
                 run_campaign(plan, store, workers, listener)
         finally:
             workers.close()
@@ -129,6 +134,29 @@ def carry_out(
     results = results_of(store)
     write_report(store.root, results)
     return results
+
+
+@contextlib.contextmanager
+def _noted(store: Store, execution: Execution) -> Generator[None, None, None]:
+    """Write down when, by what and for how long runs were made, if any were."""
+    before, began = store.count(), time.monotonic()
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    try:
+        yield
+    finally:
+        made = store.count() - before
+        if made > 0:
+            store.note(
+                {
+                    "started": started,
+                    "seconds": round(time.monotonic() - began),
+                    "runs": made,
+                    "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                    "commit": commit(Path.cwd()),
+                    "executor": execution.executor,
+                    "device": execution.placement.device,
+                }
+            )
 
 
 def conclude(console: Console, store: Store, results: Mapping[str, Any]) -> None:

@@ -14,7 +14,14 @@ from rich.console import Console
 
 from optim_bench import ui
 from optim_bench.report import report_html
-from optim_bench.results import LABELS, interval_text, judged_in_words, judged_mean, ratio_text
+from optim_bench.results import (
+    LABELS,
+    interval_text,
+    judged_in_words,
+    judged_mean,
+    ratio_text,
+    shown_interval,
+)
 
 _WIDTH = 140
 
@@ -30,7 +37,7 @@ class Verdict:
         verdict: `"better"`, `"worse"`, `"no detectable difference"`, or why there is none.
         ratio: of what is judged to AdamW's (the reciprocal where larger is better): below 1 is
             better; None where there is no pair.
-        low: lower end of its 95 % interval, or None.
+        low: lower end of its interval at the level that Holm's correction leaves, or None.
         high: upper end, or None.
         p: exact sign-flip p-value after Holm's correction, or None.
         seeds: paired fresh seeds.
@@ -74,8 +81,8 @@ class Comparison:
                 optimizer=c["label"],
                 verdict=LABELS[c["verdict"]],
                 ratio=c["ratio"],
-                low=c["low"],
-                high=c["high"],
+                low=shown_interval(c)["low"],
+                high=shown_interval(c)["high"],
                 p=c["p_adjusted"],
                 seeds=c["pairs"],
                 sentence=c["sentence"],
@@ -177,7 +184,16 @@ _BASELINE: Mapping[str, Any] = {
     **dict.fromkeys(("ratio", "low", "high", "p")),
     "verdict": "baseline",
 }
-_HEADINGS = ("task", "optimizer", "rate", "judged", "ratio", "95 % interval", "p (Holm)", "verdict")
+_HEADINGS = (
+    "task",
+    "optimizer",
+    "rate",
+    "judged",
+    "ratio",
+    "interval (Holm)",
+    "p (Holm)",
+    "verdict",
+)
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
 }

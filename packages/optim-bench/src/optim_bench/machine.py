@@ -1,6 +1,8 @@
 """What a machine says about itself, without a framework."""
 
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -22,3 +24,16 @@ def driver() -> str:
         return _DRIVER.read_text(encoding="utf-8").splitlines()[0].partition(":")[2].strip()
     except (OSError, IndexError):
         return "unknown"
+
+
+def commit(folder: Path) -> str:
+    """Return the commit that a folder is at, empty where it is in no repository."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    command = [git, "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603 - git, and a folder
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -2,6 +2,7 @@
 
     DIR/plan.json         what is compared, written before the first run
     DIR/runs/<key>.json   one record each; <key> is `RunSpec.key()`
+    DIR/history.json      when, by what and for how long runs were made
 
 A file is written beside its place, forced to the disk and renamed, so it is there whole or not at
 all, on network file systems too. Killing a comparison loses the runs in flight and nothing else.
@@ -11,8 +12,9 @@ Who runs a comparison holds a lock on `DIR/.lock`, which goes with the process, 
 import contextlib
 import re
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from optim_bench.errors import BenchError, os_reason
 from optim_bench.files import read_json, write_bytes, write_json
@@ -25,6 +27,9 @@ except ImportError:  # a system without it has no lock, and a second run only re
     fcntl = None
 
 __all__ = ["Store", "read_json", "write_bytes", "write_json"]
+
+
+HISTORY = "history.json"
 
 
 class Store:
@@ -98,6 +103,10 @@ class Store:
         paths = sorted(self.runs.glob("*.json"))
         return {path.stem: self._read(path) for path in paths if _is_run(path)}
 
+    def count(self) -> int:
+        """Return how many runs there are, without reading them."""
+        return sum(_is_run(path) for path in self.runs.glob("*.json"))
+
     def strangers(self) -> list[str]:
         """Return the names in `runs/` that are no run's, such as a sync tool's second copies."""
         if not self.runs.is_dir():
@@ -130,6 +139,17 @@ class Store:
     def extend(self, plan: Plan) -> None:
         """Replace the plan by one that enters further optimizers, which it says of them."""
         write_json(self.root / "plan.json", plan.to_json())
+
+    def note(self, entry: Mapping[str, Any]) -> None:
+        """Add to the history of the folder: when, by what and for how long runs were made."""
+        write_json(self.root / HISTORY, {"made": [*self.history(), dict(entry)]})
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the history, oldest first; one that cannot be read is begun anew."""
+        try:
+            return list(read_json(self.root / HISTORY)["made"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def plan(self) -> Plan:
         """Return the plan.

@@ -64,7 +64,8 @@ def results_of(store: Store) -> dict[str, Any]:
             f"{path} cannot be read ({error}); measure anew: optim-bench time --directory "
             f"{store.root}"
         ) from error
-    return build_results(store.plan(), store.records(), times)
+    results = build_results(store.plan(), store.records(), times)
+    return {**results, "history": store.history()}
 
 
 def build_results(

@@ -98,6 +98,7 @@ def compare_pairs(
     adjusted = dict(zip(family, holm(p_values), strict=True))
     at_default = [_or_one(d.p_value if (d := defaults[index]) else None) for index in family]
     confirmed = dict(zip(family, holm(at_default), strict=True))
+    levels = dict(zip(family, _levels(p_values), strict=True))
     smallest = [smallest_p_value(paired[index].pairs) for index in family]
     within_reach = dict(zip(family, reachable(smallest, ALPHA), strict=True))
     return [
@@ -111,8 +112,19 @@ def compare_pairs(
             within_reach=within_reach.get(index, False),
             tests=len(family),
             defaults_due=defaults_due,
+            level=levels.get(index),
         )
         for index, (cell, baseline) in enumerate(pairs)
+    ]
+
+
+def _levels(p_values: Sequence[float]) -> list[float]:
+    """Return the level of each test's interval that Holm's procedure leaves it.
+
+    The k-th smallest of m p-values meets alpha / (m - k + 1); equal ones meet what the first does.
+    """
+    return [
+        1 - ALPHA / (len(p_values) - sum(other < value for other in p_values)) for value in p_values
     ]
 
 
@@ -139,6 +151,7 @@ def _comparison(
     within_reach: bool,
     tests: int,
     defaults_due: bool,
+    level: float | None,
 ) -> dict[str, Any]:
     # Holm's first and hardest step: an effect found there is found wherever it ranks.
     alpha = ALPHA / tests if adjusted is not None else ALPHA
@@ -181,8 +194,15 @@ def _comparison(
         "against_default": against,
         "verdict": verdict,
         "reason": reason,
+        **({} if level is None else {"adjusted": _adjusted(cell, baseline, level)}),
         **({"judged": cell["judged"]} if "judged" in cell else {}),
     }
+
+
+def _adjusted(cell: Measured, baseline: Measured, level: float) -> dict[str, float | None]:
+    """Return the interval of a registered comparison at the level that Holm leaves it."""
+    found = compare_paired(fresh_losses(cell), fresh_losses(baseline), level=level)
+    return {"level": level, "low": exp(found.low), "high": exp(found.high)}
 
 
 def _default_row(

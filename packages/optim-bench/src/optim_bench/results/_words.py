@@ -120,7 +120,37 @@ def ratio_columns(comparison: Mapping[str, Any] | None) -> list[str]:
     adjusted = "" if p_value is None else f"{p_value:.2g}"
     if not has_interval(comparison):
         return ["", "", adjusted]
-    return [ratio_text(comparison["ratio"]), interval_text(comparison), adjusted]
+    return [ratio_text(comparison["ratio"]), verdict_interval(comparison), adjusted]
+
+
+def shown_interval(comparison: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the ends that go with a verdict: at Holm's level for a registered test."""
+    return comparison.get("adjusted", comparison)
+
+
+def verdict_interval(comparison: Mapping[str, Any]) -> str:
+    """Return the interval that goes with a verdict, marked where the two disagree.
+
+    The interval is Student's and the test is exact, so that they may.
+
+    Example:
+        >>> case = {"low": 0.8, "high": 0.9, "verdict": "no difference"}
+        >>> verdict_interval(case), verdict_interval({**case, "verdict": "better"})
+        ('0.800 to 0.900 *', '0.800 to 0.900')
+    """
+    ends = shown_interval(comparison)
+    low, high = ends["low"], ends["high"]
+    apart = (low is not None and low > 1) or (high is not None and high < 1)
+    verdict = comparison["verdict"]
+    differs = apart if verdict == "no difference" else not apart
+    mark = " *" if differs and verdict in {"better", "worse", "no difference"} else ""
+    return interval_text(ends) + mark
+
+
+INTERVAL_NOTE = (
+    "Intervals are at the level that Holm's correction leaves each registered test; where one is "
+    "marked with *, it and the exact test disagree, and the verdict is the test's."
+)
 
 
 def interval_text(comparison: Mapping[str, Any]) -> str:
@@ -153,7 +183,7 @@ _FEWEST_PAIRS = 2
 def _interval_in_words(comparison: Mapping[str, Any]) -> str:
     low, high = (
         "no bound" if end is None else _change(comparison, end)
-        for end in (comparison["low"], comparison["high"])
+        for end in map(shown_interval(comparison).get, ("low", "high"))
     )
     return f"{low} to {high}"
 
