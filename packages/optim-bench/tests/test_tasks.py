@@ -71,7 +71,7 @@ def run(task, *, seed=0, optimizer="adamw", rate=0.1):
     return train(
         RunSpec(
             found.name, found.version or 0, task.framework, optimizer, {"learning_rate": rate},
-            seed, task.steps, task.schedule, task=reference,
+            seed, task.steps, task.schedule_name, task=reference,
         )
     )  # fmt: skip
 
@@ -168,6 +168,15 @@ def test_autocast_compile_move_and_on_step_reach_the_run():
     assert run(task).error is None
     assert set(seen) == {torch.bfloat16}
     assert steps[-5:] == [1, 2, 3, 4, 5]
+
+
+@frameworks
+def test_a_schedule_of_the_tasks_own_reaches_the_steps(framework):
+    still = MAKE[framework](schedule=lambda step, steps: 0.0)
+    record = run(still)
+    assert record.spec.schedule == "own"
+    assert len(set(record.curve["val_loss"])) == 1
+    assert run(MAKE[framework]()).curve["val_loss"][-1] != record.curve["val_loss"][-1]
 
 
 def test_batches_may_be_nested_and_held_in_dictionaries():
@@ -325,7 +334,7 @@ BAD = [
     ),
     (
         "jax",
-        {"init": lambda key: {"w": jnp.full((4, 1), random.SystemRandom().random())}},
+        {"init": lambda key: jax_init(key) | {"b": jnp.full(1, random.SystemRandom().random())}},
         (
             "init gives another model when it is called again for seed 0; draw its parameters "
             "from the seed alone"
@@ -352,6 +361,19 @@ def test_a_bad_task_is_one_sentence_with_its_function_and_the_remedy(framework, 
     record = run(MAKE[framework](**changes))
     assert record.status == "failed"
     assert record.error.startswith(f"TaskError: lines: {message}")
+
+
+def faulty(*arguments, **keywords):
+    return {}["missing"]
+
+
+@pytest.mark.parametrize("function", ["model", "batches", "loss", "evaluate"])
+def test_a_function_that_raises_is_named_with_its_line(function):
+    line = faulty.__code__.co_firstlineno + 1
+    record = run(torch_task(**{function: faulty}))
+    assert record.error == (
+        f"TaskError: lines: {function} raises KeyError: 'missing' (line {line} of test_tasks.py)"
+    )
 
 
 @pytest.mark.parametrize(("makers", "message"), LATE)
@@ -381,7 +403,7 @@ DECLARED = [
     ({"steps": 1.5}, "steps is 1.5; it has to be a whole number"),
     ({"accumulate": 0}, "accumulate is 0; it has to be a whole number"),
     ({"evaluate_every": 0}, "evaluate_every is 0; it has to be a whole number"),
-    ({"schedule": "wsd"}, "schedule is 'wsd'; it has to be one of cosine, constant"),
+    ({"schedule": "step"}, "schedule is 'step'; it has to be one of cosine, constant, linear, w"),
     ({"splits": ("test",)}, "splits is ('test',); it has to be one of ('val',), ('val', 'test'),"),
     ({"clip_norm": -1.0}, "clip_norm is -1.0; it has to be positive, or None"),
     ({"name": "a/b"}, "name is 'a/b'; leave '/' out of it"),

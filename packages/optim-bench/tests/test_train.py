@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 from optim_bench.errors import UsageError
-from optim_bench.records import RunSpec
+from optim_bench.records import SCHEDULES, RunSpec
+from optim_bench.tasks import TaskError
 from optim_bench.tasks.built_in import WORKLOADS
 from optim_bench.train import MissingExtraError, train
 from optim_bench.train._schedule import multipliers
@@ -221,6 +222,27 @@ def test_short_schedules_have_one_rate_per_step(steps):
     assert multipliers("constant", steps) == [1.0] * steps
 
 
+def test_every_schedule_warms_up_and_ends_as_its_formula_says():
+    steps, warmup, decay = 200, 10, 40
+    rest = range(warmup, steps)
+    ends = {
+        "linear": [1 - (t - warmup) / (steps - warmup) for t in rest],
+        "warmup": [1.0 for t in rest],
+        "wsd": [min(1.0, (steps - t) / decay) for t in rest],
+    }
+    for schedule, end in ends.items():
+        rates = multipliers(schedule, steps)
+        assert rates[:warmup] == pytest.approx([(t + 1) / warmup for t in range(warmup)])
+        assert rates[warmup:] == pytest.approx(end), schedule
+    assert set(SCHEDULES) == {"cosine", "constant", *ends}
+
+
+def test_a_schedule_of_the_users_is_a_function_of_the_step():
+    assert multipliers(lambda step, steps: step / steps, 4) == [0.0, 0.25, 0.5, 0.75]
+    with pytest.raises(TaskError, match="schedule returned nan at step 0; it has to be a finite"):
+        multipliers(lambda step, steps: math.nan, 4)
+
+
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="schedule is 'wsd'; it has to be 'cosine' or 'constant'"):
-        multipliers("wsd", 3)
+    with pytest.raises(ValueError, match="schedule is 'step'; it has to be one of cosine, consta"):
+        multipliers("step", 3)

@@ -2,7 +2,8 @@
 
 An optimizer is written `name`, or `name,hyperparameter=value,...` for a variant, or
 `module:factory` or `file.py:factory` for one that lies elsewhere. A variant's learning rate moves
-the centre of its grid, because the learning rate is what every optimizer is tuned over.
+the centre of its grid, because the learning rate is what every optimizer is tuned over; its
+`schedule` is that of its runs.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from optim_bench.data import DamagedDataError
 from optim_bench.errors import BenchError, UsageError, unknown_name
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo, discover, resolve
 from optim_bench.protocol import BASELINE, BUDGET_TIER, TIERS, Budget, Cell, Plan
-from optim_bench.records import FRAMEWORKS, Hyperparameter
+from optim_bench.records import FRAMEWORKS, SCHEDULES, Hyperparameter
 from optim_bench.references import is_reference
 from optim_bench.requirements import installed, require
 from optim_bench.source import source_of
@@ -61,6 +62,7 @@ class _Choice:
     label: str
     info: OptimizerInfo
     hyperparameters: Mapping[str, Hyperparameter]
+    schedule: str | None
 
 
 def check_frameworks(request: Request, executor: str = "process") -> None:
@@ -137,7 +139,7 @@ def extend_plan(plan: Plan, optimizers: Sequence[str]) -> Plan:
             dataclasses.replace(
                 _cell(Request(), place.task or place.workload, find_task(_found_by(place)), choice),
                 steps=place.steps,
-                schedule=choice.info.schedule or place.schedule,
+                schedule=choice.schedule or place.schedule,
             )
             for place in places
             for choice in choices[place.framework]
@@ -239,11 +241,20 @@ def _choices(optimizers: Sequence[str], frameworks: Sequence[str], framework: st
                 f"{name} is a plain factory, which may be for JAX or for PyTorch; say which: "
                 "--framework jax or --framework torch"
             )
-        merged = info.validate(hyperparameters)
+        given = dict(hyperparameters)
+        schedule = None if "schedule" in info.parameters else given.pop("schedule", None)
+        if schedule is not None and (schedule not in SCHEDULES or info.schedule is not None):
+            choose = (
+                f"it has a schedule of its own, {info.schedule}"
+                if info.schedule
+                else (f"choose from {', '.join(SCHEDULES)}")
+            )
+            raise UsageError(f"{name}: schedule is {schedule!r}; {choose}")
+        merged = info.validate(given)
         label = ",".join([info.name, *(f"{k}={v}" for k, v in hyperparameters.items())])
         # A declaration may have a name of its own, by which no worker could find it.
         found = name if is_reference(name) else info.name
-        choices.setdefault(label, _Choice(found, label, info, merged))
+        choices.setdefault(label, _Choice(found, label, info, merged, schedule or info.schedule))
     if set(choices) == {BASELINE} and BASELINE not in optimizers:
         return []
     baseline = choices.pop(BASELINE)
@@ -353,7 +364,7 @@ def _cell(request: Request, reference: str, entry: Entry, choice: _Choice) -> Ce
         low=low or 0.0,
         high=MAX_LEARNING_RATE if declared.high is None else declared.high,
         steps=max(1, round(request.share * entry.horizon(request.tier))),
-        schedule=choice.info.schedule or entry.schedule,
+        schedule=choice.schedule or entry.schedule_name,
         source=source_of(choice.info, choice.name, entry),
         task=None if reference in WORKLOADS else reference,
         judged=entry.judged,

@@ -16,7 +16,9 @@ from typing import Any, cast
 
 FRAMEWORKS = ("jax", "torch")
 STATUSES = ("ok", "diverged", "failed")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "linear", "warmup", "wsd")
+# The schedule of a task that brings its own function.
+OWN_SCHEDULE = "own"
 REQUIRED_METRICS = ("train_loss", "val_loss", "test_loss")
 MAX_CURVE_POINTS = 200
 # Left out where they are None.
@@ -39,7 +41,7 @@ class RunSpec:
             optimizer's own.
         seed: decides initial parameters and data order, the same for every optimizer.
         steps: the horizon T in optimizer steps, at least 1.
-        schedule: `"cosine"` (5 % linear warmup, then cosine to 0) or `"constant"`.
+        schedule: one of `SCHEDULES` (`optim_bench.train` has their formulas), or `"own"`.
         protocol: version of the comparison's rules.
         source: identity of the code that comes from outside this package (`optim_bench.source`),
             None where nothing does; it is then no part of the key.
@@ -75,7 +77,7 @@ class RunSpec:
             raise ValueError(
                 f"framework is {self.framework!r}; it has to be one of {', '.join(FRAMEWORKS)}"
             )
-        if self.schedule not in SCHEDULES:
+        if self.schedule not in (*SCHEDULES, OWN_SCHEDULE):
             raise ValueError(
                 f"schedule is {self.schedule!r}; it has to be one of {', '.join(SCHEDULES)}"
             )

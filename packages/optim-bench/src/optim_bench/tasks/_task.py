@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, cast
 
-from optim_bench.records import MAX_CURVE_POINTS, SCHEDULES
+from optim_bench.records import MAX_CURVE_POINTS, OWN_SCHEDULE, SCHEDULES
 
 SPLITS = ("val", "test")
 _SPLITS = (SPLITS[:1], SPLITS, (*SPLITS, "train"))
@@ -39,7 +39,7 @@ class Entry(Protocol):
     @property
     def kind(self) -> str: ...
     @property
-    def schedule(self) -> str: ...
+    def schedule_name(self) -> str: ...
     @property
     def judged(self) -> str: ...
     @property
@@ -78,7 +78,8 @@ class Task:
         judged: the metric of `evaluate` that chooses and judges; it has to be positive.
         larger_is_better: whether a larger value of it is the better one.
         evaluate_every: steps between evaluations, or None for 20 evenly spaced ones.
-        schedule: `"cosine"` (5 % linear warm-up, then cosine to 0) or `"constant"`.
+        schedule: `"cosine"`, `"linear"`, `"warmup"` or `"wsd"`, all with a linear warm-up over 5 %
+            of the steps, `"constant"`, or a function from (step, steps) to the factor on the rate.
         splits: what `evaluate` can be asked for: `"val"`, which chooses, `"test"`, which is
             reported, and `"train"`. Without `"test"` the verdict is on validation, and the page
             says so.
@@ -101,7 +102,7 @@ class Task:
     judged: str = "loss"
     larger_is_better: bool = False
     evaluate_every: int | None = None
-    schedule: str = "cosine"
+    schedule: str | Callable[[int, int], float] = "cosine"
     splits: tuple[str, ...] = SPLITS
     stream: bool = False
     clip_norm: float | None = None
@@ -118,9 +119,10 @@ class Task:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise TaskError(f"{field} is {value!r}; it has to be a whole number, at least 1")
-        if self.schedule not in SCHEDULES:
+        if not callable(self.schedule) and self.schedule not in SCHEDULES:
             raise TaskError(
-                f"schedule is {self.schedule!r}; it has to be one of {', '.join(SCHEDULES)}"
+                f"schedule is {self.schedule!r}; it has to be one of {', '.join(SCHEDULES)}, or a "
+                "function"
             )
         object.__setattr__(self, "splits", tuple(self.splits))
         if self.splits not in _SPLITS:
@@ -151,6 +153,11 @@ class Task:
         """Real, as far as the benchmark can know."""
         return "real"
 
+    @property
+    def schedule_name(self) -> str:
+        """What the schedule is called in a run."""
+        return self.schedule if isinstance(self.schedule, str) else OWN_SCHEDULE
+
     def horizon(self, tier: str) -> int:
         """Return the declared steps, the same in every tier."""
         return self.steps
@@ -174,7 +181,9 @@ class Task:
 
     def written_in(self) -> list[Any]:
         """Return its functions; none where a version is pinned."""
-        return [] if self.version is not None else list(self.functions().values())
+        if self.version is not None:
+            return []
+        return [*self.functions().values(), *([self.schedule] if callable(self.schedule) else [])]
 
     def settings(self) -> str:
         """Return every declared setting that is no function, name or title."""

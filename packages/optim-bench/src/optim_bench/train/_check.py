@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,14 @@ def check_entry(
     entry = (task, SameFactory(info.load_factory()))
     if entry in _CHECKED:
         return
-    first = _short_run(task, opened, rate, task.splits)
+    try:
+        first = _short_run(task, opened, rate, task.splits)
+    except TaskError:
+        raise
+    except Exception as error:
+        if (raised := _raised_by(task, error)) is None:
+            raise
+        raise TaskError(f"{task.name}: {raised}") from error
     again = _short_run(task, opened, rate, task.splits[:1])
     name = task.name
     if first.start["parameters"] != again.start["parameters"]:
@@ -90,6 +98,20 @@ def _short_run(task: Task, opened: Open, rate: float, splits: tuple[str, ...]) -
         losses = session.advance([rate] * min(STEPS, task.steps))
         found = {split: session.evaluate(split, STEPS) for split in splits}
         return _Seen(dict(session.start), losses, found[splits[0]])
+
+
+def _raised_by(task: Task, error: Exception) -> str | None:
+    """Say which function of the task an error comes from, None where it is from elsewhere."""
+    codes = {getattr(f, "__code__", None): name for name, f in task.functions().items()}
+    place = error.__traceback__
+    while place is not None:
+        code = place.tb_frame.f_code
+        if code in codes:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            where = f"line {place.tb_lineno} of {Path(code.co_filename).name}"
+            return f"{codes[code]} raises {message} ({where})"
+        place = place.tb_next
+    return None
 
 
 def _close(left: float, right: float, tolerance: float) -> bool:

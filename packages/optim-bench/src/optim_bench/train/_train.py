@@ -16,7 +16,7 @@ import numpy as np
 
 from optim_bench.machine import processor
 from optim_bench.optimizers import OptimizerInfo, resolve
-from optim_bench.records import REQUIRED_METRICS, RunRecord, RunSpec
+from optim_bench.records import OWN_SCHEDULE, REQUIRED_METRICS, RunRecord, RunSpec
 from optim_bench.source import source_of
 from optim_bench.tasks import Task, find_task, is_finite
 from optim_bench.train._check import check_entry
@@ -170,7 +170,8 @@ def _require(info: OptimizerInfo) -> None:
 
 def _run(spec: RunSpec, task: Task, session: Session, log: _Log, progress: Progress | None) -> None:
     peak = float(spec.hyperparameters["learning_rate"] or 0.0)
-    rates = [peak * factor for factor in multipliers(spec.schedule, spec.steps)]
+    schedule = task.schedule if spec.schedule == OWN_SCHEDULE else spec.schedule
+    rates = [peak * factor for factor in multipliers(schedule, spec.steps)]
     points = task.evaluation_steps(spec.steps)
     done, pending = 0, []
     for size in _pieces(points):

@@ -127,6 +127,11 @@ class Workload:
         """No loss is the better for being larger."""
         return False
 
+    @property
+    def schedule_name(self) -> str:
+        """The schedule that suits the problem."""
+        return self.schedule
+
     def horizon(self, tier: str) -> int:
         """Return the steps of a run in a tier."""
         return self.steps[tier]
