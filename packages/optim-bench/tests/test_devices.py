@@ -20,7 +20,7 @@ from optim_bench.records import RunSpec
 from optim_bench.train import train
 
 TELLING = """
-from pathlib import Path
+import os
 from fake_trainer import train as fake
 
 
@@ -41,7 +41,9 @@ def places(executor, specs):
     try:
         for spec in specs:
             executor.submit(spec)
-        return [executor.wait().environment for _ in specs]
+        records = [executor.wait() for _ in specs]
+        assert {record.error for record in records} == {None}
+        return [record.environment for record in records]
     finally:
         executor.close()
 

@@ -463,6 +463,34 @@ def test_a_file_that_was_edited_is_loaded_anew(tmp_path, monkeypatch):
     assert find_task("edited_task.py:task").name == "edited_task"
 
 
+def test_the_key_of_a_run_does_not_hang_on_where_its_task_lies_but_on_what_it_is():
+    rate = {"learning_rate": 0.1}
+    spec = RunSpec(
+        "lines", 0, "torch", "adamw", rate, 0, 40, "cosine", "v1", "sha256:1", "a.py:task"
+    )
+    moved = dataclasses.replace(spec, task="elsewhere/a.py:task")
+    assert moved.key() == spec.key()
+    assert RunSpec.from_json(moved.to_json()) == moved
+    assert dataclasses.replace(spec, source="sha256:2").key() != spec.key()
+
+
+def test_settings_and_functions_are_a_tasks_identity_and_a_version_pins_it():
+    from optim_bench.optimizers import OPTIMIZERS
+    from optim_bench.source import source_of
+
+    def identity(task):
+        return source_of(OPTIMIZERS["torch/adamw"], "adamw", task)
+
+    plain = identity(torch_task())
+    assert plain.startswith("sha256:")
+    assert identity(torch_task()) == plain
+    assert identity(torch_task(clip_norm=1.0)) != plain
+    assert identity(torch_task(judged="score")) != plain
+    # A title is for people, and the horizon is in the spec of every run.
+    assert identity(torch_task(title="Lines", steps=50)) == plain
+    assert not identity(torch_task(version=1)).startswith("sha256:")
+
+
 def test_an_installed_package_offers_tasks_by_its_entry_points(monkeypatch):
     from importlib import metadata
 
