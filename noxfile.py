@@ -244,9 +244,9 @@ def cluster(session: nox.Session, executor: str) -> None:
 
 @nox.session(python="3.13", tags=["optim-bench"])  # The published stac-optimizer needs it.
 def third_party(session: nox.Session) -> None:
-    """The optimizers of other packages that optim-bench enters where they are installed."""
+    """The optimizers of others that optim-bench enters, and its examples on data of others."""
     steps.install_editable(session, "optim-bench")
-    session.install("stac-optimizer==0.3.0", "torchao==0.18.0")
+    session.install("stac-optimizer==0.3.0", "torchao==0.18.0", *steps.group("gallery"))
     steps.pytest_alone(session, "packages/optim-bench/tests_third_party")
     done(session)
 
@@ -278,7 +278,9 @@ def wheels(session: nox.Session, package: str) -> None:
     siblings = [steps.wheel(dist, name) for name in SIBLINGS[package]]
     tools = [*steps.group("docs-tools"), *steps.group(f"docs-{package}")]
     session.install(*siblings, steps.reference(dist, package), *tools)
-    steps.run_blocks(session, ROOT / "packages" / package / "README.md")
+    for page in ("README.md", "GUIDE.md"):
+        if (path := ROOT / "packages" / package / page).exists():
+            steps.run_blocks(session, path)
     done(session)
 
 

@@ -98,7 +98,19 @@ def test_a_run_ends_with_verdicts_and_the_path_of_the_report(bench, tmp_path):
     assert "STAM (published statistics) against equally tuned AdamW in JAX: better" in out
     assert "says nothing" in out or "far too short" in out
     assert out.rstrip().endswith(f"Report: {folder / 'report.html'}")
-    names = {".lock", "plan.json", "results.json", "report.html", "summary.md", "runs", "figures"}
+    (made,) = Store(folder).history()
+    assert (made["runs"], made["executor"], made["device"]) == (18, "inline", "cpu")
+    assert f"Made {made['started']}" in (folder / "report.html").read_text()
+    names = {
+        ".lock",
+        "plan.json",
+        "history.json",
+        "results.json",
+        "report.html",
+        "summary.md",
+        "runs",
+        "figures",
+    }
     assert {path.name for path in folder.iterdir()} == names
     assert {p.name for p in (folder / "figures").iterdir()} >= {"forest-jax.svg", "forest-jax.png"}
 
@@ -126,7 +138,7 @@ def test_a_rebuilt_report_has_the_same_bytes(bench, finished):
 
     before = contents()
     for path in before:
-        if path.parent.name != "runs" and path.name not in ("plan.json", ".lock"):
+        if path.parent.name != "runs" and path.name not in ("plan.json", ".lock", "history.json"):
             path.unlink()
     assert bench("report", finished)[0] == 0
     assert contents() == before

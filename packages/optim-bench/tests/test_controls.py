@@ -6,7 +6,7 @@ from optim_bench.executors import InlineExecutor
 from optim_bench.protocol import Budget, Cell, Plan
 from optim_bench.results import build_results
 from optim_bench.store import Store
-from optim_bench.workloads import WORKLOADS
+from optim_bench.tasks.built_in import WORKLOADS
 
 pytestmark = pytest.mark.slow
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=6, extensions=4, defaults=False)

@@ -192,6 +192,6 @@ def test_the_named_sets_are_complete():
 
 
 def _workload(name):
-    from optim_bench.workloads import WORKLOADS
+    from optim_bench.tasks.built_in import WORKLOADS
 
     return WORKLOADS[name]

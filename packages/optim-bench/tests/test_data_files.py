@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from optim_bench import data
 from optim_bench.records import RunSpec
+from optim_bench.tasks.built_in import WORKLOADS
 from optim_bench.train import train
-from optim_bench.workloads import WORKLOADS
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -76,7 +76,7 @@ def test_both_frameworks_see_the_same_colours(cifar):
 
 
 def test_a_twelfth_of_the_training_file_is_held_out(mnist):
-    splits = WORKLOADS["mnist-cnn"].task(mnist).splits
+    splits = WORKLOADS["mnist-cnn"].arrays(mnist).splits
 
     assert {name: len(images) for name, (images, _) in splits.items()} == {
         "train": 44,
@@ -87,7 +87,7 @@ def test_a_twelfth_of_the_training_file_is_held_out(mnist):
 
 
 def test_token_files_with_and_without_header_are_windows_of_the_file(tokens):
-    task = WORKLOADS["gpt2-tokens"].task(tokens)
+    task = WORKLOADS["gpt2-tokens"].arrays(tokens)
     inputs, targets = next(task.chunks(0, [2]))
 
     assert {name: len(sequence) for name, sequence in task.tokens.items()} == {

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow
 import pytest
 from optim_bench import data
-from optim_bench.workloads import WORKLOADS
+from optim_bench.tasks.built_in import WORKLOADS
 from PIL import Image
 from pyarrow import parquet
 
@@ -52,7 +52,7 @@ def test_the_pictures_are_those_of_the_original_format(shards, arrays, tmp_path)
             header = bytes([0, 0, 8, content.ndim]) + shape
             (tmp_path / "idx").mkdir(exist_ok=True)
             (tmp_path / "idx" / f"{prefix}-{kind}-ubyte").write_bytes(header + content.tobytes())
-    build = WORKLOADS["mnist-cnn"].task
+    build = WORKLOADS["mnist-cnn"].arrays
     ours, theirs = build(shards / "mnist"), build(tmp_path / "idx")
     for split in ("train", "val", "test"):
         for one, other in zip(
@@ -66,7 +66,7 @@ def test_coloured_pictures_are_cifar(tmp_path):
     for split, n in SPLITS.items():
         pictures = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
         write(tmp_path / f"{split}-00000-of-00001.parquet", pictures, np.arange(n) % 10, "img")
-    task = WORKLOADS["cifar10-cnn"].task(tmp_path)
+    task = WORKLOADS["cifar10-cnn"].arrays(tmp_path)
     inputs, targets = task.evaluation("test", 0, 0)
     assert inputs.shape == (20, 32, 32, 3)
     assert inputs[-1, 5, 6, 2] == np.float32(pictures[-1, 5, 6, 2]) / np.float32(255)
@@ -101,7 +101,7 @@ DAMAGE = [
 def test_damage_is_named_in_one_line(shards, damage, message):
     damage(shards / "mnist" / "train-00001-of-00002.parquet")
     with pytest.raises(data.DamagedDataError, match=message) as caught:
-        WORKLOADS["mnist-cnn"].task(shards / "mnist")
+        WORKLOADS["mnist-cnn"].arrays(shards / "mnist")
     assert "train-0000" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -111,7 +111,7 @@ def test_pictures_of_the_wrong_kind_are_refused(tmp_path):
         pictures = np.zeros((12, 32, 32, 3), np.uint8)
         write(tmp_path / f"{split}-00000-of-00001.parquet", pictures, np.zeros(12))
     with pytest.raises(data.DamagedDataError, match="has other pictures than gray ones"):
-        WORKLOADS["mnist-cnn"].task(tmp_path)
+        WORKLOADS["mnist-cnn"].arrays(tmp_path)
 
 
 def test_without_pyarrow_the_extra_is_named(shards, monkeypatch):
@@ -127,4 +127,4 @@ def test_without_pyarrow_the_extra_is_named(shards, monkeypatch):
         data.MissingDataError,
         match=r"needs pyarrow to be read: pip install 'optim-bench\[parquet\]'",
     ):
-        WORKLOADS["mnist-cnn"].task(shards / "mnist")
+        WORKLOADS["mnist-cnn"].arrays(shards / "mnist")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optim_bench import data, workloads
+from optim_bench import data
 from optim_bench.data import _vendored
+from optim_bench.tasks import built_in as workloads
 
 # name -> (array, dtype, shape, smallest, largest)
 CONTENTS = {

@@ -1,4 +1,4 @@
-"""The committed evidence: the page, the README's tables and the numbers say the same."""
+"""The committed evidence: the pages and the numbers say the same."""
 
 import copy
 import importlib
@@ -21,7 +21,7 @@ from optim_bench.timing import PRESETS, preset_markdown
 
 PACKAGE = Path(__file__).parents[1]
 EVIDENCE = PACKAGE / "evidence"
-README = (PACKAGE / "README.md").read_text(encoding="utf-8")
+COSTS = (EVIDENCE / "costs.md").read_text(encoding="utf-8")
 MEGABYTES = 1_000_000
 
 
@@ -66,22 +66,18 @@ def test_the_page_shows_every_figure_under_its_own_words(tool, results):
     assert len({words for words, _ in shown}) == len(shown) > 3
 
 
-def test_the_readmes_verdicts_are_the_pages(tool, results):
-    assert section_of(README, "evidence") == tool.verdicts(results)
+def test_the_pages_state_bytes_are_the_committed_ones():
+    assert section_of(COSTS, "state-bytes") == memory_markdown(numbers("state-bytes.json"))
 
 
-def test_the_readmes_state_bytes_are_the_committed_ones():
-    assert section_of(README, "state-bytes") == memory_markdown(numbers("state-bytes.json"))
-
-
-def test_the_readmes_step_times_are_the_committed_ones():
-    assert section_of(README, "step-speed") == preset_markdown(numbers("step-speed.json"))
+def test_the_pages_step_times_are_the_committed_ones():
+    assert section_of(COSTS, "step-speed") == preset_markdown(numbers("step-speed.json"))
 
 
 def test_the_step_times_on_cuda_are_the_committed_ones_or_none():
     measured = (EVIDENCE / "step-speed-cuda.json").exists()
     table = preset_markdown(numbers("step-speed-cuda.json")) if measured else "Not yet measured.\n"
-    assert section_of(README, "step-speed-cuda") == table
+    assert section_of(COSTS, "step-speed-cuda") == table
 
 
 def test_the_step_times_cover_the_whole_preset():
@@ -227,8 +223,8 @@ def test_one_experiment_under_two_names_is_called_one(pages, score):
     assert "gave the same losses" not in pages.verdicts(score(**torch(nothing)))
 
 
-def test_a_synthetic_workload_stands_beside_the_verdicts_as_such(tool, results):
-    lines = tool.verdicts(results).splitlines()
+def test_a_synthetic_workload_stands_beside_the_verdicts_as_such(pages, results):
+    lines = pages.verdicts(results).splitlines()
     synthetic = {w["name"] for w in results["workloads"] if w["kind"] == "synthetic"}
     for name in {c["workload"] for c in results["cells"]}:
         title = f"{name} (synthetic)" if name in synthetic else name
@@ -262,14 +258,14 @@ def test_an_adamw_that_diverged_has_no_worth(pages, results):
     assert line.endswith("| diverged, not ranked |")
 
 
-def test_the_state_line_covers_every_workload_of_a_column(tool, results):
+def test_the_state_line_covers_every_workload_of_a_column(pages, results):
     changed = copy.deepcopy(results)
     mine = [c for c in changed["cells"] if (c["framework"], c["label"]) == ("jax", "stam")]
     for index, found in enumerate(mine):
         found["state_bytes"] = (3 if index == 1 else 2) * found["parameter_bytes"]
 
     def shown():
-        lines = tool.verdicts(changed).splitlines()
+        lines = pages.verdicts(changed).splitlines()
         return next(x for x in lines if x.startswith("| state / parameters |")).split("|")[2]
 
     assert shown() == " 2 to 3 "
@@ -279,15 +275,12 @@ def test_the_state_line_covers_every_workload_of_a_column(tool, results):
 
 def test_the_page_of_the_committed_numbers_can_be_written_anew(tool, monkeypatch, tmp_path):
     shutil.copytree(EVIDENCE, tmp_path / "evidence")
-    (tmp_path / "README.md").write_text(README.replace("relative to equally", "gone"))
     (tmp_path / "evidence" / "README.md").write_text("old")
     monkeypatch.setattr(tool, "EVIDENCE", tmp_path / "evidence")
-    monkeypatch.setattr(tool, "PACKAGE", tmp_path)
     monkeypatch.setattr(tool, "figures", lambda results, names: [])
     tool.main(["--render"])
     for name in ("README.md", "results.json"):
         assert (tmp_path / "evidence" / name).read_bytes() == (EVIDENCE / name).read_bytes()
-    assert (tmp_path / "README.md").read_text() == README
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 """The registry holds what it declares: every optimizer trains and keeps exactly its state."""
 
-import importlib
-
 import numpy as np
 import pytest
 from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, resolve
 from optim_bench.optimizers._matrices import hidden_matrices
 from optim_bench.records import RunSpec
-from optim_bench.train import train
-from optim_bench.workloads import WORKLOADS
+from optim_bench.tasks.built_in import WORKLOADS
+from optim_bench.train import open_session, train
 
 # digits-noisy is an MLP 64-128-128-10: six tensors, 26,122 entries, of which the hidden matrices
 # fc1 and fc2 hold 24,576 and the output layer fc3 1,290.
@@ -215,17 +213,12 @@ def test_norms_on_adamw_moves_the_norms_of_a_transformer():
     ],
 )
 def test_an_optimizer_of_both_frameworks_takes_the_same_path(left, right, rate):
-    task = WORKLOADS["diamonds-mlp"].task(None)
-    inputs, targets = next(task.chunks(0, [10]))
     losses = []
     for key in (left, right):
         info = OPTIMIZERS[key]
-        backend = importlib.import_module(f"optim_bench.train._{info.framework}")
-        hyperparameters = info.validate({"learning_rate": rate})
-        with backend.session(
-            WORKLOADS["diamonds-mlp"], info, hyperparameters, task.initial(0), "cpu", 0
-        ) as session:
-            losses.append(session.advance(inputs, targets, [rate] * 10))
+        task = WORKLOADS["diamonds-mlp"].build(info.framework, None)
+        with open_session(task, info, info.validate({"learning_rate": rate})) as session:
+            losses.append(session.advance([rate] * 10))
 
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
@@ -254,7 +247,7 @@ def test_an_orthogonalized_matrix_has_singular_values_near_one():
 
 def test_muon_takes_the_hidden_matrices_alone():
     shapes = {
-        name: {key: value.shape for key, value in WORKLOADS[name].task(None).initial(0).items()}
+        name: {key: value.shape for key, value in WORKLOADS[name].arrays(None).initial(0).items()}
         for name in ("digits-cnn", "shakespeare-char")
     }
 
@@ -268,20 +261,13 @@ def test_muon_takes_the_hidden_matrices_alone():
 def test_schedule_free_is_judged_on_its_average():
     """At a large rate the iterates jump about and the average does not."""
     info = OPTIMIZERS["jax/schedule_free_adamw"]
-    workload = WORKLOADS["digits-noisy"]
-    task = workload.task(None)
-    backend = importlib.import_module("optim_bench.train._jax")
-    inputs, targets = next(task.chunks(0, [32]))
-    with backend.session(workload, info, info.validate({}), task.initial(0), "cpu", 0) as session:
-        session.advance(inputs, targets, [0.01] * 32)
-        judged = session.evaluate(*task.evaluation("val", 0, 1))
-        plain = OPTIMIZERS["jax/adamw"]
-        program = backend._program(
-            workload, plain, {"b1": 0.9, "b2": 0.9, "eps": 1e-8, "weight_decay": 0.0}
-        )
-        raw = float(program.judge(session.params, None, *task.evaluation("val", 0, 1))[0])
+    task = WORKLOADS["digits-noisy"].build("jax", None)
+    with open_session(task, info, info.validate({})) as session:
+        session.advance([0.01] * 32)
+        judged = session.evaluate("val", 32)["loss"]
+        raw = task.evaluate(session.params, "val", 0, 32)["loss"]
 
-    assert judged[0] != pytest.approx(raw, rel=1e-3)
+    assert judged != pytest.approx(raw, rel=1e-3)
 
 
 def test_only_schedule_free_asks_for_another_schedule():
@@ -310,12 +296,9 @@ def test_our_family_is_what_the_main_job_needs():
 def test_stam_settles_where_its_ablation_says():
     """adamw_b1_079 is the honest control only while STAM's beta1 really goes there."""
     info = OPTIMIZERS["jax/stam"]
-    workload = WORKLOADS["digits-cnn"]
-    task = workload.task(None)
-    backend = importlib.import_module("optim_bench.train._jax")
-    with backend.session(workload, info, info.validate({}), task.initial(0), "cpu", 0) as session:
-        for inputs, targets in task.chunks(0, [32] * 6):
-            session.advance(inputs, targets, [1e-3] * 32)
+    task = WORKLOADS["digits-cnn"].build("jax", None)
+    with open_session(task, info, info.validate({})) as session:
+        session.advance([1e-3] * 192)
         import stam_jax
 
         beta1 = [

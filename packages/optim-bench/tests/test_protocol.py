@@ -1,9 +1,11 @@
 """Which runs are planned: grids, their growth, selection, fresh seeds."""
 
+import dataclasses
 import math
 
 import pytest
 from optim_bench.catalog import Request, build_plan
+from optim_bench.errors import UsageError
 from optim_bench.protocol import (
     TIERS,
     Budget,
@@ -238,5 +240,31 @@ def test_a_variant_keeps_its_settings_and_moves_the_grid():
     assert variant.hyperparameters["b1"] == 0.95
     assert variant.centre == 0.01
     assert baseline.label == "adamw"
-    assert plan.family == ()
+    # Named before the first run, so it is a test; the plain AdamW is what it is tested against.
+    assert plan.family == tuple(c.name for c in plan.cells if c.label == variant.label)
+    apart = dataclasses.replace(request, exploratory=(variant.label,))
+    assert build_plan(apart).family == ()
     assert plan.titles["jax/adamw,b1=0.95,learning_rate=0.01"].startswith("AdamW (b1=0.95")
+
+
+def test_two_schedules_are_two_entries():
+    request = Request("smoke", ("digits-cnn",), ("adamw,schedule=wsd", "stac"), ("torch",))
+    cells = {cell.label: cell for cell in build_plan(request).cells}
+    assert {label: cell.schedule for label, cell in cells.items()} == {
+        "adamw,schedule=wsd": "wsd", "stac": "cosine", "adamw": "cosine",
+    }  # fmt: skip
+    assert "schedule" not in cells["adamw,schedule=wsd"].hyperparameters
+    keys = {cell.spec(1e-3, 0).key() for cell in cells.values() if cell.optimizer == "adamw"}
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ("adamw,schedule=step", "adamw: schedule is 'step'; choose from cosine, constant, linear"),
+        ("schedule_free_adamw,schedule=wsd", "it has a schedule of its own, constant"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(optimizer, message):
+    with pytest.raises(UsageError, match=message):
+        build_plan(Request("smoke", ("digits-cnn",), (optimizer,), ("jax",)))

@@ -1,14 +1,20 @@
-"""The README's commands are real: every command and option it shows exists."""
+"""The README and the guide are real: every command, option and file they show exists."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+from optim_bench import JaxTask, TorchTask
 from optim_bench.cli import build_app, run_app
 from optim_bench.protocol import TIERS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^optim-bench (\w+)(.*)$", README, re.MULTILINE)
+PACKAGE = Path(__file__).parents[1]
+README, GUIDE = (
+    (PACKAGE / f"{name}.md").read_text(encoding="utf-8") for name in ("README", "GUIDE")
+)
+COMMANDS = re.findall(r"^optim-bench (\w+)(.*)$", README + GUIDE, re.MULTILINE)
+MOST_WORDS = 1200
 
 
 @pytest.mark.parametrize(("command", "rest"), COMMANDS)
@@ -32,3 +38,23 @@ def test_the_table_of_tiers_is_true():
             str(budget.fresh_seeds),
             "yes" if budget.defaults else "no",
         ]
+
+
+def test_the_readme_is_short_and_begins_with_what_it_is_for():
+    assert len(README.split()) <= MOST_WORDS
+    before = README.index("result = compare(")
+    assert 0 <= README.index("![") - before < 300
+    assert README[:before].count("```python") == 1
+
+
+@pytest.mark.parametrize("page", ["README.md", "GUIDE.md", "evidence/costs.md"])
+def test_what_a_page_links_to_is_there(page):
+    text = (PACKAGE / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert ((PACKAGE / page).parent / target).exists(), target
+
+
+def test_every_setting_of_a_task_is_in_the_guide():
+    functions = {"model", "init", "batches", "loss", "evaluate", "name", "title", "metrics"}
+    fields = {f.name for task in (TorchTask, JaxTask) for f in dataclasses.fields(task)}
+    assert {name for name in fields - functions if f"`{name}`" not in GUIDE} == set()

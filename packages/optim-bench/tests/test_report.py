@@ -20,7 +20,7 @@ from optim_bench.report._groups import all_charts
 from optim_bench.report._html import report_html
 from optim_bench.report._pack import as_written
 from optim_bench.report._theme import THEMES, colour_of, marks_of
-from optim_bench.results import build_results
+from optim_bench.results import build_results, has_interval, interval_text
 from optim_bench.store import Store
 
 MEGABYTES = 1_000_000
@@ -300,8 +300,14 @@ def test_ids_are_unique(page):
     assert len(ids) == len(set(ids))
 
 
-def test_the_verdict_comes_first_and_counts_right(page, results):
-    text = page.read_text()
+def test_a_tier_that_says_nothing_yet_counts_no_wins(page):
+    title = re.search(r"<h1>(.*?)</h1>", page.read_text()).group(1)
+    assert title == "Equally tuned AdamW and others at smoke size: too small to say anything yet"
+
+
+def test_the_verdict_comes_first_and_counts_right(results):
+    tier = {**results["protocol"], "tier": "standard"}
+    text = report_html({**results, "protocol": tier})
     title = re.search(r"<h1>(.*?)</h1>", text).group(1)
     assert title == (
         "Against equally tuned AdamW, 6 comparisons: 2 better, 2 worse, 2 without a detectable "
@@ -467,4 +473,54 @@ def test_the_download_is_results_json_byte_for_byte(visit, page):
     dom, log = visit(script)
     saved = html.unescape(re.search(r'data-saved="([^"]*)"', dom).group(1))
     assert saved == (page.parent / "results.json").read_text(encoding="utf-8")
+    assert log == []
+
+
+def test_a_cost_axis_begins_at_nothing(results):
+    charts = [c for f in ("jax", "torch") for c in all_charts(results, f) if "pareto" in c.kind]
+    assert charts
+    for chart in charts:
+        scales = [
+            found["scale"]
+            for layer in chart.layers
+            for found in layer.get("encoding", {}).values()
+            if found and "scale" in found and found.get("field") == "cost"
+        ]
+        assert scales
+        assert all(scale["domain"][0] == 0 and "padding" not in scale for scale in scales)
+
+
+def test_the_page_has_contents_that_lead_somewhere(page):
+    text = page.read_text()
+    targets = re.findall(r'<a href="#([^"]+)"', text[text.index("<nav") : text.index("</nav")])
+    assert len(targets) > 5
+    for target in targets:
+        assert text.count(f'id="{target}"') == 1, target
+
+
+def test_the_plain_interval_is_in_the_tooltip(page, results):
+    shown = [c for c in results["comparisons"] if has_interval(c)]
+    assert shown
+    for comparison in shown:
+        assert f'title="95 % before Holm: {interval_text(comparison)}"' in page.read_text()
+
+
+@pytest.mark.slow
+def test_a_table_is_sorted_by_value_and_copied_as_text(visit):
+    heading = "document.querySelectorAll('.sortable thead th')[5]"
+    note = (
+        "const copied = []; Object.defineProperty(navigator, 'clipboard', { value: { writeText: "
+        "async (text) => document.body.append(Object.assign(document.createElement('pre'), "
+        "{ id: 'copied', textContent: text })) } });"
+    )
+    dom, log = visit(f"{note} {heading}.click(); document.querySelector('button.copy').click()")
+    table = dom[dom.index('class="sortable"') :]
+    rows = re.findall(r"<tr.*?</tr>", table[: table.index("</table>")])[1:]
+    ratios = [re.findall(r'<td class="n"[^>]*>(.*?)</td>', row)[2] for row in rows]
+    numbers = [float(text) for text in ratios if text]
+    assert numbers == sorted(numbers)
+    assert len(numbers) > 2
+    copied = re.search(r'<pre id="copied">(.*?)</pre>', dom, re.DOTALL).group(1)
+    assert copied.splitlines()[0].split("\t")[:3] == ["workload", "optimizer", "verdict"]
+    assert len(copied.splitlines()) == len(rows) + 1
     assert log == []

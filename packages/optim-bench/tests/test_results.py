@@ -1,5 +1,6 @@
 """Verdicts on hand-made logs with known answers: the scoring engine is held to these."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -356,3 +357,27 @@ def test_searches_over_zeros_and_divergence_have_a_curve(make_plan, make_record,
         assert len(expected) == len(cell["tuning"]["trials"])
         assert (expected[0] is None) == (None in losses)
     assert all(c["reason"] or c["verdict"] == "no difference" for c in results["comparisons"])
+
+
+def test_the_interval_of_a_verdict_is_at_the_level_that_holm_leaves_it(score):
+    base = [1.0 + 0.01 * i for i in range(10)]
+    strong = [0.8 * b * (1 + 0.001 * (i % 3)) for i, b in enumerate(base)]
+    weak = [b * (0.97 if i % 3 else 1.02) for i, b in enumerate(base)]
+    budget = dataclasses.replace(BUDGET, fresh_seeds=10)
+    found = score({"stam": strong, "stam_lite": weak, "adamw": base}, budget=budget)
+    first, second = found["comparisons"]
+    assert (first["adjusted"]["level"], second["adjusted"]["level"]) == (0.975, 0.95)
+    assert first["adjusted"]["low"] < first["low"] < first["high"] < first["adjusted"]["high"]
+    assert (second["adjusted"]["low"], second["adjusted"]["high"]) == (
+        second["low"],
+        second["high"],
+    )
+
+
+def test_equal_p_values_have_intervals_of_one_level(score):
+    base = [1.0 + 0.01 * i for i in range(10)]
+    better = [0.8 * b * (1 + 0.001 * (i % 3)) for i, b in enumerate(base)]
+    budget = dataclasses.replace(BUDGET, fresh_seeds=10)
+    losses = {"stam": better, "stam_lite": [0.9 * b for b in better], "adamw": base}
+    found = score(losses, budget=budget)
+    assert [c["adjusted"]["level"] for c in found["comparisons"]] == [0.975, 0.975]

@@ -12,8 +12,8 @@ from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, learning_rate, res
 from optim_bench.protocol import Plan
 from optim_bench.records import RunSpec
 from optim_bench.source import source_of
+from optim_bench.tasks.built_in import WORKLOADS, get
 from optim_bench.train import train
-from optim_bench.workloads import WORKLOADS, get
 
 FILES = {
     "src_mine.py": """
@@ -316,14 +316,14 @@ def test_what_this_package_brings_has_no_source_and_keeps_its_keys(workload):
 def test_a_workload_from_outside_is_known_by_its_source(folder, monkeypatch):
     (folder / "src_task.py").write_text("def task(data_dir):\n    return data_dir\n")
     module = importlib.import_module("src_task")
-    mine = dataclasses.replace(get("digits-cnn"), name="mine", task=module.task)
+    mine = dataclasses.replace(get("digits-cnn"), name="mine", arrays=module.task)
     info = OPTIMIZERS["jax/adamw"]
     before = source_of(info, "adamw", mine)
     assert before.startswith("sha256:")
     (folder / "src_task.py").write_text("def task(data_dir):\n    return None\n")
     forget()
     edited = importlib.import_module("src_task").task
-    assert source_of(info, "adamw", dataclasses.replace(mine, task=edited)) != before
+    assert source_of(info, "adamw", dataclasses.replace(mine, arrays=edited)) != before
 
 
 def test_a_source_is_part_of_the_key_and_absent_where_there_is_none():
@@ -345,5 +345,5 @@ def test_a_plan_without_sources_is_written_as_before(folder):
 def test_a_run_of_another_source_is_refused_where_it_would_train(folder):
     rate = {"learning_rate": 1e-3}
     spec = RunSpec("digits-cnn", 1, "jax", "src_mine:plain", rate, 0, 10, "cosine", source="old")
-    with pytest.raises(ValueError, match="src_mine:plain is not what it was when the comparison"):
+    with pytest.raises(ValueError, match="src_mine:plain or of digits-cnn is not what it was when"):
         train(spec)

@@ -9,10 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from optim_bench.records import RunSpec
+from optim_bench.errors import UsageError
+from optim_bench.records import SCHEDULES, RunSpec
+from optim_bench.tasks import TaskError
+from optim_bench.tasks.built_in import WORKLOADS
 from optim_bench.train import MissingExtraError, train
 from optim_bench.train._schedule import multipliers
-from optim_bench.workloads import WORKLOADS
 
 FRAMEWORKS = ("jax", "torch")
 frameworks = pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -114,7 +116,7 @@ def test_sizes_are_exact(framework, beside):
 def test_record_tells_times_and_versions(framework):
     record = train(make_spec(framework))
 
-    assert set(record.seconds) == {"total", "first_step", "loop"}
+    assert set(record.seconds) == {"total", "first_step", "loop", "evaluation"}
     assert 0 < record.seconds["loop"] < record.seconds["total"]
     assert {"python", "numpy", framework, "machine", "device"} <= set(record.environment)
 
@@ -136,8 +138,6 @@ def test_jax_compiles_once_for_all_learning_rates_and_seeds():
 
     assert next(reversed(backend._PROGRAMS.values())) is program
     assert program.step._cache_size() == 1
-    # Validation and test have 297 and 300 examples, training 1,200: one shape each.
-    assert program.judge._cache_size() == 3
 
     train(make_spec("jax", hyperparameters={"learning_rate": 1e-2, "b1": 0.5}))
     assert next(reversed(backend._PROGRAMS.values())) is not program
@@ -175,7 +175,7 @@ def test_an_optimizer_that_raises_is_a_failed_run(framework, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"workload": "mnist"}, "no workload named 'mnist'; there are "),
+        ({"workload": "mnist"}, "unknown workload 'mnist'; did you mean 'mnist-cnn'?"),
         ({"workload_version": 99}, "digits-cnn is at version 1, the spec asks for 99"),
         ({"optimizer": "adamv"}, "no torch optimizer named 'adamv'; did you mean adamw?"),
         (
@@ -190,7 +190,7 @@ def test_an_optimizer_that_raises_is_a_failed_run(framework, tmp_path, monkeypat
 )
 def test_bad_specs_are_refused_before_anything_runs(changes, message):
     spec = dataclasses.replace(make_spec("torch"), **changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, UsageError), match=message):
         train(spec)
 
 
@@ -222,6 +222,27 @@ def test_short_schedules_have_one_rate_per_step(steps):
     assert multipliers("constant", steps) == [1.0] * steps
 
 
+def test_every_schedule_warms_up_and_ends_as_its_formula_says():
+    steps, warmup, decay = 200, 10, 40
+    rest = range(warmup, steps)
+    ends = {
+        "linear": [1 - (t - warmup) / (steps - warmup) for t in rest],
+        "warmup": [1.0 for t in rest],
+        "wsd": [min(1.0, (steps - t) / decay) for t in rest],
+    }
+    for schedule, end in ends.items():
+        rates = multipliers(schedule, steps)
+        assert rates[:warmup] == pytest.approx([(t + 1) / warmup for t in range(warmup)])
+        assert rates[warmup:] == pytest.approx(end), schedule
+    assert set(SCHEDULES) == {"cosine", "constant", *ends}
+
+
+def test_a_schedule_of_the_users_is_a_function_of_the_step():
+    assert multipliers(lambda step, steps: step / steps, 4) == [0.0, 0.25, 0.5, 0.75]
+    with pytest.raises(TaskError, match="schedule returned nan at step 0; it has to be a finite"):
+        multipliers(lambda step, steps: math.nan, 4)
+
+
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="schedule is 'wsd'; it has to be 'cosine' or 'constant'"):
-        multipliers("wsd", 3)
+    with pytest.raises(ValueError, match="schedule is 'step'; it has to be one of cosine, consta"):
+        multipliers("step", 3)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, learning_rate
 from optim_bench.records import RunSpec
+from optim_bench.tasks.built_in import get
 from optim_bench.timing import TimingRequest, measure_times
 from optim_bench.train import open_session, train
-from optim_bench.workloads import get
 
 SOURCE = '''
 from dataclasses import dataclass
@@ -188,12 +188,11 @@ def test_a_factory_that_looks_at_the_rate_is_told_so():
 )
 def test_no_optimizer_of_ours_holds_its_rate(name):
     info = OPTIMIZERS[f"jax/{name}"]
-    workload = get("rosenbrock")
-    initial = workload.task(None).initial(0)
+    task = get("rosenbrock").build("jax", None)
     states = []
     for rate in (1e-3, 1e-1):
         settings = info.validate({"learning_rate": rate})
-        with open_session(workload, info, settings, initial) as session:
+        with open_session(task, info, settings) as session:
             states.append(session.state)
     left, right = map(_leaves, states)
     assert all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
@@ -238,12 +237,10 @@ def given(factory, framework):
 
 
 def first_losses(info):
-    workload = get("digits-noisy")
-    task = workload.task(None)
-    inputs, targets = next(iter(task.chunks(0, [4])))
+    task = get("digits-noisy").build(info.framework, None)
     settings = info.validate({})
-    with open_session(workload, info, settings, task.initial(0)) as session:
-        return list(session.advance(inputs, targets, [0.05] * 4))
+    with open_session(task, info, settings) as session:
+        return list(session.advance([0.05] * 4))
 
 
 def test_equal_factories_are_not_taken_for_one_another():
@@ -308,12 +305,10 @@ def test_a_timed_step_is_at_the_rate_of_the_timing():
     from optim_bench.optimizers import resolve
 
     info = resolve("rated_optimizers:injected", "jax")
-    workload = get("digits-noisy")
-    task = workload.task(None)
-    inputs, targets = next(iter(task.chunks(0, [4])))
+    task = get("digits-noisy").build(info.framework, None)
     settings = info.validate({"learning_rate": 1e30})
-    with open_session(workload, info, settings, task.initial(0)) as session:
-        losses = session.advance(inputs, targets, [1e-6] * 4)
+    with open_session(task, info, settings) as session:
+        losses = session.advance([1e-6] * 4)
     assert all(map(math.isfinite, losses))
 
 

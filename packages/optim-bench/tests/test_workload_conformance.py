@@ -1,6 +1,6 @@
 """Every workload that needs no files, under the shared suite, in JAX and in PyTorch."""
 
-import importlib
+import dataclasses
 import pickle
 from contextlib import ExitStack
 
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from optim_bench.optimizers import resolve
+from optim_bench.tasks.built_in import WORKLOADS
+from optim_bench.tasks.built_in._workload import EVALUATION_SLICE
+from optim_bench.train import open_session
 from optim_bench.train._schedule import multipliers
-from optim_bench.train._session import EVALUATION_SLICE
-from optim_bench.workloads import WORKLOADS
 from optim_conformance import Pair, WorkloadConformance
 
 FRAMEWORKS = ("jax", "torch")
@@ -36,14 +37,19 @@ OURS = dict.fromkeys(FRAMEWORKS, ("adamw", "stam", "stam_lite", "stac"))
 class Training:
     """A session of the trainer, as the suite knows it."""
 
-    def __init__(self, session, framework):
-        self.session, self.framework = session, framework
+    def __init__(self, session, framework, arrays):
+        self.session, self.framework, self.arrays = session, framework, arrays
 
     def advance(self, inputs, targets, rates):
-        return self.session.advance(inputs, targets, rates)
+        self.session.batches = zip(inputs, targets, strict=True)
+        return self.session.advance(rates)
+
+    def measured(self, inputs, targets):
+        self.arrays.given = inputs, targets
+        return self.session.evaluate("val", 1)
 
     def evaluate(self, inputs, targets):
-        return self.session.evaluate(inputs, targets)[0]
+        return self.measured(inputs, targets)["loss"]
 
     def params(self):
         if self.framework == "jax":
@@ -66,6 +72,16 @@ class Training:
             self.session.optimizer.load_state_dict(saved[1])
 
 
+class Given:
+    """The arrays of a workload that is judged on what the suite gives."""
+
+    def __init__(self, arrays):
+        self.initial, self.chunks = arrays.initial, arrays.chunks
+
+    def evaluation(self, split, seed, step):
+        return self.given
+
+
 class Benchmark:
     name = "optim-bench"
     plain = "sgd"
@@ -83,13 +99,13 @@ class Benchmark:
         self.opened = ExitStack()
 
     def initial(self, workload, seed):
-        return WORKLOADS[workload].task(None).initial(seed)
+        return WORKLOADS[workload].arrays(None).initial(seed)
 
     def batches(self, workload, seed, sizes):
-        return WORKLOADS[workload].task(None).chunks(seed, sizes)
+        return WORKLOADS[workload].arrays(None).chunks(seed, sizes)
 
     def evaluation(self, workload, seed, split):
-        sets = WORKLOADS[workload].task(None).evaluation(split, seed, 1)
+        sets = WORKLOADS[workload].arrays(None).evaluation(split, seed, 1)
         return tuple(array[:EVALUATION_SLICE] for array in sets)
 
     def multipliers(self, schedule, steps):
@@ -97,16 +113,16 @@ class Benchmark:
 
     def start(self, pair, seed):
         info = resolve(pair.optimizer, pair.framework)
-        backend = importlib.import_module(f"optim_bench.train._{pair.framework}")
-        session = backend.session(
-            WORKLOADS[pair.workload],
+        workload = WORKLOADS[pair.workload]
+        arrays = Given(workload.arrays(None))
+        task = dataclasses.replace(workload, arrays=lambda data_dir: arrays)
+        session = open_session(
+            task.build(pair.framework, None),
             info,
             info.validate({"learning_rate": pair.learning_rate}),
-            self.initial(pair.workload, seed),
-            "cpu",
             seed,
         )
-        return Training(self.opened.enter_context(session), pair.framework)
+        return Training(self.opened.enter_context(session), pair.framework, arrays)
 
 
 BENCHMARK = Benchmark()
@@ -129,7 +145,7 @@ class TestWorkloads(WorkloadConformance):
 def test_same_accuracy_before_the_first_step(name):
     judged = BENCHMARK.evaluation(name, 5, "val")
     runs = [BENCHMARK.start(Pair(name, f, "sgd", *PLAIN[name]), 5) for f in FRAMEWORKS]
-    jax_share, torch_share = (run.session.evaluate(*judged)[1] for run in runs)
+    jax_share, torch_share = (run.measured(*judged)["accuracy"] for run in runs)
     assert jax_share == pytest.approx(torch_share, abs=1e-6)
     assert 0 < jax_share < 0.6
 

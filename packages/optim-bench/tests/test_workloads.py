@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from optim_bench import workloads
-from optim_bench.workloads import SPLITS, TIERS, WORKLOADS
-from optim_bench.workloads._sampled import epoch_order
+from optim_bench.tasks import built_in as workloads
+from optim_bench.tasks.built_in import SPLITS, TIERS, WORKLOADS
+from optim_bench.tasks.built_in._sampled import epoch_order
 
 # Evaluated examples of train, val and test; number of parameters; sums, for seed 0, of the initial
 # parameters and of the inputs and targets of the first two steps.
@@ -39,14 +39,14 @@ def test_declaration_is_complete(name):
     steps = [workload.steps[tier] for tier in TIERS]
     assert steps == sorted(steps)
     assert steps[0] >= 20
-    assert workload.judged in ("last", "second half")
+    assert workload.judged == "loss"
     assert workload.title
     assert bool(workload.licence) == (workload.kind == "real")
 
 
 @names
 def test_initial_parameters_depend_on_the_seed_alone(name):
-    task = WORKLOADS[name].task(None)
+    task = WORKLOADS[name].arrays(None)
     first, again, other = task.initial(3), task.initial(3), task.initial(4)
 
     assert all(value.dtype == np.float32 for value in first.values())
@@ -56,7 +56,7 @@ def test_initial_parameters_depend_on_the_seed_alone(name):
 
 @names
 def test_batches_depend_on_the_seed_alone_and_not_on_the_chunks(name):
-    task = WORKLOADS[name].task(None)
+    task = WORKLOADS[name].arrays(None)
 
     def stream(seed, sizes):
         inputs, targets = zip(*task.chunks(seed, sizes), strict=True)
@@ -72,7 +72,7 @@ def test_batches_depend_on_the_seed_alone_and_not_on_the_chunks(name):
 
 @names
 def test_evaluation_sets_are_finite_and_differ_between_splits(name):
-    task = WORKLOADS[name].task(None)
+    task = WORKLOADS[name].arrays(None)
     sets = [task.evaluation(split, 0, 1) for split in SPLITS]
     if WORKLOADS[name].loss == "objective":
         return  # A function has no splits; its own test below says what it is.
@@ -88,7 +88,7 @@ def test_evaluation_sets_are_finite_and_differ_between_splits(name):
 def test_sizes_and_numbers_are_the_published_ones(name):
     """Another NumPy must not silently change what a version of a workload means."""
     sizes, parameters, sums = FACTS[name]
-    task = WORKLOADS[name].task(None)
+    task = WORKLOADS[name].arrays(None)
     initial = task.initial(0)
     inputs, targets = next(task.chunks(0, [2]))
     found = [
@@ -103,8 +103,8 @@ def test_sizes_and_numbers_are_the_published_ones(name):
 
 
 def test_noisy_labels_are_wrong_for_exactly_thirty_percent_of_training_alone():
-    noisy = WORKLOADS["digits-noisy"].task(None).splits
-    clean = WORKLOADS["digits-cnn"].task(None).splits
+    noisy = WORKLOADS["digits-noisy"].arrays(None).splits
+    clean = WORKLOADS["digits-cnn"].arrays(None).splits
 
     assert int((noisy["train"][1] != clean["train"][1]).sum()) == 360
     assert np.array_equal(noisy["val"][1], clean["val"][1])
@@ -112,7 +112,7 @@ def test_noisy_labels_are_wrong_for_exactly_thirty_percent_of_training_alone():
 
 
 def test_permuted_digits_change_with_each_task_and_seed_and_keep_their_pixels():
-    task = WORKLOADS["permuted-digits"].task(None)
+    task = WORKLOADS["permuted-digits"].arrays(None)
     first, same, later = (task.evaluation("val", 0, step)[0] for step in (1, 60, 61))
 
     assert np.array_equal(first, same)
@@ -123,7 +123,7 @@ def test_permuted_digits_change_with_each_task_and_seed_and_keep_their_pixels():
 
 def test_permuted_digits_train_and_judge_under_one_permutation():
     """Step 61 (number 60 from 0) is the first of the second task, in training and in judging."""
-    task = WORKLOADS["permuted-digits"].task(None)
+    task = WORKLOADS["permuted-digits"].arrays(None)
     inputs, _ = next(task.chunks(0, [61]))
     for step in (60, 61):
         pool = {row.tobytes() for row in task.evaluation("train", 0, step)[0]}
@@ -131,7 +131,7 @@ def test_permuted_digits_train_and_judge_under_one_permutation():
 
 
 def test_patch_splits_share_no_pixel_and_hold_the_noise_they_say():
-    task = WORKLOADS["patches-denoise"].task(None)
+    task = WORKLOADS["patches-denoise"].arrays(None)
     widths = {split: [image.shape[1] for image in task.regions[split]] for split in SPLITS}
     noisy, clean = task.evaluation("val", 0, 1)
     _, streamed = next(task.chunks(0, [1]))
@@ -142,7 +142,7 @@ def test_patch_splits_share_no_pixel_and_hold_the_noise_they_say():
 
 
 def test_text_targets_are_the_next_characters_and_the_splits_are_whole_plays():
-    task = WORKLOADS["shakespeare-char"].task(None)
+    task = WORKLOADS["shakespeare-char"].arrays(None)
     inputs, targets = next(task.chunks(0, [3]))
 
     assert np.array_equal(inputs[..., 1:], targets[..., :-1])
@@ -156,7 +156,7 @@ def test_text_targets_are_the_next_characters_and_the_splits_are_whole_plays():
 
 def test_no_diamond_and_no_digit_is_in_two_splits():
     for name in ("digits-cnn", "diamonds-mlp"):
-        splits = WORKLOADS[name].task(None).splits
+        splits = WORKLOADS[name].arrays(None).splits
         rows = {
             split: {x.tobytes() + y.tobytes() for x, y in zip(*splits[split], strict=True)}
             for split in SPLITS
@@ -191,7 +191,7 @@ def test_an_unknown_workload_lists_what_there_is():
 
 def test_importing_the_registries_loads_no_framework():
     code = (
-        "import sys, optim_bench.workloads, optim_bench.optimizers, optim_bench.train\n"
+        "import sys, optim_bench.tasks, optim_bench.optimizers, optim_bench.train\n"
         "from optim_bench.optimizers import resolve\n"
         "resolve('adamw', 'jax'), resolve('stac', 'torch')\n"
         "names = ('jax', 'torch', 'optax', 'stam_jax', 'stac_torch')\n"
@@ -218,7 +218,7 @@ def test_synthetic_workloads_say_so_and_the_six_default_ones_are_real():
 
 
 def test_shifted_mlp_changes_its_distribution_in_time():
-    task = WORKLOADS["shifted-mlp"].task(None)
+    task = WORKLOADS["shifted-mlp"].arrays(None)
     before, same, after = (task.evaluation("val", 0, step)[0] for step in (1, 250, 251))
     inputs, _ = next(task.chunks(0, [251]))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from optim_bench.errors import BenchError
-from optim_bench.executors import _ray, make_executor
+from optim_bench.executors import Placement, _ray, make_executor
 
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -161,3 +161,43 @@ def test_a_running_cluster_is_joined_and_left_running(cluster, make_spec, traine
     )
     assert done.stdout == "ok\n"
     assert ray.cluster_resources()["CPU"] == 2
+
+
+class Asked:
+    """Ray that only writes down what an actor or a cluster is asked for."""
+
+    class exceptions:  # noqa: N801 - Ray's own name for its module
+        RayError = OSError
+
+    def __init__(self):
+        self.options = {}
+
+    def remote(self, *arguments, **options):
+        self.options |= options
+        return self
+
+    def init(self, **options):
+        self.options |= options
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, *arguments):
+        return self
+
+
+def test_an_actor_asks_for_its_share_of_a_gpu(cluster, make_spec, trainer, monkeypatch):
+    executor = make_executor("ray", trainer, jobs=1, placement=Placement("cuda", 4))
+    asked = Asked()
+    monkeypatch.setattr(executor, "_ray", asked)
+    executor.submit(make_spec())
+    executor._dispatch()
+    assert asked.options == {"num_cpus": 1, "num_gpus": 0.25, "max_restarts": 0}
+    assert executor._options["placement"] == Placement("cuda")
+    executor._seats.clear()
+
+
+def test_a_cluster_of_this_machine_offers_the_gpus_that_are_asked_for():
+    asked = Asked()
+    _ray._connect(asked, None, 6, 3)
+    assert (asked.options["num_cpus"], asked.options["num_gpus"]) == (6, 3)

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from optim_bench.errors import BenchError
-from optim_bench.executors import _submitit, make_executor
+from optim_bench.errors import BenchError, UsageError
+from optim_bench.executors import Placement, _submitit, make_executor
 
 # Jobs of a killed comparison end after seconds, not minutes.
 IMPATIENT = (
@@ -26,6 +26,13 @@ REFUSED = [
 ]
 # What the cluster does, as far as a comparison sees it: a job is a process of its own, its script
 # runs srun, which runs the command. Each job leaves its script behind.
+ON_DEVICE = """
+def train(spec, *, data_dir=None, device="cpu"):
+    (Path(__file__).parent / "device").write_text(f"{device} {os.environ['CUDA_VISIBLE_DEVICES']}")
+    return plain(spec)
+
+
+def plain(spec):"""
 SBATCH = """#!/bin/sh
 cp "$1" "$FAKE_SLURM/script"
 grep -q refused "$1" && { echo "sbatch: error: invalid partition" >&2; exit 1; }
@@ -175,6 +182,28 @@ def test_slurm_gets_the_options_and_gives_the_records(slurm, make_kind, build, m
     ):
         assert f"#SBATCH {line}\n" in script
     assert sys.executable in script
+
+
+@pytest.mark.parametrize(
+    ("options", "line"), [({}, "--gres=gpu:1"), ({"gres": "gpu:a100:1"}, "--gres=gpu:a100:1")]
+)
+def test_a_job_asks_slurm_for_a_gpu_and_its_run_is_told_of_it(
+    slurm, make_kind, build, make_spec, monkeypatch, options, line
+):
+    module = Path("fake_trainer.py")
+    module.write_text(module.read_text().replace("def train(spec, *, data_dir=None):", ON_DEVICE))
+    # What SLURM sets on a node that has given a GPU.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    executor = build(make_kind("submitit", options), jobs=1, placement=Placement("cuda"))
+    executor.submit(make_spec())
+    assert executor.wait().status == "ok"
+    assert f"#SBATCH {line}\n" in (slurm / "script").read_text()
+    assert Path("device").read_text() == "cuda 5"
+
+
+def test_slurm_gives_a_gpu_to_one_job(tmp_path):
+    with pytest.raises(UsageError, match="SLURM gives a GPU to one job"):
+        make_executor("submitit", "json:loads", folder=tmp_path, placement=Placement("cuda", 2))
 
 
 def test_a_job_whose_time_is_nearly_over_leaves_its_runs_to_another(

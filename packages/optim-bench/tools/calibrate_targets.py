@@ -15,8 +15,8 @@ import statistics
 import sys
 
 from optim_bench.records import RunRecord, RunSpec
+from optim_bench.tasks.built_in import WORKLOADS
 from optim_bench.train import train
-from optim_bench.workloads import WORKLOADS
 
 RATES = [1e-3 * 10 ** (i / 2) for i in range(-3, 4)]
 TUNING_SEEDS = range(3)

@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence_page import FIGURES, figure_names, page, verdicts
+from evidence_page import FIGURES, figure_names, page
 from optim_bench.campaign import progress_of, run_campaign
 from optim_bench.catalog import Request, build_plan
 from optim_bench.executors import DEFAULT_TRAINER, make_executor
+from optim_bench.optimizers import resolve
 from optim_bench.protocol import Phase, Plan
 from optim_bench.records import FRAMEWORKS, RunRecord
-from optim_bench.report import replace_section
 from optim_bench.report._figures import figures
 from optim_bench.results import build_results, validate_results
 from optim_bench.store import Store, read_json, write_bytes
@@ -39,6 +39,8 @@ WORKLOADS = (
     "patches-denoise",
     "shakespeare-char",
 )
+# Synthetic, so what is found there is no test.
+DIAGNOSTIC = frozenset({"shifted-mlp"})
 OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
     "jax": (
         "stam",
@@ -55,11 +57,18 @@ OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def is_ours(name: str, framework: str) -> bool:
+    """Return whether an optimizer is one of those whose tests share the corrected level."""
+    return "," not in name and resolve(name, framework).family == "ours"
+
+
 def train(root: Path, jobs: int | None) -> None:
     """Run every comparison that is not complete."""
     for workload in WORKLOADS:
         for framework in FRAMEWORKS:
-            request = Request(TIER, (workload,), OPTIMIZERS[framework], (framework,))
+            names = OPTIMIZERS[framework]
+            apart = [n for n in names if workload in DIAGNOSTIC or not is_ours(n, framework)]
+            request = Request(TIER, (workload,), names, (framework,), exploratory=apart)
             plan = build_plan(request)
             store = Store(root / f"{framework}-{workload}")
             store.open()
@@ -106,7 +115,7 @@ def collect(root: Path) -> tuple[Plan, dict[str, RunRecord]]:
 
 
 def write(results: Mapping[str, Any]) -> None:
-    """Write the evidence folder and the package README's section."""
+    """Write the evidence folder."""
     folder = EVIDENCE / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     names = figure_names(results)
@@ -119,7 +128,6 @@ def write(results: Mapping[str, Any]) -> None:
     text = json.dumps(results, sort_keys=True, separators=(",", ":"), allow_nan=False)
     write_bytes(EVIDENCE / "results.json", (text + "\n").encode())
     write_bytes(EVIDENCE / "README.md", page(results, WORKLOADS).encode())
-    replace_section(PACKAGE / "README.md", verdicts(results), "evidence")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

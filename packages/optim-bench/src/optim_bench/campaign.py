@@ -7,6 +7,7 @@ the store, so starting it again after a kill is all that resuming takes.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from optim_bench.errors import BenchError
 from optim_bench.executors import Executor
 from optim_bench.protocol import (
     Budget,
@@ -90,8 +91,14 @@ def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listene
         store: an opened store; runs in it are not repeated.
         executor: who trains. It is not closed here.
         listener: told once at the start and after each run.
+
+    Raises:
+        BenchError: a task does not do what its interface says, which would spoil every run of it.
     """
     records = store.records()
+    starts = _Starts()
+    for record in records.values():
+        starts.take_in(record)
     cells = {cell.name: _CellState(cell, plan.budget) for cell in plan.cells}
     # Two cells may need one run, for example a variant that spells out the defaults.
     owners: dict[str, list[_CellState]] = {}
@@ -115,6 +122,8 @@ def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listene
     new = 0
     while owners:
         record = executor.wait()
+        check_task(record)
+        starts.check(record)
         store.write(record)
         records[record.spec.key()] = record
         new += 1
@@ -131,6 +140,55 @@ def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listene
             if state.in_flight == 0 and not state.hopeless:
                 advance(state)
         report(record, new)
+
+
+_OF_THE_TASK = "TaskError: "
+
+
+def check_task(record: RunRecord) -> None:
+    """Refuse to go on where it was the task that failed, and not the optimizer.
+
+    Raises:
+        BenchError: it was.
+    """
+    if record.error is not None and record.error.startswith(_OF_THE_TASK):
+        raise BenchError(record.error.removeprefix(_OF_THE_TASK))
+
+
+class _Starts:
+    """What runs of one task and seed started from, which is the same for every optimizer."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, ...], tuple[str, str]] = {}
+
+    def take_in(self, record: RunRecord) -> tuple[str, str] | None:
+        """Remember what a run started from; return what another one of its kind did."""
+        if record.start is None or record.status == "failed":
+            return None
+        spec = record.spec
+        # Only what shares its task's source: of two versions of a task, each has its own.
+        own = "" if spec.task is None else f"{spec.workload_version} {spec.steps}"
+        key = (spec.workload, own, spec.framework, str(spec.seed))
+        return self._seen.setdefault(key, (record.start, spec.optimizer))
+
+    def check(self, record: RunRecord) -> None:
+        """Refuse a run that cannot be paired with those before it.
+
+        Raises:
+            BenchError: it started from something else.
+        """
+        known = self.take_in(record)
+        if known is None or known[0] == record.start:
+            return
+        spec = record.spec
+        pairs = zip(known[0].split("/"), str(record.start).split("/"), strict=False)
+        same = next((i for i, (left, right) in enumerate(pairs) if left != right), 0)
+        what = ("initial parameters", "batches")[min(same, 1)]
+        raise BenchError(
+            f"{spec.workload}: {known[1]} and {spec.optimizer} did not start seed {spec.seed} from "
+            f"the same {what}, so they cannot be compared in pairs; let the task draw them from "
+            "the seed alone"
+        )
 
 
 class _CellState:

@@ -1,8 +1,12 @@
-"""Run a plan as a command does: progress on the console, signals, and the report at the end."""
+"""Run a plan: progress on the console, signals, and the report at the end."""
 
 import contextlib
+import datetime
+import shlex
 import signal
+import sys
 import threading
+import time
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +18,10 @@ from rich.console import Console
 from optim_bench import ui
 from optim_bench.campaign import run_campaign
 from optim_bench.errors import BenchError, StoppedError, UsageError, unknown_name
-from optim_bench.executors import EXECUTORS, make_executor
+from optim_bench.executors import EXECUTORS, Executor, Placement, make_executor
+from optim_bench.machine import commit
 from optim_bench.protocol import Plan
-from optim_bench.report import write_report
+from optim_bench.report import PAGE, write_report
 from optim_bench.results import results_of
 from optim_bench.store import Store
 
@@ -31,6 +36,7 @@ class Execution:
         jobs: runs at a time, or None for the executor's own choice.
         timeout: seconds after which a run is given up, or None.
         data_dir: where full-size data sets lie.
+        placement: which device the runs are on.
     """
 
     executor: str = "process"
@@ -38,6 +44,7 @@ class Execution:
     jobs: int | None = None
     timeout: float | None = None
     data_dir: Path | None = None
+    placement: Placement = field(default_factory=Placement)
 
 
 def execution_of(
@@ -46,6 +53,8 @@ def execution_of(
     jobs: int | None,
     timeout: float | None,
     data_dir: Path | None,
+    device: str = "cpu",
+    jobs_per_device: int = 1,
 ) -> Execution:
     """Return the execution that a user's options mean.
 
@@ -62,7 +71,32 @@ def execution_of(
         if not (key and value):
             raise UsageError(f"--executor-option is {text!r}; write key=value")
         pairs[key] = value
-    return Execution(executor, pairs, jobs, timeout, data_dir)
+    placement = Placement(device, jobs_per_device)
+    return Execution(executor, pairs, jobs, timeout, data_dir, placement)
+
+
+def make_workers(
+    execution: Execution, trainer: str, folder: Path, *, jobs: int | None = None
+) -> Executor:
+    """Return the executor that an execution means.
+
+    Args:
+        execution: how the runs are carried out.
+        trainer: `"module:function"` to run.
+        folder: of the comparison.
+        jobs: instead of the execution's own.
+    """
+    return make_executor(
+        execution.executor,
+        trainer,
+        jobs=execution.jobs if jobs is None else jobs,
+        timeout=execution.timeout,
+        data_dir=execution.data_dir,
+        path=[str(Path.cwd())],
+        folder=folder / "jobs",
+        options=execution.options,
+        placement=execution.placement,
+    )
 
 
 def carry_out(
@@ -81,35 +115,59 @@ def carry_out(
         store: an opened store.
         trainer: `"module:function"` to run.
         execution: how the runs are carried out.
-        console: for the progress and the verdicts.
+        console: for the progress.
         repeat: keys of runs to forget, once there is an executor that can repeat them.
 
     Raises:
         StoppedError: Ctrl-C or SIGTERM; every finished run is in the store.
-        BenchError: the executor cannot be made, or a run failed.
+        BenchError: the executor cannot be made, or a task does not do what its interface says.
     """
     with stoppable():
-        workers = make_executor(
-            execution.executor,
-            trainer,
-            jobs=execution.jobs,
-            timeout=execution.timeout,
-            data_dir=execution.data_dir,
-            path=[str(Path.cwd())],
-            folder=store.root / "jobs",
-            options=execution.options,
-        )
+        workers = make_workers(execution, trainer, store.root)
         try:
             store.remove(repeat)
-            with ui.live_progress(console) as listener:
+            with ui.live_progress(console) as listener, _noted(store, execution):
                 run_campaign(plan, store, workers, listener)
         finally:
             workers.close()
     # From the files, as `report` does it: the same bytes whoever builds the report.
     results = results_of(store)
-    path = write_report(store.root, results)
+    write_report(store.root, results)
+    return results
+
+
+@contextlib.contextmanager
+def _noted(store: Store, execution: Execution) -> Generator[None, None, None]:
+    """Write down when, by what and for how long runs were made, if any were."""
+    before, began = store.count(), time.monotonic()
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    try:
+        yield
+    finally:
+        made = store.count() - before
+        if made > 0:
+            store.note(
+                {
+                    "started": started,
+                    "seconds": round(time.monotonic() - began),
+                    "runs": made,
+                    "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                    "commit": commit(Path.cwd()),
+                    "executor": execution.executor,
+                    "device": execution.placement.device,
+                }
+            )
+
+
+def conclude(console: Console, store: Store, results: Mapping[str, Any]) -> None:
+    """Print what a comparison found, and where its page is.
+
+    Raises:
+        BenchError: a run failed.
+    """
     show_results(console, results)
-    console.print(f"Report: {path.resolve()}", soft_wrap=True, highlight=False)
+    path = (store.root / PAGE).resolve()
+    console.print(f"Report: {path}", soft_wrap=True, highlight=False)
     failed = [failure for failure in results["failures"] if failure["status"] == "failed"]
     if failed:
         first = failed[0]
@@ -118,7 +176,6 @@ def carry_out(
             f"{first['framework']}/{first['optimizer']} with {first['error']}; mend the cause, "
             f"then: optim-bench retry {store.root}"
         )
-    return results
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """From what the user asks for to a plan: names, variants, tiers.
 
 An optimizer is written `name`, or `name,hyperparameter=value,...` for a variant, or
-`module:factory` for one that is installed elsewhere. A variant's learning rate moves the centre of
-its grid, because the learning rate is what every optimizer is tuned over.
+`module:factory` or `file.py:factory` for one that lies elsewhere. A variant's learning rate moves
+the centre of its grid, because the learning rate is what every optimizer is tuned over; its
+`schedule` is that of its runs.
 """
 
 import dataclasses
@@ -15,11 +16,13 @@ from pathlib import Path
 from optim_bench.data import DamagedDataError
 from optim_bench.errors import BenchError, UsageError, unknown_name
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo, discover, resolve
-from optim_bench.protocol import BASELINE, TIERS, Cell, Plan
-from optim_bench.records import FRAMEWORKS, Hyperparameter
+from optim_bench.protocol import BASELINE, BUDGET_TIER, TIERS, Budget, Cell, Plan
+from optim_bench.records import FRAMEWORKS, SCHEDULES, Hyperparameter
+from optim_bench.references import is_reference
 from optim_bench.requirements import installed, require
 from optim_bench.source import source_of
-from optim_bench.workloads import WORKLOADS, Workload
+from optim_bench.tasks import Entry, find_task
+from optim_bench.tasks.built_in import WORKLOADS
 
 DEFAULT_WORKLOADS = ("digits-cnn", "diamonds-mlp")
 DEFAULT_OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
@@ -34,10 +37,13 @@ class Request:
 
     Args:
         tier: a name in `TIERS`.
-        workloads: registry names.
+        workloads: names of built-in workloads, or references to tasks.
         optimizers: names, variants or references, as the module describes them.
-        frameworks: which frameworks take part.
+        frameworks: which frameworks take part, where the tasks have them.
         seeds: fresh seeds per cell, or None for the tier's number.
+        exploratory: those of the optimizers that take part without a test.
+        design: runs per cell in place of the tier's.
+        share: share of its horizon that each workload is trained for.
     """
 
     tier: str = "quick"
@@ -45,6 +51,9 @@ class Request:
     optimizers: Sequence[str] = ()
     frameworks: Sequence[str] = FRAMEWORKS
     seeds: int | None = None
+    exploratory: Sequence[str] = ()
+    design: Budget | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,18 @@ class _Choice:
     label: str
     info: OptimizerInfo
     hyperparameters: Mapping[str, Hyperparameter]
+    schedule: str | None
+
+
+def check_frameworks(request: Request, executor: str = "process") -> None:
+    """Check that what a request names by itself is installed, before anything of it is imported.
+
+    Raises:
+        MissingExtraError: something is missing; the message names all of it.
+    """
+    # A user's file imports its own framework; what else it needs shows in the plan.
+    built_in = all(name in WORKLOADS for name in request.workloads)
+    require(request.frameworks if built_in else (), executor=executor)
 
 
 def build_plan(request: Request) -> Plan:
@@ -64,25 +85,96 @@ def build_plan(request: Request) -> Plan:
     if request.tier not in TIERS:
         raise unknown_name("tier", request.tier, TIERS)
     try:
-        budget = TIERS[request.tier]
+        budget = request.design or TIERS[request.tier]
         if request.seeds is not None:
             budget = dataclasses.replace(budget, fresh_seeds=request.seeds)
-        workloads = [_workload(name) for name in request.workloads or DEFAULT_WORKLOADS]
-        choices = [c for framework in request.frameworks for c in _choices(request, framework)]
-        cells = [_cell(request, w, choice) for w in workloads for choice in choices]
-        ours = {c.label for c in choices if c.info.family == "ours"}
-        real = {w.name for w in workloads if w.kind == "real"}
+        names = request.workloads or DEFAULT_WORKLOADS
+        entries = {name: find_task(name) for name in names}
+        frameworks = _frameworks(request, entries)
+        choices = {f: _choices(request.optimizers, frameworks, f) for f in frameworks}
+        cells = [
+            _cell(request, reference, entry, choice)
+            for reference, entry in entries.items()
+            for framework in frameworks
+            if framework in entry.frameworks
+            for choice in choices[framework]
+        ]
+        everyone = [choice for found in choices.values() for choice in found]
+        apart = {BASELINE, *request.exploratory}
         return Plan(
-            tier=request.tier,
+            tier=request.tier if request.design is None else BUDGET_TIER,
             budget=budget,
             cells=tuple(cells),
-            family=tuple(c.name for c in cells if c.label in ours and c.workload in real),
-            titles={f"{c.info.framework}/{c.label}": _title(c) for c in choices},
-            families={f"{c.info.framework}/{c.label}": c.info.family for c in choices},
-            workloads={w.name: _facts(w) for w in workloads},
+            # Whatever was named before the first run is a test of what it was named for.
+            family=tuple(cell.name for cell in cells if cell.label not in apart),
+            titles={f"{c.info.framework}/{c.label}": _title(c) for c in everyone},
+            families={f"{c.info.framework}/{c.label}": c.info.family for c in everyone},
+            workloads={entry.name: entry.facts() for entry in entries.values()},
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def extend_plan(plan: Plan, optimizers: Sequence[str]) -> Plan:
+    """Return a plan with further optimizers wherever it already compares something.
+
+    Their tests come after the first results: they are corrected together with the family, whose own
+    tests stay what they were, and are called exploratory.
+
+    Args:
+        plan: of a comparison that may have results.
+        optimizers: names, variants or references.
+
+    Raises:
+        UsageError: a name is unknown, or is in the plan already.
+    """
+    try:
+        frameworks = list(dict.fromkeys(cell.framework for cell in plan.cells))
+        places = [cell for cell in plan.cells if cell.label == plan.baseline]
+        choices = {
+            f: [c for c in _choices(optimizers, frameworks, f) if c.label != BASELINE]
+            for f in frameworks
+        }
+        new = [
+            dataclasses.replace(
+                _cell(Request(), place.task or place.workload, find_task(_found_by(place)), choice),
+                steps=place.steps,
+                schedule=choice.schedule or place.schedule,
+            )
+            for place in places
+            for choice in choices[place.framework]
+        ]
+        everyone = [choice for found in choices.values() for choice in found]
+        return dataclasses.replace(
+            plan,
+            cells=(*plan.cells, *new),
+            added=(*plan.added, *(cell.name for cell in new)),
+            titles={
+                **plan.titles,
+                **{f"{c.info.framework}/{c.label}": _title(c) for c in everyone},
+            },
+            families={
+                **plan.families,
+                **{f"{c.info.framework}/{c.label}": c.info.family for c in everyone},
+            },
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _frameworks(request: Request, entries: Mapping[str, Entry]) -> list[str]:
+    """Return the frameworks that were asked for and that every task has."""
+    found = [f for f in request.frameworks if all(f in e.frameworks for e in entries.values())]
+    if not found:
+        has = "; ".join(f"{e.name} is for {' and '.join(e.frameworks)}" for e in entries.values())
+        raise UsageError(
+            f"no framework is left of {', '.join(request.frameworks)}: {has}; compare them apart"
+        )
+    return found
+
+
+def _found_by(cell: Cell) -> str:
+    return cell.task or cell.workload
 
 
 def check_installed(plan: Plan, executor: str) -> None:
@@ -104,9 +196,9 @@ def check_installed(plan: Plan, executor: str) -> None:
         infos = {key: resolve(*key) for key in names}
         for cell in plan.cells:
             info = infos[cell.optimizer, cell.framework]
-            if source_of(info, cell.optimizer, _workload(cell.workload)) != cell.source:
+            if source_of(info, cell.optimizer, find_task(_found_by(cell))) != cell.source:
                 raise BenchError(
-                    f"the source of {cell.optimizer} is not what it was when this comparison was "
+                    f"the source of {_sources(cell)} is not what it was when this comparison was "
                     "planned; start another one: optim-bench run --output NEW_FOLDER"
                 )
     except ValueError as error:
@@ -121,42 +213,49 @@ def check_data(plan: Plan, data_dir: Path | None) -> None:
         BenchError: one is missing or damaged; the message says which, and what to do.
     """
     for name in plan.workloads:
-        workload = _workload(name)
-        if workload.files:
+        workload = WORKLOADS.get(name)
+        if workload is not None and workload.files:
             try:
-                workload.task(data_dir)
+                workload.arrays(data_dir)
             except (ValueError, DamagedDataError, OSError) as error:
                 raise BenchError(f"{name}: {error}") from error
 
 
-def _workload(name: str) -> Workload:
-    if name not in WORKLOADS:
-        raise unknown_name("workload", name, WORKLOADS)
-    return WORKLOADS[name]
+def _sources(cell: Cell) -> str:
+    return cell.optimizer if cell.task is None else f"{cell.optimizer} or of {cell.task}"
 
 
-def _choices(request: Request, framework: str) -> list[_Choice]:
-    """Resolve the optimizers that the request names and the framework has, the baseline last."""
-    asked = request.optimizers or DEFAULT_OPTIMIZERS[framework]
+def _choices(optimizers: Sequence[str], frameworks: Sequence[str], framework: str) -> list[_Choice]:
+    """Resolve the optimizers that are named and the framework has, the baseline last."""
+    asked = optimizers or DEFAULT_OPTIMIZERS[framework]
     choices: dict[str, _Choice] = {}
     for text in [*asked, BASELINE]:
         name, hyperparameters = parse_optimizer(text)
         if not _offered(name, framework):
-            if not any(_offered(name, other) for other in request.frameworks):
-                raise _unknown_optimizer(name, request.frameworks)
+            if not any(_offered(name, other) for other in frameworks):
+                raise _unknown_optimizer(name, frameworks)
             continue
         info = resolve(name, framework)
-        if info.open_parameters and len(request.frameworks) > 1:
+        if info.open_parameters and len(frameworks) > 1:
             raise UsageError(
                 f"{name} is a plain factory, which may be for JAX or for PyTorch; say which: "
                 "--framework jax or --framework torch"
             )
-        merged = info.validate(hyperparameters)
+        given = dict(hyperparameters)
+        schedule = None if "schedule" in info.parameters else given.pop("schedule", None)
+        if schedule is not None and (schedule not in SCHEDULES or info.schedule is not None):
+            choose = (
+                f"it has a schedule of its own, {info.schedule}"
+                if info.schedule
+                else (f"choose from {', '.join(SCHEDULES)}")
+            )
+            raise UsageError(f"{name}: schedule is {schedule!r}; {choose}")
+        merged = info.validate(given)
         label = ",".join([info.name, *(f"{k}={v}" for k, v in hyperparameters.items())])
         # A declaration may have a name of its own, by which no worker could find it.
-        found = name if ":" in name else info.name
-        choices.setdefault(label, _Choice(found, label, info, merged))
-    if set(choices) == {BASELINE} and BASELINE not in request.optimizers:
+        found = name if is_reference(name) else info.name
+        choices.setdefault(label, _Choice(found, label, info, merged, schedule or info.schedule))
+    if set(choices) == {BASELINE} and BASELINE not in optimizers:
         return []
     baseline = choices.pop(BASELINE)
     return [*choices.values(), baseline]
@@ -208,18 +307,15 @@ def _is_finite(value: float) -> bool:
 
 
 def _offered(name: str, framework: str) -> bool:
-    if ":" in name:
-        try:
-            resolve(name, framework)
-        except ValueError:
-            return False
-        return True
-    key = f"{framework}/{name}"
-    return key in OPTIMIZERS or key in OPTIONAL or key in discover().optimizers
+    try:
+        resolve(name, framework)
+    except ValueError:
+        return False
+    return True
 
 
 def _unknown_optimizer(name: str, frameworks: Sequence[str]) -> UsageError:
-    if ":" in name:
+    if is_reference(name):
         try:
             resolve(name, frameworks[0])
         except ValueError as error:
@@ -250,7 +346,7 @@ def absent_optimizers() -> list[OptimizerInfo]:
     return [info for info in OPTIONAL.values() if not installed(str(info.requires))]
 
 
-def _cell(request: Request, workload: Workload, choice: _Choice) -> Cell:
+def _cell(request: Request, reference: str, entry: Entry, choice: _Choice) -> Cell:
     declared = choice.info.parameters["learning_rate"]
     centre = choice.hyperparameters["learning_rate"]
     if isinstance(centre, bool) or not isinstance(centre, (int, float)):
@@ -258,8 +354,8 @@ def _cell(request: Request, workload: Workload, choice: _Choice) -> Cell:
     # An open bound: the grid must never touch it.
     low = math.nextafter(declared.low or 0.0, math.inf) if declared.low_open else declared.low
     return Cell(
-        workload=workload.name,
-        workload_version=workload.version,
+        workload=entry.name,
+        workload_version=entry.version or 0,
         framework=choice.info.framework,
         optimizer=choice.name,
         label=choice.label,
@@ -267,9 +363,12 @@ def _cell(request: Request, workload: Workload, choice: _Choice) -> Cell:
         centre=float(centre),
         low=low or 0.0,
         high=MAX_LEARNING_RATE if declared.high is None else declared.high,
-        steps=workload.steps[request.tier],
-        schedule=choice.info.schedule or workload.schedule,
-        source=source_of(choice.info, choice.name, workload),
+        steps=max(1, round(request.share * entry.horizon(request.tier))),
+        schedule=choice.schedule or entry.schedule_name,
+        source=source_of(choice.info, choice.name, entry),
+        task=None if reference in WORKLOADS else reference,
+        judged=entry.judged,
+        larger_is_better=entry.larger_is_better,
     )
 
 
@@ -283,17 +382,3 @@ def _title(choice: _Choice) -> str:
     settings = choice.label.partition(",")[2].replace(",", ", ")
     notes = "; ".join(note for note in (rest if comma else "", settings) if note)
     return f"{name} ({notes})" if notes else name
-
-
-def _facts(workload: Workload) -> dict[str, object]:
-    target = workload.target
-    return {
-        "version": workload.version,
-        "title": workload.title,
-        "kind": workload.kind,
-        "loss": workload.loss,
-        "batch": workload.batch,
-        "metrics": list(workload.metrics),
-        "licence": workload.licence,
-        "target": None if target is None else dataclasses.asdict(target),
-    }

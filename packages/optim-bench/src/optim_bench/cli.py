@@ -16,13 +16,13 @@ import typer
 from rich.console import Console
 
 from optim_bench import ui
+from optim_bench._compare import DEFAULT_OUTPUT, Question, enter_later, finish, prepare
 from optim_bench.campaign import failed_runs, progress_of
-from optim_bench.carry_out import carry_out, execution_of, name_strangers, note
+from optim_bench.carry_out import carry_out, conclude, execution_of, name_strangers, note
 from optim_bench.catalog import (
     Request,
     absent_optimizers,
     all_optimizers,
-    build_plan,
     check_data,
     check_installed,
 )
@@ -30,28 +30,27 @@ from optim_bench.cli_data import build_data_app
 from optim_bench.cli_measure import add_measure_commands
 from optim_bench.cli_options import (
     DataDir,
+    Device,
     ExecutorName,
     ExecutorOptions,
     Folder,
     FrameworkName,
     Jobs,
+    JobsPerDevice,
     Optimizers,
     Timeout,
     Workloads,
     console,
     frameworks_of,
 )
-from optim_bench.errors import BenchError, os_reason, unknown_name
+from optim_bench.errors import BenchError, UsageError, os_reason, unknown_name
 from optim_bench.executors import DEFAULT_TRAINER
 from optim_bench.optimizers import OPTIONAL
 from optim_bench.report import update_readme, write_report
-from optim_bench.requirements import require
 from optim_bench.results import results_of, validate_results
 from optim_bench.store import Store, read_json
+from optim_bench.tasks.built_in import WORKLOADS
 from optim_bench.train import MissingExtraError
-from optim_bench.workloads import WORKLOADS
-
-DEFAULT_OUTPUT = Path("optim-bench-results")
 
 
 def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
@@ -81,40 +80,76 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
 
     @app.command()
     def run(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        task: Annotated[
+            list[str] | None,
+            typer.Argument(
+                help="What to train: file.py:task, module:task, or a workload's name "
+                "[default: the two of the main job]."
+            ),
+        ] = None,
         tier: Annotated[str, typer.Option(help="smoke, quick, standard or full.")] = "quick",
         workload: Workloads = None,
         optimizer: Optimizers = None,
         framework: FrameworkName = "all",
+        budget: Annotated[
+            str | None,
+            typer.Option(
+                help="Instead of a tier: 30min, 2h or 20000steps. A step is measured, and the "
+                "largest comparison that fits is planned."
+            ),
+        ] = None,
+        dry_run: Annotated[
+            bool,
+            typer.Option(
+                "--dry-run", help="Print the plan, its time and what it would detect; then stop."
+            ),
+        ] = False,
+        add: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Enter this optimizer into the comparison of --output, as exploratory."
+            ),
+        ] = None,
         seeds: Annotated[
             int | None, typer.Option(help="Fresh seeds per optimizer [default: the tier's].")
         ] = None,
-        output: Annotated[Path, typer.Option(help="Folder of the results.")] = DEFAULT_OUTPUT,
+        output: Annotated[
+            Path | None,
+            typer.Option(
+                help="Folder of the results [default: optim-bench-results; for tasks of your own "
+                "one below it]."
+            ),
+        ] = None,
         executor: ExecutorName = "process",
         executor_option: ExecutorOptions = None,
         jobs: Jobs = None,
         timeout: Timeout = None,
         data_dir: DataDir = None,
+        device: Device = "cpu",
+        jobs_per_device: JobsPerDevice = 1,
     ) -> None:
         """Train, compare, report. Resumes by itself: finished runs are never repeated."""
-        request = Request(
-            tier=tier,
-            workloads=tuple(workload or ()),
-            optimizers=tuple(optimizer or ()),
-            frameworks=frameworks_of(framework),
-            seeds=seeds,
+        execution = execution_of(
+            executor, executor_option, jobs, timeout, data_dir, device, jobs_per_device
         )
-        execution = execution_of(executor, executor_option, jobs, timeout, data_dir)
-        require(request.frameworks, executor=executor)
-        plan = build_plan(request)
-        check_installed(plan, executor)
-        check_data(plan, execution.data_dir)
-        store = Store(output)
-        store.open()
-        with store.exclusive():
-            store.records()
-            name_strangers(store, console())
-            store.register(plan)
-            carry_out(plan, store, trainer, execution, console())
+        if add:
+            if task or workload or optimizer or budget or dry_run or seeds or output is None:
+                raise UsageError("--add takes what is in --output as it is; leave the others away")
+            prepared = enter_later(output, add, execution)
+        else:
+            request = Request(
+                tier=tier,
+                workloads=(*(task or ()), *(workload or ())),
+                optimizers=tuple(optimizer or ()),
+                frameworks=frameworks_of(framework),
+                seeds=seeds,
+            )
+            question = Question(request, execution, budget, output)
+            prepared = prepare(question, console(), trainer=trainer, dry=dry_run)
+        if dry_run:
+            return
+        results = finish(prepared, execution, console(), trainer=trainer, add=add or ())
+        conclude(console(), prepared.store, results)
 
     @app.command()
     def retry(  # pyright: ignore[reportUnusedFunction] - typer calls it
@@ -124,18 +159,23 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
         jobs: Jobs = None,
         timeout: Timeout = None,
         data_dir: DataDir = None,
+        device: Device = "cpu",
+        jobs_per_device: JobsPerDevice = 1,
     ) -> None:
         """Repeat the failed runs of a comparison, and finish it."""
         store = Store(directory)
         plan = store.plan()
-        execution = execution_of(executor, executor_option, jobs, timeout, data_dir)
+        execution = execution_of(
+            executor, executor_option, jobs, timeout, data_dir, device, jobs_per_device
+        )
         check_installed(plan, executor)
         check_data(plan, execution.data_dir)
         store.open()
         with store.exclusive():
             failed = failed_runs(plan, store.records())
             console().print(f"{len(failed)} failed runs to repeat")
-            carry_out(plan, store, trainer, execution, console(), repeat=failed)
+            results = carry_out(plan, store, trainer, execution, console(), repeat=failed)
+        conclude(console(), store, results)
 
     @app.command()
     def report(  # pyright: ignore[reportUnusedFunction] - typer calls it

@@ -9,7 +9,13 @@ import typer
 
 from optim_bench import memory, ui
 from optim_bench.carry_out import note
-from optim_bench.catalog import Request, build_plan, check_data, check_installed
+from optim_bench.catalog import (
+    Request,
+    build_plan,
+    check_data,
+    check_frameworks,
+    check_installed,
+)
 from optim_bench.cli_options import (
     DataDir,
     FrameworkName,
@@ -91,7 +97,8 @@ def add_measure_commands(app: typer.Typer, trainer: str) -> None:
         for name, where, cells in _groups(plan):
             # The baseline comes last in a plan and first in a timing.
             chosen = [(c.label, c.optimizer, c.hyperparameters) for c in reversed(cells)]
-            request = TimingRequest(name, where, chosen, rounds=rounds, data_dir=data_dir)
+            task = cells[0].task or name
+            request = TimingRequest(task, where, chosen, rounds=rounds, data_dir=data_dir)
             measured = measure_times(request)
             summary = summarize(measured, plan.baseline)
             title = f"{name} in {FRAMEWORK_TITLES[where]}"
@@ -194,7 +201,7 @@ def _measured_plan(workload: list[str] | None, optimizer: list[str] | None, fram
         optimizers=tuple(optimizer or ()),
         frameworks=frameworks_of(framework),
     )
-    require(request.frameworks)
+    check_frameworks(request)
     return build_plan(request)
 
 

@@ -17,7 +17,7 @@ Workloads = Annotated[
 Optimizers = Annotated[
     list[str] | None,
     typer.Option(
-        help="NAME, NAME,hyperparameter=value,... or module:factory; repeatable "
+        help="NAME, NAME,hyperparameter=value,..., module:factory or file.py:factory; repeatable "
         "[default: our optimizers]. AdamW always takes part."
     ),
 ]
@@ -34,10 +34,12 @@ ExecutorOptions = Annotated[
     typer.Option(
         "--executor-option",
         metavar="KEY=VALUE",
-        help="Repeatable. submitit: partition, account, qos, constraint, time (minutes), memory "
-        "(GB), cluster (slurm or local); ray: address.",
+        help="Repeatable. submitit: partition, account, qos, constraint, gres, time (minutes), "
+        "memory (GB), cluster (slurm or local); ray: address.",
     ),
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda (every GPU here), cuda:0 (that one) or tpu.")]
+JobsPerDevice = Annotated[int, typer.Option(min=1, help="Runs that share one GPU.")]
 DataDir = Annotated[
     Path | None, typer.Option(help="Where full-size data sets lie; the default ones are built in.")
 ]

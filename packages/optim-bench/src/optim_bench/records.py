@@ -16,9 +16,13 @@ from typing import Any, cast
 
 FRAMEWORKS = ("jax", "torch")
 STATUSES = ("ok", "diverged", "failed")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "linear", "warmup", "wsd")
+# The schedule of a task that brings its own function.
+OWN_SCHEDULE = "own"
 REQUIRED_METRICS = ("train_loss", "val_loss", "test_loss")
 MAX_CURVE_POINTS = 200
+# Left out where they are None.
+OPTIONAL_FIELDS = frozenset({"source", "task", "start"})
 
 Hyperparameter = float | int | str | bool | None
 
@@ -37,10 +41,12 @@ class RunSpec:
             optimizer's own.
         seed: decides initial parameters and data order, the same for every optimizer.
         steps: the horizon T in optimizer steps, at least 1.
-        schedule: `"cosine"` (5 % linear warmup, then cosine to 0) or `"constant"`.
+        schedule: one of `SCHEDULES` (`optim_bench.train` has their formulas), or `"own"`.
         protocol: version of the comparison's rules.
         source: identity of the code that comes from outside this package (`optim_bench.source`),
             None where nothing does; it is then no part of the key.
+        task: what a task from outside is found by, `"module:task"` or `"file.py:task"`, None for a
+            built-in workload. No part of the key: where a file lies decides no number.
 
     Raises:
         ValueError: a field is outside its range; the message names the field and its value.
@@ -64,13 +70,14 @@ class RunSpec:
     schedule: str
     protocol: str = "v1"
     source: str | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if self.framework not in FRAMEWORKS:
             raise ValueError(
                 f"framework is {self.framework!r}; it has to be one of {', '.join(FRAMEWORKS)}"
             )
-        if self.schedule not in SCHEDULES:
+        if self.schedule not in (*SCHEDULES, OWN_SCHEDULE):
             raise ValueError(
                 f"schedule is {self.schedule!r}; it has to be one of {', '.join(SCHEDULES)}"
             )
@@ -90,8 +97,9 @@ class RunSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the spec as a plain dictionary that strict JSON can hold."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.source is None:
-            del values["source"]
+        for name in OPTIONAL_FIELDS:
+            if values.get(name) is None:
+                values.pop(name, None)
         # 1 and 1.0 are one learning rate and have to give one key.
         rate = float(cast("float", self.hyperparameters["learning_rate"]))
         return {**values, "hyperparameters": {**self.hyperparameters, "learning_rate": rate}}
@@ -108,7 +116,8 @@ class RunSpec:
 
     def key(self) -> str:
         """Return the SHA-256, 64 hex digits, of the JSON with sorted keys and no spaces."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        identity = {name: value for name, value in self.to_json().items() if name != "task"}
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
@@ -130,6 +139,8 @@ class RunRecord:
             among others, no timing claim.
         environment: versions of what ran.
         error: one line for a failed run, else `None`.
+        start: digests of the initial parameters and the first batch, equal for every optimizer of
+            one task, framework and seed; None where they are not known.
 
     Raises:
         ValueError: a field contradicts this description.
@@ -145,6 +156,7 @@ class RunRecord:
     seconds: Mapping[str, float]
     environment: Mapping[str, str]
     error: str | None
+    start: str | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -157,7 +169,7 @@ class RunRecord:
         for name, value in self.metrics.items():
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"metric {name} is {value}; give None for what is not finite")
-        if self.status == "ok" and any(self.metrics[name] is None for name in REQUIRED_METRICS):
+        if self.status == "ok" and not all(map(self._known, ("train_", "val_", "test_"))):
             raise ValueError(
                 "status is 'ok' but a loss is None; a run without finite losses is 'diverged'"
             )
@@ -169,9 +181,16 @@ class RunRecord:
                 f"curve has {max(lengths.values())} points; keep at most {MAX_CURVE_POINTS}"
             )
 
+    def _known(self, prefix: str) -> bool:
+        """Return whether a split has a number: its loss, or what a task judges instead."""
+        found = (v for name, v in self.metrics.items() if name.startswith(prefix))
+        return any(value is not None for value in found)
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as a plain dictionary that strict JSON can hold."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.start is None:
+            del values["start"]
         return {
             **values,
             "spec": self.spec.to_json(),
@@ -200,7 +219,7 @@ def _is_number(value: object) -> bool:
 def _check_fields(cls: type[RunSpec] | type[RunRecord], data: Mapping[str, Any]) -> None:
     expected = {field.name for field in dataclasses.fields(cls)}
     # Absent where there is none, as in every record of an earlier version.
-    if missing := sorted(expected - set(data) - {"source"}):
+    if missing := sorted(expected - set(data) - OPTIONAL_FIELDS):
         raise ValueError(f"{cls.__name__} lacks {', '.join(missing)}")
     if unknown := sorted(set(data) - expected):
         raise ValueError(f"{cls.__name__} has unknown fields {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""What an optimizer or a workload from outside was, when it ran: its source, as one short text.
+"""What an optimizer or a task from outside was, when it ran: its source, as one short text.
 
 What this package brings is identified by the versions that workloads and protocol declare. A user's
 own code has no version, and edited code must never be answered from runs of what it was: its
@@ -6,6 +6,7 @@ identity is part of a run's key. It is
 
     name==version     for modules of an installed distribution
     sha256:...        over the files of all others, with every file of the user's that they import
+    settings:...      over what a task declares beside its functions
 
 Modules of the standard library are left out, and the frameworks, whose versions every record
 holds. What a module reads at run time, such as a configuration file, is not seen.
@@ -28,7 +29,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo
-from optim_bench.workloads import Workload
+from optim_bench.references import is_reference, module_of
+from optim_bench.tasks import Entry
 
 # Recorded with every run (`optim_bench.train.environment`), or governed by declared versions.
 _RECORDED = frozenset(
@@ -39,13 +41,13 @@ _RECORDED = frozenset(
 _READ: dict[str, tuple[ModuleSpec, bytes]] = {}
 
 
-def source_of(info: OptimizerInfo, reference: str, workload: Workload) -> str | None:
+def source_of(info: OptimizerInfo, reference: str, entry: Entry) -> str | None:
     """Return the identity of what comes from outside this package, None where nothing does.
 
     Args:
         info: the optimizer.
         reference: what it was named by, for example `"module:factory"`.
-        workload: what it trains.
+        entry: what it trains.
 
     Raises:
         ValueError: the source of something cannot be found.
@@ -53,7 +55,7 @@ def source_of(info: OptimizerInfo, reference: str, workload: Workload) -> str | 
     objects: list[Any] = []
     if info.key not in OPTIMIZERS and info.key not in OPTIONAL:
         objects += [part for part in (reference, info.factory, info.evaluation) if part is not None]
-    objects.append(workload.task)
+    objects += entry.written_in()
     parts: dict[str, bytes] = {}
     distributions: set[str] = set()
     for part in objects:
@@ -67,14 +69,16 @@ def source_of(info: OptimizerInfo, reference: str, workload: Workload) -> str | 
             content_digest = hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()
             digest.update(f"{name} {content_digest}\n".encode())
         found.append(f"sha256:{digest.hexdigest()}")
+    if settings := entry.settings():
+        found.append(f"settings:{hashlib.sha256(settings.encode()).hexdigest()[:16]}")
     return " ".join(found) or None
 
 
 def _modules_of(part: Any) -> Iterator[tuple[str, Any]]:
     """Give the modules in which a reference or a callable is written, with what it is."""
     if isinstance(part, str):
-        if ":" in part:
-            yield part.partition(":")[0], None
+        if is_reference(part):
+            yield module_of(part), None
         return
     # An inner function that calls itself holds itself. The objects stay here, so that no other one
     # gets the id of one that was seen.

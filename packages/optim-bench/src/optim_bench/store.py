@@ -2,6 +2,7 @@
 
     DIR/plan.json         what is compared, written before the first run
     DIR/runs/<key>.json   one record each; <key> is `RunSpec.key()`
+    DIR/history.json      when, by what and for how long runs were made
 
 A file is written beside its place, forced to the disk and renamed, so it is there whole or not at
 all, on network file systems too. Killing a comparison loses the runs in flight and nothing else.
@@ -11,8 +12,9 @@ Who runs a comparison holds a lock on `DIR/.lock`, which goes with the process, 
 import contextlib
 import re
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from optim_bench.errors import BenchError, os_reason
 from optim_bench.files import read_json, write_bytes, write_json
@@ -25,6 +27,9 @@ except ImportError:  # a system without it has no lock, and a second run only re
     fcntl = None
 
 __all__ = ["Store", "read_json", "write_bytes", "write_json"]
+
+
+HISTORY = "history.json"
 
 
 class Store:
@@ -98,6 +103,10 @@ class Store:
         paths = sorted(self.runs.glob("*.json"))
         return {path.stem: self._read(path) for path in paths if _is_run(path)}
 
+    def count(self) -> int:
+        """Return how many runs there are, without reading them."""
+        return sum(_is_run(path) for path in self.runs.glob("*.json"))
+
     def strangers(self) -> list[str]:
         """Return the names in `runs/` that are no run's, such as a sync tool's second copies."""
         if not self.runs.is_dir():
@@ -113,7 +122,8 @@ class Store:
             BenchError: another comparison is registered here.
         """
         path = self.root / "plan.json"
-        if path.is_file() and self.plan().to_json() != plan.to_json():
+        # A plan without a single result may be another one: nobody has seen anything yet.
+        if path.is_file() and self.plan().identity() != plan.identity() and any(self.records()):
             if changed := _only_sources_differ(self.plan(), plan):
                 raise BenchError(
                     f"the source of {', '.join(changed)} is not what it was when {path} was "
@@ -125,6 +135,21 @@ class Store:
                 "away to plan anew over the runs that are there"
             )
         write_json(path, plan.to_json())
+
+    def extend(self, plan: Plan) -> None:
+        """Replace the plan by one that enters further optimizers, which it says of them."""
+        write_json(self.root / "plan.json", plan.to_json())
+
+    def note(self, entry: Mapping[str, Any]) -> None:
+        """Add to the history of the folder: when, by what and for how long runs were made."""
+        write_json(self.root / HISTORY, {"made": [*self.history(), dict(entry)]})
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the history, oldest first; one that cannot be read is begun anew."""
+        try:
+            return list(read_json(self.root / HISTORY)["made"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def plan(self) -> Plan:
         """Return the plan.
@@ -181,8 +206,8 @@ def _only_sources_differ(old: Plan, new: Plan) -> list[str]:
     """Return the optimizers whose source changed where nothing else did."""
 
     def rest(plan: Plan) -> dict[str, object]:
-        cells = [{**cell.to_json(), "source": None} for cell in plan.cells]
-        return {**plan.to_json(), "cells": cells}
+        cells = [{**cell, "source": None} for cell in plan.identity()["cells"]]
+        return {**plan.identity(), "cells": cells}
 
     if rest(old) != rest(new):
         return []

@@ -7,8 +7,9 @@ from optim_bench.executors._base import (
     failed_record,
     load_trainer,
 )
+from optim_bench.executors._devices import Placement, visible_gpus
 from optim_bench.executors._inline import InlineExecutor
-from optim_bench.executors._make import EXECUTORS, EXTRAS, make_executor
+from optim_bench.executors._make import EXECUTORS, EXTRAS, default_jobs, make_executor
 from optim_bench.executors._pinning import available_cores, pin, worker_environment
 from optim_bench.executors._process import ProcessExecutor
 
@@ -18,12 +19,15 @@ __all__ = [
     "EXTRAS",
     "Executor",
     "InlineExecutor",
+    "Placement",
     "ProcessExecutor",
     "Trainer",
     "available_cores",
+    "default_jobs",
     "failed_record",
     "load_trainer",
     "make_executor",
     "pin",
+    "visible_gpus",
     "worker_environment",
 ]

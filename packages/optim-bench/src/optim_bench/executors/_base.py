@@ -51,10 +51,14 @@ def load_trainer(reference: str) -> Trainer:
     return getattr(importlib.import_module(module), name)
 
 
-def run_spec(trainer: Trainer, spec: RunSpec, data_dir: Path | None) -> RunRecord:
+def run_spec(
+    trainer: Trainer, spec: RunSpec, data_dir: Path | None, device: str = "cpu"
+) -> RunRecord:
     """Run one spec; whatever the trainer raises becomes a failed record."""
+    # A trainer that knows the CPU alone need not take a device.
+    where = {} if device == "cpu" else {"device": device}
     try:
-        return checked_record(spec, trainer(spec, data_dir=data_dir))
+        return checked_record(spec, trainer(spec, data_dir=data_dir, **where))
     # Not the others of BaseException: Ctrl-C is for the comparison.
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken run ends itself alone
         return failed_record(spec, f"{type(error).__name__}: {error}")

@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from optim_bench.executors._devices import Placement
 from optim_bench.executors._process import ProcessExecutor
 from optim_bench.files import write_json
 from optim_bench.records import RunSpec
@@ -40,6 +41,7 @@ class Batch:
         path: folders to add to the worker's module search path.
         lease_seconds: how long the job goes on without a sign of life.
         seconds: how long the cluster lets it run from its start, or None.
+        device: `"cpu"`, or the kind of device that the cluster gives it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Batch:
     path: tuple[str, ...]
     lease_seconds: float
     seconds: float | None
+    device: str = "cpu"
 
 
 def make_folders(folder: Path) -> None:
@@ -80,6 +83,7 @@ def serve(batch: Batch) -> None:
         timeout=batch.timeout,
         path=batch.path,
         pinned=False,
+        placement=Placement(batch.device),
     )
     try:
         missing = [s for s in batch.specs if not record_path(batch.folder, s).exists()]

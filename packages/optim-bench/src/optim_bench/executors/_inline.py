@@ -14,11 +14,19 @@ class InlineExecutor:
     Args:
         trainer: `"module:function"` to run.
         data_dir: where full-size data sets lie.
+        device: where the runs are.
     """
 
-    def __init__(self, trainer: str = DEFAULT_TRAINER, *, data_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        trainer: str = DEFAULT_TRAINER,
+        *,
+        data_dir: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
         self._trainer = load_trainer(trainer)
         self._data_dir = data_dir
+        self._device = device
         self._queue: deque[RunSpec] = deque()
 
     def submit(self, spec: RunSpec) -> None:
@@ -29,7 +37,7 @@ class InlineExecutor:
         """Run the next spec and return its record."""
         if not self._queue:
             raise RuntimeError("nothing is queued")
-        return run_spec(self._trainer, self._queue.popleft(), self._data_dir)
+        return run_spec(self._trainer, self._queue.popleft(), self._data_dir, self._device)
 
     def withdraw(self, keys: Collection[str]) -> list[str]:
         """Forget queued runs."""

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from optim_bench.errors import UsageError, unknown_name
 from optim_bench.executors._base import DEFAULT_TRAINER, Executor
+from optim_bench.executors._devices import Placement, visible_gpus
 from optim_bench.executors._inline import InlineExecutor
 from optim_bench.executors._pinning import available_cores
-from optim_bench.executors._process import ProcessExecutor
+from optim_bench.executors._process import CPU, ProcessExecutor
 
 EXECUTORS = ("inline", "process", "submitit", "ray")
 # Executor -> the module that it needs, which is also the name of the extra.
@@ -26,6 +27,7 @@ def make_executor(
     path: Sequence[str] = (),
     folder: Path | None = None,
     options: Mapping[str, str] | None = None,
+    placement: Placement = CPU,
 ) -> Executor:
     """Return an executor.
 
@@ -39,6 +41,7 @@ def make_executor(
         folder: where `submitit` keeps its jobs, on a file system that the nodes see; by default
             the current one.
         options: what only this executor understands, as text.
+        placement: which device the runs are on.
 
     Raises:
         UsageError: the name is unknown, or the executor cannot do what an option asks.
@@ -59,14 +62,33 @@ def make_executor(
                 raise UsageError(
                     f"{option} {value:g} needs worker processes; use --executor process"
                 )
-        return InlineExecutor(trainer, data_dir=data_dir)
+        if placement.kind == "cuda":  # in this process nothing can hide the others
+            placement.environments(visible_gpus())
+        return InlineExecutor(trainer, data_dir=data_dir, device=placement.device)
     if jobs is None:
-        jobs = min(len(available_cores()), MOST_DEFAULT_JOBS)
+        jobs = default_jobs(placement if name == "process" else CPU)
     if name == "process":
-        return ProcessExecutor(trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=path)
+        return ProcessExecutor(
+            trainer,
+            jobs=jobs,
+            timeout=timeout,
+            data_dir=data_dir,
+            path=path,
+            placement=placement,
+        )
+    if placement.index is not None or placement.kind == "tpu":
+        raise UsageError(
+            f"--device {placement.device} is of this machine; with --executor {name} the cluster "
+            "gives out its GPUs: --device cuda"
+        )
     if name == "submitit":
         from optim_bench.executors._submitit import SubmititExecutor
 
+        if placement.jobs_per_device > 1:
+            raise UsageError(
+                "--jobs-per-device is for the executors process and ray; SLURM gives a GPU to one "
+                "job"
+            )
         return SubmititExecutor(
             trainer,
             jobs=jobs,
@@ -75,9 +97,26 @@ def make_executor(
             data_dir=data_dir,
             path=path,
             options=options,
+            device=placement.kind,
         )
     from optim_bench.executors._ray import RayExecutor
 
     return RayExecutor(
-        trainer, jobs=jobs, timeout=timeout, data_dir=data_dir, path=path, options=options
+        trainer,
+        jobs=jobs,
+        timeout=timeout,
+        data_dir=data_dir,
+        path=path,
+        options=options,
+        placement=placement,
     )
+
+
+def default_jobs(placement: Placement = CPU) -> int:
+    """Return how many runs go on at a time where nobody says.
+
+    On the CPU one per core, at most 4; on devices of this machine as many as share them.
+    """
+    if placement.accelerated:
+        return len(placement.environments(visible_gpus()))
+    return min(len(available_cores()), MOST_DEFAULT_JOBS)

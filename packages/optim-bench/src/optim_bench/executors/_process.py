@@ -14,15 +14,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from optim_bench.executors._backlog import Backlog, Group, group_of
 from optim_bench.executors._base import DEFAULT_TRAINER, checked_record, failed_record
+from optim_bench.executors._devices import Placement, visible_gpus
 from optim_bench.executors._pinning import available_cores, worker_environment
 from optim_bench.records import RunRecord, RunSpec
 
+CPU = Placement()
 _POLL_SECONDS = 0.5
 _FAREWELL_SECONDS = 2.0
 # Even SIGKILL does not reach a process that waits for a device or a file server.
@@ -42,9 +44,12 @@ class ProcessExecutor:
         path: folders to add to the workers' module search path, for user modules.
         pinned: whether each worker is bound to a core of its own. A cluster that hands out cores
             binds the workers itself, and two of its jobs on one machine know nothing of each other.
+        placement: which device the runs are on. Workers take the machine's in turn.
+        gpus: the machine's, by the names that the driver takes; by default those it shows.
 
     Raises:
         ValueError: `jobs` is below 1.
+        BenchError: there is no such device.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class ProcessExecutor:
         timeout: float | None = None,
         path: Sequence[str] = (),
         pinned: bool = True,
+        placement: Placement = CPU,
+        gpus: Sequence[str] | None = None,
     ) -> None:
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}; at least one worker has to run")
@@ -64,7 +71,9 @@ class ProcessExecutor:
             "trainer": trainer,
             "data_dir": None if data_dir is None else str(data_dir.resolve()),
             "path": list(path),
+            "device": placement.kind,
         }
+        self._environments = placement.environments(visible_gpus() if gpus is None else gpus)
         self._timeout = timeout
         self._backlog = Backlog()
         self._done: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
@@ -123,7 +132,8 @@ class ProcessExecutor:
                 worker = None
             if worker is None:
                 start = {**self._start, "core": core}
-                worker = self._workers[slot] = _Worker(slot, start, self._done)
+                environment = self._environments[slot % len(self._environments)]
+                worker = self._workers[slot] = _Worker(slot, start, environment, self._done)
             if worker.spec is None:
                 others = [w.group for w in self._workers.values() if w is not worker]
                 worker.send(self._backlog.take(worker.group, others))
@@ -170,6 +180,7 @@ class _Worker:
         self,
         slot: int,
         start: dict[str, object],
+        environment: Mapping[str, str],
         done: "queue.Queue[tuple[_Worker, str | None]]",
     ) -> None:
         self.slot = slot
@@ -183,7 +194,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=worker_environment(os.environ),
+            env=worker_environment(os.environ) | dict(environment),
             text=True,
             encoding="utf-8",
             # Ctrl-C is the parent's to handle.

@@ -23,7 +23,8 @@ from typing import Any
 from optim_bench.errors import BenchError, UsageError, os_reason
 from optim_bench.executors._backlog import Backlog, Group, group_of
 from optim_bench.executors._base import checked_record, failed_record
-from optim_bench.executors._process import ProcessExecutor
+from optim_bench.executors._devices import Placement, visible_gpus
+from optim_bench.executors._process import CPU, ProcessExecutor
 from optim_bench.records import RunRecord, RunSpec
 
 # Records are a few kilobytes; Ray would take a third of the memory for them.
@@ -68,6 +69,7 @@ class RayExecutor:
         path: folders to add to the workers' module search path; the nodes have to see them.
         options: `address` of a running cluster ("auto" on one of its nodes). Without it a cluster
             of this machine alone starts, on the loopback interface and without a dashboard.
+        placement: which device the runs are on. Ray gives an actor its share of a GPU.
 
     Raises:
         BenchError: an option is wrong, or the cluster cannot be reached.
@@ -82,9 +84,13 @@ class RayExecutor:
         timeout: float | None = None,
         path: Sequence[str] = (),
         options: Mapping[str, str] | None = None,
+        placement: Placement = CPU,
     ) -> None:
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}; at least one actor has to run")
+        # Ray hides the other GPUs from an actor, so its worker calls its own one "cuda".
+        share = 1 / placement.jobs_per_device if placement.kind == "cuda" else 0
+        self._needs = {"num_cpus": 1, **({"num_gpus": share} if share else {})}
         given = dict(options or {})
         address = given.pop("address", None)
         if given:
@@ -96,6 +102,7 @@ class RayExecutor:
             "data_dir": None if data_dir is None else data_dir.resolve(),
             "timeout": timeout,
             "path": list(path),
+            "placement": Placement(placement.kind),
         }
         self._most = jobs
         self._backlog = Backlog()
@@ -107,7 +114,7 @@ class RayExecutor:
         self._ray = _import_ray(address)
         self._ours = not self._ray.is_initialized()
         if self._ours:
-            _connect(self._ray, address, jobs)
+            _connect(self._ray, address, jobs, len(visible_gpus()) if share else 0)
 
     def submit(self, spec: RunSpec) -> None:
         """Queue a run; it starts as soon as an actor is free."""
@@ -167,7 +174,7 @@ class RayExecutor:
         starting = sum(seat.busy is not None and seat.spec is None for seat in self._seats)
         while len(self._seats) < self._most and starting < len(self._backlog):
             # A run that dies may have been paid for; it is never started twice.
-            actor = self._ray.remote(num_cpus=1, max_restarts=0)(_Trainer).remote(self._options)
+            actor = self._ray.remote(**self._needs, max_restarts=0)(_Trainer).remote(self._options)
             self._seats.append(_Seat(actor, actor.ready.remote()))
             self._since = min(self._since, time.monotonic())
             starting += 1
@@ -223,9 +230,10 @@ def _import_ray(address: str | None) -> Any:
     return importlib.import_module("ray")
 
 
-def _connect(ray: Any, address: str | None, jobs: int) -> None:
+def _connect(ray: Any, address: str | None, jobs: int, gpus: int) -> None:
     local = {
         "num_cpus": jobs,
+        "num_gpus": gpus,
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
     }

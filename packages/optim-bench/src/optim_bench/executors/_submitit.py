@@ -34,6 +34,7 @@ _SLURM: Mapping[str, tuple[str, type]] = {
     "account": ("slurm_account", str),
     "qos": ("slurm_qos", str),
     "constraint": ("slurm_constraint", str),
+    "gres": ("slurm_gres", str),
     "time": ("timeout_min", int),
     "memory": ("mem_gb", int),
 }
@@ -72,7 +73,9 @@ class SubmititExecutor:
         timeout: seconds after which a run is given up, or None.
         path: folders to add to the workers' module search path; the nodes have to see them.
         options: `cluster` ("slurm" or "local"), and for SLURM `partition`, `account`, `qos`,
-            `constraint`, `time` (minutes per job) and `memory` (GB per job).
+            `constraint`, `gres`, `time` (minutes per job) and `memory` (GB per job).
+        device: `"cpu"`, or `"cuda"`: every job then asks SLURM for one GPU, unless `gres` says
+            which.
         lease_seconds: how long jobs outlive a comparison that was killed; 5 minutes if None.
 
     Raises:
@@ -90,10 +93,11 @@ class SubmititExecutor:
         path: Sequence[str] = (),
         options: Mapping[str, str] | None = None,
         lease_seconds: float | None = None,
+        device: str = "cpu",
     ) -> None:
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}; at least one job has to run")
-        self._cluster, parameters = _parameters(dict(options or {}))
+        self._cluster, parameters = _parameters(dict(options or {}), device)
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(dir=folder, prefix="jobs-")).resolve()
         make_folders(self._folder)
@@ -110,6 +114,7 @@ class SubmititExecutor:
             "path": tuple(path),
             "lease_seconds": LEASE_SECONDS if lease_seconds is None else lease_seconds,
             "seconds": None if minutes is None else max(0.0, 60.0 * minutes - _RESERVE_SECONDS),
+            "device": device,
         }
         self._most = jobs
         self._backlog = Backlog()
@@ -235,7 +240,7 @@ class SubmititExecutor:
         self._ready.append(failed_record(lost, f"the job died ({why})"))
 
 
-def _parameters(options: dict[str, str]) -> tuple[str, dict[str, Any]]:
+def _parameters(options: dict[str, str], device: str) -> tuple[str, dict[str, Any]]:
     """Return the cluster and submitit's parameters for the options of a user."""
     cluster = options.pop("cluster", "slurm")
     if cluster not in CLUSTERS:
@@ -260,6 +265,7 @@ def _parameters(options: dict[str, str]) -> tuple[str, dict[str, Any]]:
         "cpus_per_task": 1,
         "timeout_min": DEFAULT_MINUTES,
         "mem_gb": DEFAULT_MEMORY_GB,
+        **({} if device == "cpu" else {"slurm_gres": "gpu:1"}),
     }
     for key, text in options.items():
         name, kind = _SLURM[key]

@@ -1,8 +1,8 @@
 """A worker process: specs in, records out, as JSON lines.
 
 Started as `python -m optim_bench.executors._worker`. The first line says how to start:
-`{"trainer", "data_dir", "core", "path"}`. Frameworks print to the standard output now and then; the
-records travel over a copy of it, and the original goes to the log.
+`{"trainer", "data_dir", "core", "path", "device"}`. Frameworks print to the standard output now and
+then; the records travel over a copy of it, and the original goes to the log.
 
 The standard input ends when the parent wants no more or is gone, however it went. A thread of its
 own waits for that: a run of minutes must not outlive the process that asked for it.
@@ -40,7 +40,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - reported in the record
             record = failed_record(spec, f"{type(error).__name__}: {error}")
         else:
-            record = run_spec(trainer, spec, data_dir)
+            record = run_spec(trainer, spec, data_dir, start["device"])
         records.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
         records.flush()
 

@@ -9,7 +9,14 @@ from optim_bench.optimizers._info import (
     positive,
 )
 from optim_bench.optimizers._registry import OPTIMIZERS, OPTIONAL
-from optim_bench.optimizers._resolve import ENTRY_POINT_GROUP, Discovery, discover, resolve
+from optim_bench.optimizers._resolve import (
+    ENTRY_POINT_GROUP,
+    Discovery,
+    discover,
+    enter_optimizer,
+    is_object,
+    resolve,
+)
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -20,6 +27,8 @@ __all__ = [
     "Parameter",
     "decay",
     "discover",
+    "enter_optimizer",
+    "is_object",
     "learning_rate",
     "non_negative",
     "positive",

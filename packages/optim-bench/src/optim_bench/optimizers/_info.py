@@ -1,11 +1,12 @@
 """What the benchmark knows about an optimizer without importing its framework."""
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+from optim_bench.references import import_object
 
 Value = float | int | str | bool | None
 
@@ -188,29 +189,3 @@ class OptimizerInfo:
     def load_factory(self) -> Callable[..., Any]:
         """Import and return the factory."""
         return self.factory if callable(self.factory) else import_object(self.factory)
-
-
-def import_object(reference: str) -> Any:
-    """Import `"module:name"`.
-
-    Raises:
-        ValueError: the reference has another form, or names nothing that can be imported.
-
-    Example:
-        >>> import_object("math:hypot")(3, 4)
-        5.0
-    """
-    module_name, separator, attribute = reference.partition(":")
-    if not (separator and module_name and attribute):
-        raise ValueError(f"{reference!r} is no reference; write module:factory")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{reference!r} cannot be imported: {error}; is it installed or on PYTHONPATH?"
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{reference!r}: module {module_name} has no {attribute}")
-        found = getattr(found, part)
-    return found

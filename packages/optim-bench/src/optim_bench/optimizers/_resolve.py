@@ -1,13 +1,14 @@
 """From a user's words to an `OptimizerInfo`: registered name, entry point or `module:factory`."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from optim_bench.optimizers._info import OptimizerInfo, import_object, learning_rate
+from optim_bench.optimizers._info import OptimizerInfo, learning_rate
 from optim_bench.optimizers._registry import OPTIMIZERS, OPTIONAL
+from optim_bench.references import import_object, is_reference
 
 ENTRY_POINT_GROUP = "optim_bench.optimizers"
 
@@ -53,14 +54,44 @@ def discover() -> Discovery:
     return Discovery(found, problems)
 
 
+# Optimizers that were passed as objects live in this process alone.
+_OBJECTS: dict[str, OptimizerInfo] = {}
+
+
+def enter_optimizer(given: OptimizerInfo | Callable[..., Any], framework: str) -> str:
+    """Make an optimizer known to this process and return the name that it then has.
+
+    Args:
+        given: a declaration, or a factory as `OptimizerInfo` describes it.
+        framework: where a factory belongs.
+
+    Raises:
+        ValueError: a registered optimizer has the name.
+    """
+    if isinstance(given, OptimizerInfo):
+        info = given
+    else:
+        name = getattr(given, "__name__", type(given).__name__)
+        info = _from_factory(name, framework, given)
+    if info.key in {*OPTIMIZERS, *OPTIONAL}:
+        raise ValueError(f"{info.key} is a registered optimizer; give yours another name")
+    _OBJECTS[info.key] = info
+    return info.name
+
+
+def is_object(name: str) -> bool:
+    """Return whether an optimizer of this name lives in this process alone."""
+    return any(info.name == name for info in _OBJECTS.values())
+
+
 def resolve(name: str, framework: str) -> OptimizerInfo:
     """Return the optimizer that `name` means in a framework.
 
     Args:
         name: a registry name ("adamw"), the name of an installed entry point, or
-            `"module:factory"`. What the last one names is an `OptimizerInfo`, or a factory as
-            `OptimizerInfo` describes it, whose hyperparameters are then passed on unchecked, with
-            a tuning grid centred on 1e-3.
+            `"module:factory"` or `"file.py:factory"`. What the last ones name is an
+            `OptimizerInfo`, or a factory as `OptimizerInfo` describes it, whose hyperparameters are
+            then passed on unchecked, with a tuning grid centred on 1e-3.
         framework: `"jax"` or `"torch"`.
 
     Raises:
@@ -74,10 +105,10 @@ def resolve(name: str, framework: str) -> OptimizerInfo:
         ...
         ValueError: no torch optimizer named 'adamv'; did you mean adamw?
     """
-    if ":" in name:
+    if is_reference(name):
         return _from_reference(name, framework)
     key = f"{framework}/{name}"
-    for registry in (OPTIMIZERS, OPTIONAL):
+    for registry in (OPTIMIZERS, OPTIONAL, _OBJECTS):
         if key in registry:
             return registry[key]
     discovery = discover()
@@ -104,12 +135,16 @@ def _from_reference(reference: str, framework: str) -> OptimizerInfo:
         raise ValueError(  # noqa: TRY004
             f"{reference} is a {type(found).__name__}; it has to be a factory or an OptimizerInfo"
         )
+    return _from_factory(reference, framework, found)
+
+
+def _from_factory(name: str, framework: str, factory: Callable[..., Any]) -> OptimizerInfo:
     return OptimizerInfo(
-        name=reference,
+        name=name,
         framework=framework,
-        title=reference,
+        title=name,
         family="third-party",
-        factory=found,
+        factory=factory,
         parameters={"learning_rate": learning_rate(1e-3)},
         open_parameters=True,
     )

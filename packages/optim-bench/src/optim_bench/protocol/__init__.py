@@ -11,12 +11,13 @@ from optim_bench.protocol._cell import (
     phase_of,
     tuning_of,
 )
-from optim_bench.protocol._plan import BASELINE, PROTOCOL, Plan, baseline_name, family_of
-from optim_bench.protocol._tiers import ALPHA, LEVEL, MAX_FAMILY, TIERS, Budget
+from optim_bench.protocol._plan import BASELINE, PROTOCOL, Plan, added_of, baseline_name, family_of
+from optim_bench.protocol._tiers import ALPHA, BUDGET_TIER, LEVEL, MAX_FAMILY, TIERS, Budget
 
 __all__ = [
     "ALPHA",
     "BASELINE",
+    "BUDGET_TIER",
     "LEVEL",
     "MAX_FAMILY",
     "PROTOCOL",
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "Trial",
     "Tuning",
+    "added_of",
     "baseline_name",
     "expected_runs",
     "family_of",

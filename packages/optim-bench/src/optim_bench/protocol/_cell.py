@@ -3,8 +3,9 @@
 Everything here is a pure function of the cell and of the records that exist, which is why an
 interrupted comparison continues where it stopped: ask for the next specs again.
 
-Selection: mean over the tuning seeds of the log validation loss, where a diverged or failed run
-counts as infinite, so one of them disqualifies its learning rate. A tie goes to the smaller rate.
+Selection: mean over the tuning seeds of the log validation loss, or of what the task judges, where
+a diverged or failed run counts as infinite, so one of them disqualifies its learning rate. A tie
+goes to the smaller rate.
 """
 
 import math
@@ -17,6 +18,13 @@ from optim_bench.protocol._tiers import Budget
 from optim_bench.records import Hyperparameter, RunRecord, RunSpec
 
 Records = Mapping[str, RunRecord]
+# What a plan does not write down.
+_LEFT_OUT: Mapping[str, Any] = {
+    "source": None,
+    "task": None,
+    "judged": "loss",
+    "larger_is_better": False,
+}
 
 
 class Phase(Enum):
@@ -44,6 +52,9 @@ class Cell:
         steps: horizon of every run.
         schedule: `"cosine"` or `"constant"`.
         source: as `RunSpec` has it.
+        task: as `RunSpec` has it.
+        judged: the metric that chooses and judges.
+        larger_is_better: whether a larger value of it is the better one.
     """
 
     workload: str
@@ -58,6 +69,9 @@ class Cell:
     steps: int
     schedule: str
     source: str | None = None
+    task: str | None = None
+    judged: str = "loss"
+    larger_is_better: bool = False
 
     @property
     def name(self) -> str:
@@ -89,6 +103,7 @@ class Cell:
             steps=self.steps,
             schedule=self.schedule,
             source=self.source,
+            task=self.task,
         )
 
     @property
@@ -99,9 +114,27 @@ class Cell:
     def to_json(self) -> dict[str, Any]:
         """Return the cell as a plain dictionary."""
         values = {**vars(self), "hyperparameters": dict(self.hyperparameters)}
-        if self.source is None:
-            del values["source"]
-        return values
+        return {name: value for name, value in values.items() if _LEFT_OUT.get(name, name) != value}
+
+    def cost(self, value: float | None) -> float:
+        """Return what is judged as a number that is the better the smaller it is.
+
+        Where a larger value is better it is its reciprocal, so that ratios stay ratios; what a
+        diverged or failed run does not have is infinite.
+
+        Example:
+            >>> rate = {"learning_rate": 1e-3}
+            >>> cell = Cell(
+            ...     "w", 1, "jax", "o", "o", rate, 1e-3, 0, 1, 10, "cosine", larger_is_better=True
+            ... )
+            >>> cell.cost(0.8), cell.cost(None)
+            (1.25, inf)
+        """
+        if value is None:
+            return math.inf
+        if not self.larger_is_better:
+            return value
+        return 1 / value if value > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -234,6 +267,6 @@ def _trial(
         if record is None:
             missing.append(seed)
         else:
-            loss = record.metrics["val_loss"] if record.status == "ok" else None
-            losses[seed] = math.inf if loss is None else loss
+            value = record.metrics.get(f"val_{cell.judged}") if record.status == "ok" else None
+            losses[seed] = cell.cost(value)
     return Trial(rate, extension, losses, tuple(missing))

@@ -33,8 +33,9 @@ def check_types(data: Mapping[str, Any]) -> None:
         where = f"cells.{index}"
         _expect(where, cell, dict)
         _check_fields(where, Cell, cell)
-        if cell.get("source") is not None:
-            _expect(f"{where}.source", cell["source"], str)
+        for name in ("source", "task"):
+            if cell.get(name) is not None:
+                _expect(f"{where}.{name}", cell[name], str)
         _expect(f"{where}.hyperparameters", cell["hyperparameters"], dict)
         for name, value in cell["hyperparameters"].items():
             if not isinstance(value, (int, float, str, bool, type(None))):
@@ -44,15 +45,18 @@ def check_types(data: Mapping[str, Any]) -> None:
             cell["hyperparameters"].get("learning_rate"),
             float,
         )
-    for index, name in enumerate(data["family"]):
-        _expect(f"family.{index}", name, str)
+    _expect("added", data.get("added", []), list)
+    for part in ("family", "added"):
+        for index, name in enumerate(data.get(part, [])):
+            _expect(f"{part}.{index}", name, str)
     for field in ("titles", "families"):
         for key, text in data[field].items():
             _expect(f"{field}.{key}", text, str)
     for name, facts in data["workloads"].items():
         _expect(f"workloads.{name}", facts, dict)
-    if strangers := set(data["family"]) - {_cell_name(cell) for cell in data["cells"]}:
-        raise ValueError(f"family names {', '.join(sorted(strangers))}, which is no cell")
+    for part in ("family", "added"):
+        if strangers := set(data.get(part, [])) - {_cell_name(cell) for cell in data["cells"]}:
+            raise ValueError(f"{part} names {', '.join(sorted(strangers))}, which is no cell")
     if absent := {cell["workload"] for cell in data["cells"]} - set(data["workloads"]):
         raise ValueError(f"workloads lack {', '.join(sorted(absent))}")
 

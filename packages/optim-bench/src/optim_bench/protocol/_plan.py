@@ -1,5 +1,6 @@
 """The plan: what is compared, fixed and written down before the first run."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ class Plan:
         titles: `"framework/label"` -> the optimizer's title, for the report.
         families: `"framework/label"` -> `"ours"`, `"baseline"`, `"ablation"` or `"third-party"`.
         workloads: what the workloads declare: kind, metric names, target, data licence.
+        added: names of the cells that were entered after the first results. They share the
+            corrected level with the family and are exploratory.
 
     Raises:
         ValueError: the baseline is missing somewhere, a cell appears twice, or a framework's family
@@ -42,6 +45,7 @@ class Plan:
     titles: Mapping[str, str]
     families: Mapping[str, str]
     workloads: Mapping[str, Mapping[str, Any]]
+    added: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [cell.name for cell in self.cells]
@@ -54,7 +58,7 @@ class Plan:
                     f"{cell.framework} as well"
                 )
         for framework in FRAMEWORKS:
-            count = len(family_of(self, framework))
+            count = len(family_of(self, framework)) + len(added_of(self, framework))
             if count > MAX_FAMILY:
                 raise ValueError(
                     f"{count} tests in {framework}; at most {MAX_FAMILY} share one corrected "
@@ -80,6 +84,7 @@ class Plan:
             "families": dict(self.families),
             "workloads": {name: dict(facts) for name, facts in self.workloads.items()},
             "cells": [cell.to_json() for cell in self.cells],
+            **({"added": list(self.added)} if self.added else {}),
         }
 
     @classmethod
@@ -101,14 +106,21 @@ class Plan:
                 titles=data["titles"],
                 families=data["families"],
                 workloads=data["workloads"],
+                added=tuple(data.get("added", ())),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the plan lacks a field or has a strange one: {error}") from error
 
     def digest(self) -> str:
         """Return the SHA-256 of the plan's canonical JSON, the registration number of the tests."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        plan = self.identity()
+        text = json.dumps(plan, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the plan without the places of its tasks, which decide no number."""
+        cells = [dataclasses.replace(cell, task=None).to_json() for cell in self.cells]
+        return {**self.to_json(), "cells": cells}
 
 
 def baseline_name(cell: Cell) -> str:
@@ -119,3 +131,8 @@ def baseline_name(cell: Cell) -> str:
 def family_of(plan: Plan, framework: str) -> list[str]:
     """Return the names of the framework's cells whose tests share one corrected level."""
     return [c.name for c in plan.cells if c.framework == framework and c.name in plan.family]
+
+
+def added_of(plan: Plan, framework: str) -> list[str]:
+    """Return the names of the framework's cells that were entered after the first results."""
+    return [c.name for c in plan.cells if c.framework == framework and c.name in plan.added]

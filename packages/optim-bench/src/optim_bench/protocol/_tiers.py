@@ -70,6 +70,8 @@ class Budget:
         return dict(vars(self))
 
 
+# Of a plan whose runs were chosen for the time that there is.
+BUDGET_TIER = "budget"
 TIERS: Mapping[str, Budget] = MappingProxyType(
     {
         "smoke": Budget(3, 1, 2, 4, defaults=False),

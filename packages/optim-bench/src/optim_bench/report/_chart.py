@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optim_bench.report._theme import INK, MUTED, colour_of, config, marks_of
+from optim_bench.results import shown_interval
 
 VEGA_LITE = "6.4"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -103,7 +104,8 @@ NO_BOUND = {"low": 1e-6, "high": 1e6}
 
 def drawn_interval(comparison: Mapping[str, Any]) -> dict[str, float]:
     """Return a comparison's ratio, low and high as a chart draws them."""
-    ends = {n: end if comparison[n] is None else comparison[n] for n, end in NO_BOUND.items()}
+    shown = shown_interval(comparison)
+    ends = {n: end if shown[n] is None else shown[n] for n, end in NO_BOUND.items()}
     return {"ratio": comparison["ratio"], **ends}
 
 

@@ -22,7 +22,13 @@ from optim_bench.report._chart import (
 )
 from optim_bench.report._markdown import number
 from optim_bench.report._select import by_workload, labels_of, of_framework, titles_of
-from optim_bench.results import LABELS, has_interval, interval_text, ratio_text
+from optim_bench.results import (
+    LABELS,
+    has_interval,
+    interval_text,
+    ratio_text,
+    verdict_interval,
+)
 
 ROW_HEIGHT = 34
 
@@ -40,6 +46,7 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             "label": c["label"],
             "row": f"{c['workload']}   {c['title']}",
             **drawn_interval(c),
+            "plain": interval_text(c),
             "verdict": LABELS[c["verdict"]],
         }
         for c in shown
@@ -54,8 +61,9 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     tooltip = [
         {"field": "row", "title": "comparison"},
         {"field": "ratio", "format": ".3f"},
-        {"field": "low", "format": ".3f", "title": "95 % from"},
+        {"field": "low", "format": ".3f", "title": "after Holm from"},
         {"field": "high", "format": ".3f", "title": "to"},
+        {"field": "plain", "title": "95 % before Holm"},
         {"field": "verdict"},
     ]
     layers: list[Spec] = [
@@ -92,6 +100,7 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             c["workload"],
             c["title"],
             ratio_text(c["ratio"]),
+            verdict_interval(c),
             interval_text(c),
             number(c["p_value"], ".3g"),
             number(c["p_adjusted"], ".3g"),
@@ -113,6 +122,7 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             "workload",
             "optimizer",
             "ratio",
+            "interval (Holm)",
             "95 % interval",
             "p",
             "p (Holm)",

@@ -6,7 +6,7 @@ from typing import Any
 from optim_bench.report._chart import Chart, Spec, drawn_interval, log_ticks, points, ratio_domain
 from optim_bench.report._markdown import state_ratio
 from optim_bench.report._select import by_workload, labels_of, titles_of
-from optim_bench.results import has_interval, interval_text, ratio_text
+from optim_bench.results import has_interval, ratio_text, verdict_interval
 
 
 def pareto(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
@@ -23,7 +23,7 @@ def pareto(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         _place(data)
         x_title = "bytes of optimizer state per byte of parameters"
         x: Spec = {"field": "cost", "type": "quantitative", "title": x_title}
-        x |= {"scale": {"zero": True, "nice": True, "padding": 40}, "axis": {"tickCount": 6}}
+        x |= {"scale": _from_zero(data), "axis": {"tickCount": 6}}
         yield Chart(
             name=f"pareto-{framework}-{workload}",
             kind="pareto",
@@ -68,7 +68,7 @@ def pareto_time(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         _mark_front(data)
         _place(data)
         low, high = bands[workload, framework]
-        x: Spec = {"field": "cost", "type": "quantitative", "scale": {"zero": True, "padding": 40}}
+        x: Spec = {"field": "cost", "type": "quantitative", "scale": _from_zero(data, high)}
         x |= {"title": "time of a training step relative to AdamW", "axis": {"tickCount": 6}}
         band: Spec = {
             "data": {"values": [{"from": low, "to": high}]},
@@ -102,7 +102,13 @@ def pareto_time(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         )
 
 
-_COLUMNS = ("ratio of losses", "95 % interval", "undominated")
+def _from_zero(data: Sequence[Mapping[str, Any]], *more: float) -> Spec:
+    """Return a scale of costs, of which none is negative, with room for the last mark."""
+    largest = max([*(row["cost"] for row in data), *more])
+    return {"domain": [0, 1.15 * largest or 1], "nice": False}
+
+
+_COLUMNS = ("ratio of losses", "interval (Holm)", "undominated")
 
 
 def _rows(
@@ -117,7 +123,7 @@ def _rows(
             interval = found is not None and has_interval(found)
             drawn = drawn_interval(found) if found and interval else {}
             row |= {name: drawn.get(name) if found else 1.0 for name in ("low", "high")}
-            row["interval"] = interval_text(found) if found and interval else ""
+            row["interval"] = verdict_interval(found) if found and interval else ""
             yield row, cell
 
 

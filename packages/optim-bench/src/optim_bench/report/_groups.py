@@ -31,15 +31,16 @@ GROUPS = (
     ChartGroup(
         forest,
         "Relative to equally tuned AdamW",
-        "Each line is a 95 % interval for one comparison, before the correction for several tests.",
+        "Each line is an interval at the level that Holm's correction leaves the test; the 95 % "
+        "interval before it is in the tooltip and in the table.",
         wide=True,
     ),
     ChartGroup(
         pareto,
         "Loss against memory",
-        "Down is a lower loss, left is less optimizer state. Bars are 95 % intervals; the dashed "
-        "line joins the optimizers that no other one beats in both. Optimizers with states of one "
-        "size stand side by side.",
+        "Down is a lower loss, left is less optimizer state. Bars are the intervals of the "
+        "verdicts; the dashed line joins the optimizers that no other one beats in both. "
+        "Optimizers with states of one size stand side by side.",
     ),
     ChartGroup(
         pareto_time,

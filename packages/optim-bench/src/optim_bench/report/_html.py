@@ -22,7 +22,15 @@ from optim_bench.report._markdown import (
 )
 from optim_bench.report._pack import as_written, pack
 from optim_bench.report._theme import THEMES, colour_of, marks_of, page_themes
-from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
+from optim_bench.results import (
+    FRAMEWORK_TITLES,
+    INTERVAL_NOTE,
+    LABELS,
+    has_interval,
+    interval_text,
+    judged_mean,
+    ratio_columns,
+)
 
 Results = Mapping[str, Any]
 
@@ -104,10 +112,17 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return page, drawn
 
 
+# Their cautions say so, and a count of wins above that would be read alone.
+_SAY_NOTHING = frozenset({"smoke", "quick"})
+
+
 def _title(results: Results) -> str:
     verdicts = [c["verdict"] for c in results["comparisons"] if c["tests"] is not None]
     if not verdicts:
         return "No registered comparison with tuned AdamW"
+    own = any(facts.get("own") for facts in results["workloads"])
+    if results["protocol"]["tier"] in _SAY_NOTHING and not own:
+        return "Equally tuned AdamW and others at smoke size: too small to say anything yet"
     counts = {name: verdicts.count(name) for name in ("better", "worse", "no difference")}
     rest = len(verdicts) - sum(counts.values())
     parts = [
@@ -131,7 +146,7 @@ def _method(results: Results) -> str:
         f"test loss of {budget['fresh_seeds']} fresh seeds, with the same initial parameters and "
         "batches for every optimizer. A verdict needs an exact sign-flip p-value below "
         f"{results['protocol']['alpha']:g} after Holm's correction over the tests registered for "
-        "the framework; intervals are Student's t on log-ratios."
+        f"the framework; intervals are Student's t on log-ratios. {INTERVAL_NOTE}"
         + (
             " Better has to hold against AdamW at its default learning rate, too."
             if budget["defaults"]
@@ -142,28 +157,34 @@ def _method(results: Results) -> str:
 
 def _rows(results: Results, cells: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     comparisons = {c["name"]: c for c in results["comparisons"]}
-    previous = None
     for cell in cells:
         comparison = comparisons.get(cell["name"])
         verdict = comparison["verdict"] if comparison else "baseline"
         workload = cell["workload"]
         kind = verdict if verdict in {"better", "worse", "baseline"} else "withheld"
         yield {
-            "workload": workload if workload != previous else "",
+            "workload": workload,
+            "plain": plain_interval(comparison),
             "title": cell["title"],
             "numbers": [
                 number(cell["tuning"]["selected"], "g"),
-                number(cell["fresh"]["mean"].get("test_loss"), ".4g"),
+                number(judged_mean(cell), ".4g"),
                 *ratio_columns(comparison),
                 str(cell["fresh"]["ok"]),
-                number(cell["defaults"]["mean"].get("test_loss"), ".4g"),
+                number(judged_mean(cell, "defaults"), ".4g"),
                 number(state_ratio(cell), ".3g"),
             ],
             "kind": kind,
             "sign": SIGNS.get(verdict, ""),
             "verdict": LABELS.get(verdict, verdict),
         }
-        previous = workload
+
+
+def plain_interval(comparison: Mapping[str, Any] | None) -> str:
+    """Return the interval before Holm's correction, for a tooltip."""
+    if comparison is None or not has_interval(comparison):
+        return ""
+    return f"95 % before Holm: {interval_text(comparison)}"
 
 
 def _legend(cells: list[Mapping[str, Any]], baseline: str) -> Iterator[dict[str, Any]]:
@@ -197,6 +218,10 @@ def _provenance(results: Results) -> Iterator[tuple[str, str]]:
             f"{found['rounds']} interleaved rounds on {found['machine']['processor']}, load {load}"
         )
         yield name, f"{text}, AdamW against its copy {low:.2f} to {high:.2f}{busy}"
+    for made in results.get("history", ()):
+        at = f", commit {made['commit']}" if made["commit"] else ""
+        text = f"{made['runs']} runs in {made['seconds']} s on {made['device']}, {made['executor']}"
+        yield f"Made {made['started']}", f"{text}: {made['command']}{at}"
     for name, values in results["environment"].items():
         yield name, ", ".join(values)
 

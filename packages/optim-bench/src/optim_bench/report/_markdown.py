@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from optim_bench.report._markers import replace_section
-from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
+from optim_bench.results import FRAMEWORK_TITLES, INTERVAL_NOTE, LABELS, judged_mean, ratio_columns
 
 AGGREGATE_NOTE = (
     "Conditional on these workloads, and against AdamW at its selected rate, so wins that are not "
@@ -53,7 +53,7 @@ def _words(results: Mapping[str, Any]) -> Iterator[str]:
         f"> Budget for every optimizer on every workload: {budget['grid_points']} learning rates "
         f"x {budget['tuning_seeds']} tuning seeds (and up to {budget['extensions']} more rates "
         f"where the best is at the edge), then {budget['fresh_seeds']} fresh seeds. "
-        "Ratio: test loss to equally tuned AdamW, below 1 is better, with its 95 % t-interval."
+        f"Ratio: test loss to equally tuned AdamW, below 1 is better. {INTERVAL_NOTE}"
     )
 
 
@@ -69,7 +69,7 @@ def _tables(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        "| workload | optimizer | learning rate | test loss | ratio | 95 % interval | p (Holm) "
+        "| workload | optimizer | learning rate | test loss | ratio | interval (Holm) | p (Holm) "
         "| seeds | loss at the default rate | state / parameters | verdict |"
     )
     yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
@@ -80,10 +80,10 @@ def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> It
             cell["workload"],
             cell["title"],
             number(rate, "g"),
-            number(fresh["mean"].get("test_loss"), ".4g"),
+            number(judged_mean(cell), ".4g"),
             *ratio_columns(comparison),
             f"{fresh['ok']}",
-            number(cell["defaults"]["mean"].get("test_loss"), ".4g"),
+            number(judged_mean(cell, "defaults"), ".4g"),
             number(state_ratio(cell), ".3g"),
             LABELS[comparison["verdict"]] if comparison else "baseline",
         ]

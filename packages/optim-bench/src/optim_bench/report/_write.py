@@ -10,6 +10,8 @@ from optim_bench.report._html import report_html
 from optim_bench.report._markdown import summary_markdown
 from optim_bench.store import write_bytes, write_json
 
+PAGE = "report.html"
+
 
 def write_report(root: Path, results: Mapping[str, Any]) -> Path:
     """Write results.json, report.html, summary.md and figures/, and return the page's path.
@@ -35,6 +37,6 @@ def write_report(root: Path, results: Mapping[str, Any]) -> Path:
         # Figures of an earlier plan would pass for this one's.
         if old.suffix in {".svg", ".png"} and old.name not in files:
             old.unlink()
-    page = root / "report.html"
+    page = root / PAGE
     write_bytes(page, report_html(results).encode())
     return page

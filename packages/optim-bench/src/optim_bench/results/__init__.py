@@ -6,18 +6,24 @@ from optim_bench.results._compare import compare_cells, compare_pairs
 from optim_bench.results._schema import SCHEMA_VERSION, schema, validate_results
 from optim_bench.results._words import (
     FRAMEWORK_TITLES,
+    INTERVAL_NOTE,
     LABELS,
     change_in_words,
     detectable_in_words,
     has_interval,
     interval_text,
+    judged_in_words,
+    judged_mean,
     ratio_columns,
     ratio_text,
+    shown_interval,
+    verdict_interval,
     verdict_sentence,
 )
 
 __all__ = [
     "FRAMEWORK_TITLES",
+    "INTERVAL_NOTE",
     "LABELS",
     "SCHEMA_VERSION",
     "SMALLEST_CURVE",
@@ -29,11 +35,15 @@ __all__ = [
     "fresh_losses",
     "has_interval",
     "interval_text",
+    "judged_in_words",
+    "judged_mean",
     "measure_cell",
     "ratio_columns",
     "ratio_text",
     "results_of",
     "schema",
+    "shown_interval",
     "validate_results",
+    "verdict_interval",
     "verdict_sentence",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optim_bench.errors import BenchError
-from optim_bench.protocol import ALPHA, LEVEL, PROTOCOL, Plan
+from optim_bench.protocol import ALPHA, BUDGET_TIER, LEVEL, PROTOCOL, Plan
 from optim_bench.records import FRAMEWORKS, RunRecord
 from optim_bench.results._cells import fresh_losses, measure_cell
 from optim_bench.results._compare import compare_cells
@@ -46,6 +46,7 @@ CAUTIONS = {
     ),
     "standard": SMALL,
     "full": SMALL,
+    BUDGET_TIER: SMALL,
 }
 
 
@@ -63,7 +64,8 @@ def results_of(store: Store) -> dict[str, Any]:
             f"{path} cannot be read ({error}); measure anew: optim-bench time --directory "
             f"{store.root}"
         ) from error
-    return build_results(store.plan(), store.records(), times)
+    results = build_results(store.plan(), store.records(), times)
+    return {**results, "history": store.history()}
 
 
 def build_results(
@@ -143,7 +145,22 @@ def _cautions(
     comparisons: Sequence[Measured],
     used: Sequence[RunRecord],
 ) -> list[str]:
-    cautions = [CAUTIONS[plan.tier]]
+    own = {name: facts for name, facts in plan.workloads.items() if facts.get("own")}
+    cautions = [] if len(own) == len(plan.workloads) else [CAUTIONS[plan.tier]]
+    steps = {cell.workload: cell.steps for cell in plan.cells}
+    for name, facts in sorted(own.items()):
+        cautions.append(
+            f"{name} is your own task: what is said holds for runs of {steps[name]} steps."
+        )
+        if "verdict_on" in facts:
+            cautions.append(
+                f"{name} holds back no test examples: its verdicts are on validation, which also "
+                "chose the learning rates, and so flatter what is tuned with luck."
+            )
+    if plan.added:
+        cautions.append(
+            f"Entered after the first results, and therefore exploratory: {', '.join(plan.added)}."
+        )
     if any(c["verdict"] == "too few seeds" for c in comparisons):
         cautions.append(
             f"Where the verdict is 'too few seeds', {plan.budget.fresh_seeds} paired seeds cannot "

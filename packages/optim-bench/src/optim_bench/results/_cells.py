@@ -48,31 +48,50 @@ def measure_cell(plan: Plan, cell: Cell, records: Records) -> dict[str, Any]:
             "good_decades": _good_decades(tuning.trials),
             "best_of": _best_of(tuning.trials),
         },
-        "fresh": _summary(fresh, plan.budget.fresh),
+        "fresh": _summary(cell, fresh, plan.budget.fresh),
         "defaults": {
             "learning_rate": cell.default_rate,
-            **_summary(defaults, plan.budget.fresh),
+            **_summary(cell, defaults, plan.budget.fresh),
         },
-        "curve": _curve(fresh),
+        "curve": _curve(cell, fresh),
         "steps_to_target": _steps_to_target(plan, cell, fresh),
         "parameters": sample.parameters if sample else None,
         "parameter_bytes": sample.parameter_bytes if sample else None,
         "state_bytes": sample.state_bytes if sample else None,
+        **_judged(plan, cell),
+    }
+
+
+def _judged(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """Return what is judged and where, of a task from outside."""
+    facts = plan.workloads[cell.workload]
+    if not facts.get("own"):
+        return {}
+    return {
+        "judged": {
+            "metric": cell.judged,
+            "larger_is_better": cell.larger_is_better,
+            "split": facts.get("verdict_on", "test"),
+        }
     }
 
 
 def fresh_losses(cell: Mapping[str, Any], part: str = "fresh") -> dict[int, float]:
-    """Return seed -> test loss of a measured cell; inf where the run diverged, failed runs absent.
+    """Return seed -> what is judged on test, the smaller the better, of a measured cell.
+
+    It is inf where the run diverged; failed runs are absent.
 
     Args:
         cell: as `measure_cell` returns it.
         part: `"fresh"` for the selected learning rate, `"defaults"` for the authors' own.
     """
-    return {
-        run["seed"]: math.inf if run["test_loss"] is None else run["test_loss"]
-        for run in cell[part]["runs"]
-        if run["status"] != "failed"
-    }
+    # Evidence of earlier versions judged losses alone, and had no other column for it.
+    costs = {r["seed"]: r.get("cost", r["test_loss"]) for r in cell[part]["runs"] if _ran(r)}
+    return {seed: math.inf if cost is None else cost for seed, cost in costs.items()}
+
+
+def _ran(run: Mapping[str, Any]) -> bool:
+    return run["status"] != "failed"
 
 
 def _runs(
@@ -129,7 +148,7 @@ def _good_decades(trials: Sequence[Trial]) -> float | None:
     return round(math.log10(trials[last].rate / trials[first].rate), 2)
 
 
-def _summary(records: Sequence[RunRecord], seeds: Sequence[int]) -> dict[str, Any]:
+def _summary(cell: Cell, records: Sequence[RunRecord], seeds: Sequence[int]) -> dict[str, Any]:
     ok = [record for record in records if record.status == "ok"]
     names = sorted({name for record in ok for name in record.metrics})
     columns = {
@@ -152,16 +171,25 @@ def _summary(records: Sequence[RunRecord], seeds: Sequence[int]) -> dict[str, An
                 "status": record.status,
                 "learning_rate": record.spec.hyperparameters["learning_rate"],
                 **{name: record.metrics[name] for name in ("train_loss", "val_loss", "test_loss")},
+                **_cost(cell, record),
             }
             for record in records
         ],
     }
 
 
-def _curve(records: Sequence[RunRecord]) -> dict[str, list[float | None]]:
-    """Return median and quartiles of the validation loss over the seeds, step by step.
+def _cost(cell: Cell, record: RunRecord) -> dict[str, float | None]:
+    """Return the column of what is judged, where that is not the loss."""
+    if cell.judged == "loss":
+        return {}
+    return {"cost": finite(cell.cost(record.metrics.get(f"test_{cell.judged}")))}
 
-    A diverged seed counts as infinite, so it pulls the upper quartile off the chart, not down.
+
+def _curve(cell: Cell, records: Sequence[RunRecord]) -> dict[str, list[float | None]]:
+    """Return median and quartiles of what is judged on validation over the seeds, step by step.
+
+    A diverged seed counts as the worst there is: it pulls a quartile off the chart, and not to the
+    good side.
     """
     usable = [r for r in records if r.status != "failed" and r.curve["step"]]
     # A run that diverged early has the first points only.
@@ -171,17 +199,18 @@ def _curve(records: Sequence[RunRecord]) -> dict[str, list[float | None]]:
         return {name: [] for name in names}
     columns: dict[str, list[float | None]] = {name: [] for name in names}
     for index, step in enumerate(longest.curve["step"]):
-        values = sorted(_point(record, index) for record in usable)
+        values = sorted(_point(cell, record, index) for record in usable)
         columns["step"].append(step)
         for name, share in (("low", 0.25), ("median", 0.5), ("high", 0.75)):
             columns[name].append(finite(_quantile(values, share)))
     return columns
 
 
-def _point(record: RunRecord, index: int) -> float:
-    losses = record.curve["val_loss"]
-    value = losses[index] if index < len(losses) else None
-    return math.inf if value is None else value
+def _point(cell: Cell, record: RunRecord, index: int) -> float:
+    values = record.curve[f"val_{cell.judged}"]
+    value = values[index] if index < len(values) else None
+    worst = 0.0 if cell.larger_is_better else math.inf
+    return worst if value is None else value
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

@@ -6,7 +6,7 @@ alone. It is withheld wherever a condition of a fair comparison is missing, in t
     incomplete     runs are missing or failed on either side, or of the baseline at its default rate
     under-tuned    either side's best learning rate is at the edge of its grid
     unstable       a fresh run of either side diverged
-    exploratory    the comparison was not registered
+    exploratory    the comparison was not registered, or was entered after the first results
     too few seeds  no outcome could have reached the level with so many seeds and tests
     not confirmed  better than the tuned baseline, and not than the baseline at its default rate
 
@@ -19,7 +19,7 @@ correction over the family.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optim_bench.protocol import ALPHA, LEVEL, Plan, family_of
+from optim_bench.protocol import ALPHA, LEVEL, Plan, added_of, family_of
 from optim_bench.results._cells import fresh_losses
 from optim_bench.results._range import exp, log_ratio
 from optim_bench.stats import (
@@ -53,7 +53,28 @@ def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list
     pairs = [(cell, baselines[cell["workload"]]) for cell in others]
     family = family_of(plan, framework)
     registered = [cell["name"] in family for cell in others]
-    return compare_pairs(pairs, registered, defaults_due=plan.budget.defaults)
+    found = compare_pairs(pairs, registered, defaults_due=plan.budget.defaults)
+    if late := set(added_of(plan, framework)):
+        # What came later is corrected with all that was there; what was there stays as it was.
+        joined = [
+            cell["name"] in late or mine for cell, mine in zip(others, registered, strict=True)
+        ]
+        together = compare_pairs(pairs, joined, defaults_due=plan.budget.defaults)
+        found = [
+            _entered_later(after) if after["name"] in late else before
+            for before, after in zip(found, together, strict=True)
+        ]
+    return found
+
+
+def _entered_later(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Return a comparison whose verdict is that it was entered after the first results."""
+    if comparison["verdict"] not in {"better", "worse", "no difference", "not confirmed"}:
+        return comparison
+    p_value, tests = comparison["p_adjusted"], comparison["tests"]
+    said = f"p = {p_value:.2g} after Holm over {tests} tests, with the family that it joined"
+    reason = f"entered after the first results ({said})"
+    return {**comparison, "verdict": "exploratory", "reason": reason, "tests": None}
 
 
 def compare_pairs(
@@ -77,6 +98,7 @@ def compare_pairs(
     adjusted = dict(zip(family, holm(p_values), strict=True))
     at_default = [_or_one(d.p_value if (d := defaults[index]) else None) for index in family]
     confirmed = dict(zip(family, holm(at_default), strict=True))
+    levels = dict(zip(family, _levels(p_values), strict=True))
     smallest = [smallest_p_value(paired[index].pairs) for index in family]
     within_reach = dict(zip(family, reachable(smallest, ALPHA), strict=True))
     return [
@@ -90,8 +112,19 @@ def compare_pairs(
             within_reach=within_reach.get(index, False),
             tests=len(family),
             defaults_due=defaults_due,
+            level=levels.get(index),
         )
         for index, (cell, baseline) in enumerate(pairs)
+    ]
+
+
+def _levels(p_values: Sequence[float]) -> list[float]:
+    """Return the level of each test's interval that Holm's procedure leaves it.
+
+    The k-th smallest of m p-values meets alpha / (m - k + 1); equal ones meet what the first does.
+    """
+    return [
+        1 - ALPHA / (len(p_values) - sum(other < value for other in p_values)) for value in p_values
     ]
 
 
@@ -118,6 +151,7 @@ def _comparison(
     within_reach: bool,
     tests: int,
     defaults_due: bool,
+    level: float | None,
 ) -> dict[str, Any]:
     # Holm's first and hardest step: an effect found there is found wherever it ranks.
     alpha = ALPHA / tests if adjusted is not None else ALPHA
@@ -160,7 +194,15 @@ def _comparison(
         "against_default": against,
         "verdict": verdict,
         "reason": reason,
+        **({} if level is None else {"adjusted": _adjusted(cell, baseline, level)}),
+        **({"judged": cell["judged"]} if "judged" in cell else {}),
     }
+
+
+def _adjusted(cell: Measured, baseline: Measured, level: float) -> dict[str, float | None]:
+    """Return the interval of a registered comparison at the level that Holm leaves it."""
+    found = compare_paired(fresh_losses(cell), fresh_losses(baseline), level=level)
+    return {"level": level, "low": exp(found.low), "high": exp(found.high)}
 
 
 def _default_row(

@@ -43,8 +43,8 @@ def verdict_sentence(comparison: Mapping[str, Any], baseline_title: str) -> str:
         return f"{title} on {workload}: no verdict; {comparison['reason']}."
     seeds = f"{comparison['pairs']} paired seeds"
     if has_interval(comparison):
-        ratio = change_in_words(comparison["ratio"])
-        change = f"test loss {ratio}"
+        ratio = _change(comparison, comparison["ratio"])
+        change = f"{judged_in_words(comparison)} {ratio}"
         detail = f"95 % interval {_interval_in_words(comparison)}; {seeds}"
     else:
         ratio, change, detail = "", f"though {comparison['reason']}", seeds
@@ -64,9 +64,36 @@ def verdict_sentence(comparison: Mapping[str, Any], baseline_title: str) -> str:
             f"({detail})."
         )
     return (
-        f"{title} on {workload}: no verdict, {comparison['reason']}; test loss {ratio} "
+        f"{title} on {workload}: no verdict, {comparison['reason']}; "
+        f"{judged_in_words(comparison)} {ratio} "
         f"{_joint(ratio)} {_possessive(baseline_title)} ({detail})."
     )
+
+
+def judged_in_words(measured: Mapping[str, Any]) -> str:
+    """Return what a comparison or a cell is about.
+
+    Example:
+        >>> judged_in_words({}), judged_in_words({"judged": {"metric": "error", "split": "val"}})
+        ('test loss', 'validation error')
+    """
+    judged = measured.get("judged")
+    if judged is None:
+        return "test loss"
+    split = "validation" if judged["split"] == "val" else judged["split"]
+    return f"{split} {judged['metric']}"
+
+
+def judged_mean(cell: Mapping[str, Any], part: str = "fresh") -> float | None:
+    """Return the mean over seeds of what is judged in a measured cell."""
+    metric = cell["judged"]["metric"] if "judged" in cell else "loss"
+    return cell[part]["mean"].get(f"test_{metric}")
+
+
+def _change(comparison: Mapping[str, Any], ratio: float) -> str:
+    """Say a ratio of costs as the change of what is judged."""
+    larger = comparison.get("judged", {}).get("larger_is_better", False)
+    return change_in_words(1 / ratio if larger else ratio)
 
 
 def _joint(change: str) -> str:
@@ -93,7 +120,37 @@ def ratio_columns(comparison: Mapping[str, Any] | None) -> list[str]:
     adjusted = "" if p_value is None else f"{p_value:.2g}"
     if not has_interval(comparison):
         return ["", "", adjusted]
-    return [ratio_text(comparison["ratio"]), interval_text(comparison), adjusted]
+    return [ratio_text(comparison["ratio"]), verdict_interval(comparison), adjusted]
+
+
+def shown_interval(comparison: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the ends that go with a verdict: at Holm's level for a registered test."""
+    return comparison.get("adjusted", comparison)
+
+
+def verdict_interval(comparison: Mapping[str, Any]) -> str:
+    """Return the interval that goes with a verdict, marked where the two disagree.
+
+    The interval is Student's and the test is exact, so that they may.
+
+    Example:
+        >>> case = {"low": 0.8, "high": 0.9, "verdict": "no difference"}
+        >>> verdict_interval(case), verdict_interval({**case, "verdict": "better"})
+        ('0.800 to 0.900 *', '0.800 to 0.900')
+    """
+    ends = shown_interval(comparison)
+    low, high = ends["low"], ends["high"]
+    apart = (low is not None and low > 1) or (high is not None and high < 1)
+    verdict = comparison["verdict"]
+    differs = apart if verdict == "no difference" else not apart
+    mark = " *" if differs and verdict in {"better", "worse", "no difference"} else ""
+    return interval_text(ends) + mark
+
+
+INTERVAL_NOTE = (
+    "Intervals are at the level that Holm's correction leaves each registered test; where one is "
+    "marked with *, it and the exact test disagree, and the verdict is the test's."
+)
 
 
 def interval_text(comparison: Mapping[str, Any]) -> str:
@@ -125,8 +182,8 @@ _FEWEST_PAIRS = 2
 
 def _interval_in_words(comparison: Mapping[str, Any]) -> str:
     low, high = (
-        "no bound" if end is None else change_in_words(end)
-        for end in (comparison["low"], comparison["high"])
+        "no bound" if end is None else _change(comparison, end)
+        for end in map(shown_interval(comparison).get, ("low", "high"))
     )
     return f"{low} to {high}"
 

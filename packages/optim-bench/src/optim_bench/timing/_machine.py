@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from optim_bench.executors import available_cores
+from optim_bench.machine import processor
 
 # A machine with more than this share of its cores busy gives noise.
 BUSY_SHARE = 0.5
@@ -15,7 +16,7 @@ def machine() -> dict[str, Any]:
     return {
         "cores": len(available_cores()),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
     }
 
 
@@ -27,12 +28,3 @@ def rank(ordered: Sequence[float], share: float) -> float:
         (2.0, 2.0)
     """
     return ordered[round(share * (len(ordered) - 1))]
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a user's path
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"

@@ -8,6 +8,7 @@ order, so that a slow moment of the machine meets all of them.
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -34,12 +35,13 @@ def main() -> None:
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Return label -> seconds per step per round, and label -> seconds of the first call."""
     # Imported here: NumPy reads the thread variables when it loads, after the pinning.
-    workloads = importlib.import_module("optim_bench.workloads")
+    tasks = importlib.import_module("optim_bench.tasks")
     optimizers = importlib.import_module("optim_bench.optimizers")
     train = importlib.import_module("optim_bench.train")
-    workload = workloads.get(request["workload"])
-    task = workload.task(request["data_dir"] and Path(request["data_dir"]))
-    inputs, targets = next(iter(task.chunks(0, [STEPS_PER_CALL])))
+    data_dir = request["data_dir"] and Path(request["data_dir"])
+    task = tasks.find_task(request["task"]).build(request["framework"], data_dir)
+    steps = STEPS_PER_CALL * task.accumulate
+    batches = list(itertools.islice(task.batch_stream(0), steps))
     first: dict[str, float] = {}
     runs: dict[str, Run] = {}
     with contextlib.ExitStack() as stack:
@@ -47,15 +49,15 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         for label, name, given in [*request["optimizers"], ["A/A", *baseline[1:]]]:
             info = optimizers.resolve(name, request["framework"])
             hyperparameters = info.validate(given)
-            session = stack.enter_context(
-                train.open_session(workload, info, hyperparameters, task.initial(0))
-            )
+            session = stack.enter_context(train.open_session(task, info, hyperparameters))
+            # The same few over and over: what serves them is the task's cost, and everybody's.
+            session.batches = itertools.cycle(batches)
             # Too small to change the loss: a step costs the same at any rate.
             rates = [1e-6] * STEPS_PER_CALL
 
             def run(n: int, session: Any = session, rates: list[float] = rates) -> None:
                 for _ in range(n):
-                    session.advance(inputs, targets, rates)
+                    session.advance(rates)
 
             started = time.perf_counter()
             run(1)

@@ -20,7 +20,7 @@ class TimingRequest:
     """What to time against each other.
 
     Args:
-        workload: registry name.
+        task: a built-in workload, or a reference to a task.
         framework: `"jax"` or `"torch"`.
         optimizers: (label, registry name, hyperparameters), the baseline first. It is measured a
             second time under the label `"A/A"`.
@@ -29,7 +29,7 @@ class TimingRequest:
         data_dir: where full-size data sets lie; vendored workloads do not need it.
     """
 
-    workload: str
+    task: str
     framework: str
     optimizers: Sequence[tuple[str, str, Mapping[str, Hyperparameter]]]
     rounds: int = 20
@@ -60,7 +60,7 @@ def measure_times(request: TimingRequest) -> dict[str, Any]:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise BenchError(
-            f"timing {request.framework} on {request.workload} failed: {lines[-1]}; "
+            f"timing {request.framework} on {request.task} failed: {lines[-1]}; "
             "check that the same optimizer trains: optim-bench run --tier smoke"
         )
     measured = json.loads(done.stdout.splitlines()[-1])

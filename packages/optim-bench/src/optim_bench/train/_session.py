@@ -1,34 +1,43 @@
 """What the training loop asks of a framework."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from optim_bench.optimizers import OptimizerInfo
-from optim_bench.workloads import Array, Workload
+from optim_bench.tasks import MOST_PER_CALL, Task
+from optim_bench.tasks.built_in import Array
 
 # At most so many steps between two looks at the losses: keeps buffers small and a diverged run
 # short.
-CHUNK = 32
-# At most so many examples in one evaluation call.
-EVALUATION_SLICE = 2000
-# What no parameter's shape says about the transformer.
-HEADS = 4
-NORM_EPS = 1e-5
+CHUNK = MOST_PER_CALL
 
 
 class Session(Protocol):
-    """Live parameters and optimizer state of one run."""
+    """Live parameters and optimizer state of one run.
 
-    def advance(self, inputs: Array, targets: Array, rates: Sequence[float]) -> Array:
-        """Take one step per entry of `rates` and return the loss of each batch before its step."""
+    Attributes:
+        batches: what the next steps train on.
+        start: digests of the initial parameters and, after the first step, of the first batch.
+    """
+
+    batches: Iterator[Any]
+    start: Mapping[str, str]
+
+    def advance(self, rates: Sequence[float]) -> Array:
+        """Take one step per entry of `rates` and return the loss of each batch before its step.
+
+        Raises:
+            TaskError: the batches end, or the loss is no scalar.
+        """
         ...
 
-    def evaluate(self, inputs: Array, targets: Array) -> tuple[float, float]:
-        """Return mean loss and accuracy of at most `EVALUATION_SLICE` examples.
+    def evaluate(self, split: str, step: int) -> dict[str, float]:
+        """Return what the task measures on a split after `step` steps.
 
-        The accuracy is 0 where the targets are no classes.
+        Raises:
+            TaskError: the task returns something else than numbers, or lacks what is judged.
         """
         ...
 
@@ -42,23 +51,22 @@ class Session(Protocol):
 
 
 def open_session(
-    workload: Workload,
+    task: Task,
     info: OptimizerInfo,
     hyperparameters: Mapping[str, Any],
-    initial: Mapping[str, Array],
-    device: str = "cpu",
     seed: int = 0,
+    device: str = "cpu",
 ) -> AbstractContextManager[Session]:
-    """Open a run in the optimizer's framework, which is imported now and not before.
+    """Open a run in the task's framework, which is imported now and not before.
 
     Args:
-        workload: what is trained.
+        task: what is trained.
         info: the optimizer.
         hyperparameters: complete, as `info.validate` returns them.
-        initial: the parameters to start from, as `Task.initial` gives them.
+        seed: of the initial parameters and the batches; and what the global generators of NumPy,
+            `random` and PyTorch start from while the session is open. The caller's are given back
+            when it closes.
         device: a name that the framework understands.
-        seed: what the global generators of NumPy, `random` and PyTorch start from while the session
-            is open; the caller's are given back when it closes.
     """
-    backend = importlib.import_module(f"optim_bench.train._{info.framework}")
-    return backend.session(workload, info, hyperparameters, initial, device, seed)
+    backend = importlib.import_module(f"optim_bench.train._{task.framework}")
+    return backend.session(task, info, hyperparameters, seed, device)

@@ -1,23 +1,28 @@
 """One run from its spec to its record."""
 
+import importlib
 import math
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from optim_bench import workloads
+from optim_bench.machine import processor
 from optim_bench.optimizers import OptimizerInfo, resolve
-from optim_bench.records import RunRecord, RunSpec
+from optim_bench.records import OWN_SCHEDULE, REQUIRED_METRICS, RunRecord, RunSpec
 from optim_bench.source import source_of
+from optim_bench.tasks import Task, find_task, is_finite
+from optim_bench.train._check import check_entry
 from optim_bench.train._errors import MissingExtraError, require_framework
 from optim_bench.train._schedule import multipliers
-from optim_bench.train._session import CHUNK, EVALUATION_SLICE, Session, open_session
-from optim_bench.workloads import Task, Workload
+from optim_bench.train._session import CHUNK, Session, open_session
 
 Progress = Callable[[int, int], None]
 
@@ -37,10 +42,11 @@ class _Log:
 
     step: list[float] = field(default_factory=list)
     train_loss: list[float | None] = field(default_factory=list)
-    val_loss: list[float | None] = field(default_factory=list)
+    measured: list[dict[str, float]] = field(default_factory=list)
     judged: list[dict[str, float]] = field(default_factory=list)
     first_step: float = 0.0
     loop: float = 0.0
+    evaluation: list[float] = field(default_factory=list)
 
 
 def train(
@@ -69,7 +75,8 @@ def train(
         one broken optimizer does not end a sweep).
 
     Raises:
-        ValueError: the spec names an unknown workload, version, optimizer or hyperparameter.
+        UsageError: the spec names an unknown workload or task.
+        ValueError: it names another version, or an unknown optimizer or hyperparameter.
         MissingExtraError: the framework is not installed.
 
     Example:
@@ -79,34 +86,41 @@ def train(
         >>> record.status, record.parameters, round(record.metrics["test_accuracy"], 1)
         ('ok', 38282, 0.8)
     """
-    workload = workloads.get(spec.workload)
-    if spec.workload_version != workload.version:
+    entry = find_task(spec.task or spec.workload)
+    if spec.workload_version != (entry.version or 0):
         raise ValueError(
-            f"{spec.workload} is at version {workload.version}, the spec asks for "
+            f"{spec.workload} is at version {entry.version or 0}, the spec asks for "
             f"{spec.workload_version}: its old results stay valid, but new runs need a new spec"
         )
     info = resolve(spec.optimizer, spec.framework)
     hyperparameters = info.validate(spec.hyperparameters)
-    if spec.source is not None and source_of(info, spec.optimizer, workload) != spec.source:
+    if spec.source is not None and source_of(info, spec.optimizer, entry) != spec.source:
         raise ValueError(
-            f"the source of {spec.optimizer} is not what it was when the comparison was planned; "
-            "start another one in a new folder"
+            f"the source of {spec.optimizer} or of {spec.workload} is not what it was when the "
+            "comparison was planned; start another one in a new folder"
         )
     require_framework(spec.framework)
     if info.requires is not None:
         _require(info)
     started = time.perf_counter()
-    task = workload.task(None if data_dir is None else Path(data_dir))
-    initial = task.initial(spec.seed)
+    task = entry.build(spec.framework, None if data_dir is None else Path(data_dir))
+
+    def opened() -> AbstractContextManager[Session]:
+        return open_session(task, info, hyperparameters, spec.seed, device)
+
     log = _Log()
     sizes: list[tuple[int, int]] = []
+    start: Mapping[str, str] = {}
     state_bytes = 0
     status, error = "ok", None
-    opened = open_session(workload, info, hyperparameters, initial, device, spec.seed)
     try:
-        with opened as session:
+        if entry is task:
+            peak = float(hyperparameters["learning_rate"] or 0.0)
+            check_entry(task, info, opened, peak, spec.seed, device)
+        with opened() as session:
+            start = session.start
             try:
-                _run(spec, workload, task, session, log, progress)
+                _run(spec, task, session, log, progress)
             finally:
                 sizes, state_bytes = session.parameter_sizes(), session.state_bytes()
     except _DivergedError:
@@ -116,8 +130,8 @@ def train(
     return RunRecord(
         spec=spec,
         status=status,
-        metrics=_metrics(workload, log, status),
-        curve={"step": log.step, "train_loss": log.train_loss, "val_loss": log.val_loss},
+        metrics=_metrics(task, log, status),
+        curve=_curve(task, log),
         parameters=sum(entries for entries, _ in sizes),
         parameter_bytes=sum(size for _, size in sizes),
         state_bytes=state_bytes,
@@ -125,16 +139,21 @@ def train(
             "total": time.perf_counter() - started,
             "first_step": log.first_step,
             "loop": log.loop,
+            # The first one may compile.
+            "evaluation": statistics.fmean(log.evaluation[1:] or log.evaluation or [0.0]),
         },
         environment=environment(spec.framework, device),
         error=error,
+        start="/".join(start.values()) or None,
     )
 
 
 def environment(framework: str, device: str = "cpu") -> dict[str, str]:
     """Return the versions that decide a run's numbers, and the kind of machine."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
-    versions |= {"system": platform.system(), "device": device}
+    versions |= {"system": platform.system(), "processor": processor(), "device": device}
+    if device != "cpu":
+        versions |= importlib.import_module(f"optim_bench.train._{framework}").device_facts(device)
     for name in ("numpy", "optim-bench", *_DISTRIBUTIONS[framework]):
         versions[name] = metadata.version(name)
     return versions
@@ -149,22 +168,15 @@ def _require(info: OptimizerInfo) -> None:
         ) from None
 
 
-def _run(
-    spec: RunSpec,
-    workload: Workload,
-    task: Task,
-    session: Session,
-    log: _Log,
-    progress: Progress | None,
-) -> None:
+def _run(spec: RunSpec, task: Task, session: Session, log: _Log, progress: Progress | None) -> None:
     peak = float(spec.hyperparameters["learning_rate"] or 0.0)
-    rates = [peak * factor for factor in multipliers(spec.schedule, spec.steps)]
-    points = workload.evaluation_steps(spec.steps)
-    sizes = list(_pieces(points))
+    schedule = task.schedule if spec.schedule == OWN_SCHEDULE else spec.schedule
+    rates = [peak * factor for factor in multipliers(schedule, spec.steps)]
+    points = task.evaluation_steps(spec.steps)
     done, pending = 0, []
-    for size, (inputs, targets) in zip(sizes, task.chunks(spec.seed, sizes), strict=True):
+    for size in _pieces(points):
         before = time.perf_counter()
-        losses = session.advance(inputs, targets, rates[done : done + size])
+        losses = session.advance(rates[done : done + size])
         elapsed = time.perf_counter() - before
         if done == 0:
             log.first_step = elapsed
@@ -173,16 +185,18 @@ def _run(
         done += size
         pending.append(losses)
         if not np.isfinite(losses).all():
-            _note(log, done, None, None)
+            _note(log, done, None, {})
             raise _DivergedError
         if done in points:
-            judged = _judge(workload, task, session, spec, done)
+            before = time.perf_counter()
+            measured = _measure(task, session, done, spec.steps)
+            log.evaluation.append(time.perf_counter() - before)
             mean = float(np.concatenate(pending).mean(dtype=np.float64))
             pending = []
-            _note(log, done, mean, judged["val_loss"])
-            if not all(map(math.isfinite, judged.values())):
+            _note(log, done, mean, measured)
+            if not is_finite(measured):
                 raise _DivergedError
-            log.judged.append(judged)
+            log.judged.append(measured)
             if progress is not None:
                 progress(done, spec.steps)
 
@@ -197,51 +211,50 @@ def _pieces(points: list[int]) -> Iterator[int]:
             done += size
 
 
-def _judge(
-    workload: Workload, task: Task, session: Session, spec: RunSpec, step: int
-) -> dict[str, float]:
-    final = step == spec.steps
-    stream = workload.judged == "second half" and 2 * step > spec.steps
-    splits = workloads.SPLITS if final or stream else ("val",)
-    results: dict[str, float] = {}
-    for split in splits:
-        inputs, targets = task.evaluation(split, spec.seed, step)
-        parts = []
-        for start in range(0, len(inputs), EVALUATION_SLICE):
-            x, y = (
-                inputs[start : start + EVALUATION_SLICE],
-                targets[start : start + EVALUATION_SLICE],
-            )
-            parts.append((*session.evaluate(x, y), len(x)))
-        losses, hits, counts = (np.array(column) for column in zip(*parts, strict=True))
-        results[f"{split}_loss"] = float(np.average(losses, weights=counts))
-        if f"{split}_accuracy" in workload.metrics:
-            results[f"{split}_accuracy"] = float(np.average(hits, weights=counts))
-    return results
+def _measure(task: Task, session: Session, step: int, steps: int) -> dict[str, float]:
+    final = step == steps
+    stream = task.stream and 2 * step > steps
+    splits = task.splits if final or stream else task.splits[:1]
+    found = {split: session.evaluate(split, step) for split in splits}
+    # Where nothing is held back for a test, what chose is what is reported, and the page says so.
+    if len(splits) == len(task.splits) and "test" not in splits:
+        found["test"] = found["val"]
+    return {
+        f"{split}_{name}": value for split, part in found.items() for name, value in part.items()
+    }
 
 
-def _note(log: _Log, step: int, train_loss: float | None, val_loss: float | None) -> None:
-    def finite(value: float | None) -> float | None:
-        return value if value is not None and math.isfinite(value) else None
-
+def _note(log: _Log, step: int, train_loss: float | None, measured: dict[str, float]) -> None:
     log.step.append(step)
-    log.train_loss.append(finite(train_loss))
-    log.val_loss.append(finite(val_loss))
+    log.train_loss.append(_finite(train_loss))
+    log.measured.append(measured)
 
 
-def _metrics(workload: Workload, log: _Log, status: str) -> Mapping[str, float | None]:
-    names = (*(f"{split}_loss" for split in workloads.SPLITS), *workload.metrics)
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _curve(task: Task, log: _Log) -> dict[str, list[Any]]:
+    names = dict.fromkeys(("val_loss", f"val_{task.judged}"))
+    measured = {name: [_finite(m.get(name)) for m in log.measured] for name in names}
+    return {"step": log.step, "train_loss": log.train_loss, **measured}
+
+
+def _metrics(task: Task, log: _Log, status: str) -> Mapping[str, float | None]:
+    judged = [entry for entry in log.judged if f"test_{task.judged}" in entry]
+    always = (*REQUIRED_METRICS, f"val_{task.judged}", f"test_{task.judged}")
+    named = task.metrics if task.metrics is not None else [n for part in judged[-1:] for n in part]
+    names = dict.fromkeys((*always, *named))
     if status != "ok":
         return dict.fromkeys(names)
-    judged = [entry for entry in log.judged if "test_loss" in entry]
-    derived = {"test_bits_per_character", "plasticity_slope"}
-    metrics = {
-        name: float(np.mean([entry[name] for entry in judged]))
+    metrics: dict[str, float | None] = {
+        name: float(np.mean([entry[name] for entry in judged])) if name in judged[-1] else None
         for name in names
-        if name not in derived
     }
-    if "test_bits_per_character" in names:
-        metrics["test_bits_per_character"] = metrics["test_loss"] / math.log(2)
+    if "train" not in task.splits:  # what its batches showed before the evaluations that count
+        metrics["train_loss"] = float(
+            np.mean([v for v in log.train_loss[-len(judged) :] if v is not None])
+        )
     if "plasticity_slope" in names:
         metrics["plasticity_slope"] = _slope(log)
     return metrics
@@ -249,7 +262,7 @@ def _metrics(workload: Workload, log: _Log, status: str) -> Mapping[str, float |
 
 def _slope(log: _Log) -> float:
     """Return the least-squares slope of ln(val loss) per evaluation: above 0, learning decays."""
-    losses = np.log(np.maximum(np.array(log.val_loss, np.float64), 1e-12))
+    losses = np.log(np.maximum([part["val_loss"] for part in log.measured], 1e-12))
     if len(losses) < 2:
         return 0.0
     return float(np.polyfit(np.arange(len(losses)), losses, 1)[0])

@@ -10,8 +10,8 @@ from rich.text import Text
 from optim_bench.campaign import Progress
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.records import RunRecord
-from optim_bench.results import FRAMEWORK_TITLES, LABELS, ratio_columns
-from optim_bench.workloads import Workload
+from optim_bench.results import FRAMEWORK_TITLES, INTERVAL_NOTE, LABELS, judged_mean, ratio_columns
+from optim_bench.tasks.built_in import Workload
 
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "no difference": "default"}
 
@@ -19,15 +19,19 @@ VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "no difference": 
 def verdict_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """Give one table per framework: JAX and PyTorch are never ranked against each other."""
     comparisons = {c["name"]: c for c in results["comparisons"]}
-    level = f"{100 * results['protocol']['level']:.0f} %"
     for framework, title in FRAMEWORK_TITLES.items():
         cells = [cell for cell in results["cells"] if cell["framework"] == framework]
         if not cells:
             continue
-        table = _table(title, f"loss: mean over fresh seeds; ratio to equally tuned AdamW, {level}")
+        timed = any(cell["step_time"] for cell in cells)
+        table = _table(
+            title, f"mean over fresh seeds; ratio to equally tuned AdamW. {INTERVAL_NOTE}"
+        )
         table.add_column("workload")
         table.add_column("optimizer")
-        for heading in ("rate", "test loss", "ratio", "interval", "p (Holm)", "seeds"):
+        judged = "test loss" if not any("judged" in cell for cell in cells) else "judged"
+        numbers = ["rate", judged, "ratio", "interval", "p (Holm)", "seeds", "state"]
+        for heading in [*numbers, *(["step, ms"] if timed else [])]:
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("verdict")
         previous = None
@@ -37,18 +41,20 @@ def verdict_tables(results: Mapping[str, Any]) -> Iterator[Table]:
             if workload and previous is not None:
                 table.add_section()
             previous = cell["workload"]
-            table.add_row(
-                workload, cell["title"], *_numbers(cell, comparison), _verdict(comparison)
-            )
+            columns = _numbers(cell, comparison)
+            step = cell["step_time"]
+            time = [f"{1e3 * step['median']:.3g}" if step else ""] if timed else []
+            table.add_row(workload, cell["title"], *columns, *time, _verdict(comparison))
         yield table
 
 
 def _numbers(cell: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> list[str]:
     rate = cell["tuning"]["selected"]
-    loss = cell["fresh"]["mean"].get("test_loss")
-    columns = ["" if rate is None else f"{rate:g}", "" if loss is None else f"{loss:.4g}"]
-    seeds = f"{cell['fresh']['ok']}"
-    return [*columns, *ratio_columns(comparison), seeds]
+    mean = judged_mean(cell)
+    columns = ["" if rate is None else f"{rate:g}", "" if mean is None else f"{mean:.4g}"]
+    state = cell["state_bytes"]
+    ratio = f"{state / cell['parameter_bytes']:.3g} x" if cell["parameter_bytes"] else ""
+    return [*columns, *ratio_columns(comparison), f"{cell['fresh']['ok']}", ratio]
 
 
 def _verdict(comparison: Mapping[str, Any] | None) -> Text:

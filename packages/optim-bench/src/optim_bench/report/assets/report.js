@@ -72,6 +72,42 @@ async function isolate(framework, label) {
 for (const button of document.querySelectorAll(".legend button")) {
   button.addEventListener("click", () => isolate(button.dataset.framework, button.dataset.label));
 }
+// Numbers by value, texts by letters; a second click turns the order round.
+function sortBy(heading) {
+  const table = heading.closest("table");
+  const column = heading.cellIndex;
+  const down = heading.getAttribute("aria-sort") === "ascending";
+  for (const other of heading.parentNode.children) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const key = (row) => row.cells[column].textContent.trim();
+  const compare = (a, b) => {
+    const [left, right] = [parseFloat(key(a)), parseFloat(key(b))];
+    const both = !Number.isNaN(left) && !Number.isNaN(right);
+    return both ? left - right : key(a).localeCompare(key(b));
+  };
+  const rows = [...table.tBodies[0].rows].sort((a, b) => (down ? compare(b, a) : compare(a, b)));
+  table.tBodies[0].append(...rows);
+}
+
+for (const heading of document.querySelectorAll(".sortable thead th")) {
+  heading.tabIndex = 0;
+  heading.addEventListener("click", () => sortBy(heading));
+  heading.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") sortBy(heading);
+  });
+}
+
+for (const button of document.querySelectorAll("button.copy")) {
+  button.addEventListener("click", async () => {
+    const source = document.getElementById(button.dataset.copy);
+    const rows = source.rows && [...source.rows].map((row) => [...row.cells].map((c) => c.textContent.trim()).join("\t"));
+    const said = button.textContent;
+    await navigator.clipboard.writeText(rows ? rows.join("\n") : source.textContent);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = said), 1500);
+  });
+}
+
 toggle.addEventListener("click", () => {
   chosen = theme() === "dark" ? "light" : "dark";
   draw();

@@ -1,14 +1,24 @@
 """The models in JAX: functions of a flat dictionary of parameters in the layout of `torch.nn`."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optim_bench.train._session import HEADS, NORM_EPS
-from optim_bench.workloads import curvature
+from optim_bench.tasks._jax import MOST_PER_CALL, JaxTask
+from optim_bench.tasks.built_in._shakespeare import HEADS, NORM_EPS
+from optim_bench.tasks.built_in._synthetic import curvature
+from optim_bench.tasks.built_in._workload import (
+    Array,
+    Arrays,
+    Workload,
+    batches,
+    judged_in_slices,
+)
 
 Params = Mapping[str, jax.Array]
 
@@ -126,3 +136,38 @@ LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 def hits(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the number of arg-max hits."""
     return (outputs.argmax(axis=-1) == targets).sum()
+
+
+def task_of(workload: Workload, arrays: Arrays) -> JaxTask:
+    """Return the task that trains a workload in JAX."""
+    model, measure = MODELS[workload.model], LOSSES[workload.loss]
+    classes = workload.loss == "cross_entropy"
+
+    @jax.jit
+    def judge(params: Params, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs = model(params, inputs)
+        count = hits(outputs, targets) if classes else jnp.zeros((), jnp.int32)
+        return measure(outputs, targets), count
+
+    def init(key: jax.Array, seed: int) -> dict[str, Array]:
+        return arrays.initial(seed)
+
+    def loss(params: Params, batch: Any, key: jax.Array) -> jax.Array:
+        inputs, targets = batch
+        return measure(model(params, inputs), targets)
+
+    def evaluate(params: Params, split: str, seed: int, step: int) -> dict[str, float]:
+        def judged(inputs: Array, targets: Array) -> tuple[float, float]:
+            value, count = judge(params, inputs, targets)
+            return float(value), int(count) / targets.size
+
+        return judged_in_slices(judged, *arrays.evaluation(split, seed, step))
+
+    return JaxTask(
+        init,
+        functools.partial(batches, arrays),
+        loss,
+        evaluate,
+        steps_per_call=MOST_PER_CALL if workload.unrolled else 1,
+        **workload.declared(),
+    )

@@ -6,15 +6,16 @@ teacher), but the distributions follow each other in time instead of being mixed
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from optim_bench.workloads import _layers
-from optim_bench.workloads._sampled import SampledTask
-from optim_bench.workloads._workload import SPLITS, Array, Workload, generator
+from optim_bench.tasks.built_in import _layers
+from optim_bench.tasks.built_in._sampled import SampledTask
+from optim_bench.tasks.built_in._workload import SPLITS, Array, Workload, generator
 
 FEATURES, CLASSES = 64, 4
 SHIFT_STEPS = 250
@@ -37,9 +38,9 @@ class ShiftedTask:
         """Return the initial parameters of a seed."""
         return self.phases[0].initial(seed)
 
-    def chunks(self, seed: int, sizes: Sequence[int]) -> Iterator[tuple[Array, Array]]:
+    def chunks(self, seed: int, sizes: Iterable[int]) -> Iterator[tuple[Array, Array]]:
         """Yield consecutive steps; each step draws from the distribution whose turn it is."""
-        streams = [phase.chunks(seed, [1] * sum(sizes)) for phase in self.phases]
+        streams = [phase.chunks(seed, itertools.repeat(1)) for phase in self.phases]
         step = 0
         for size in sizes:
             steps = [next(streams[self._turn(step + i)]) for i in range(size)]
@@ -83,9 +84,9 @@ def _shifted(name: str, batch: int) -> Workload:
         metrics=("val_accuracy", "test_accuracy"),
         steps={"smoke": 500, "quick": 1000, "standard": 2000, "full": 6000},
         batch=batch,
-        task=functools.partial(_shifted_task, batch=batch),
+        arrays=functools.partial(_shifted_task, batch=batch),
         schedule="constant",
-        judged="second half",
+        stream=True,
         evaluate_every=SHIFT_STEPS,
     )
 
@@ -119,7 +120,7 @@ class FunctionTask:
         point = np.array(self.start) + self.spread * offset
         return {"point.weight": point.astype(np.float32)}
 
-    def chunks(self, seed: int, sizes: Sequence[int]) -> Iterator[tuple[Array, Array]]:
+    def chunks(self, seed: int, sizes: Iterable[int]) -> Iterator[tuple[Array, Array]]:
         """Yield the noise of consecutive steps, (step, 1, dimension), and empty targets."""
         rng = generator(seed, "order")
         for size in sizes:
@@ -154,7 +155,7 @@ ROSENBROCK = Workload(
     metrics=(),
     steps={"smoke": 200, "quick": 1000, "standard": 2000, "full": 10_000},
     batch=1,
-    task=_rosenbrock_task,
+    arrays=_rosenbrock_task,
 )
 
 ILL_CONDITIONED_QUADRATIC = Workload(
@@ -167,5 +168,5 @@ ILL_CONDITIONED_QUADRATIC = Workload(
     metrics=(),
     steps={"smoke": 200, "quick": 1000, "standard": 2000, "full": 10_000},
     batch=1,
-    task=_quadratic_task,
+    arrays=_quadratic_task,
 )

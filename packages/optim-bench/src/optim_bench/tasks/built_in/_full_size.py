@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from optim_bench import data
-from optim_bench.workloads import _layers, _shakespeare
-from optim_bench.workloads._sampled import SampledTask
-from optim_bench.workloads._shakespeare import TextTask
-from optim_bench.workloads._workload import Array, Workload
+from optim_bench.tasks.built_in import _layers, _shakespeare
+from optim_bench.tasks.built_in._sampled import SampledTask
+from optim_bench.tasks.built_in._shakespeare import TextTask
+from optim_bench.tasks.built_in._workload import Array, Workload
 
 MNIST_FILES = (
     "train-images-idx3-ubyte",
@@ -128,7 +128,7 @@ MNIST_CNN = Workload(
     metrics=("val_accuracy", "test_accuracy"),
     steps={"smoke": 40, "quick": 500, "standard": 4000, "full": 20_000},
     batch=128,
-    task=_mnist_task,
+    arrays=_mnist_task,
     files=MNIST_FILES,
     licence="that of the files you bring",
     unrolled=False,
@@ -144,7 +144,7 @@ CIFAR10_CNN = Workload(
     metrics=("val_accuracy", "test_accuracy"),
     steps={"smoke": 40, "quick": 500, "standard": 8000, "full": 40_000},
     batch=128,
-    task=_cifar_task,
+    arrays=_cifar_task,
     files=CIFAR_FILES,
     licence="that of the files you bring",
     unrolled=False,
@@ -160,7 +160,7 @@ GPT2_TOKENS = Workload(
     metrics=("val_accuracy", "test_accuracy"),
     steps={"smoke": 20, "quick": 300, "standard": 4000, "full": 40_000},
     batch=32,
-    task=_token_task,
+    arrays=_token_task,
     files=TOKEN_FILES,
     licence="that of the files you bring",
 )

@@ -1,7 +1,7 @@
 """Denoise 16x16 patches of two photographs with a small autoencoder."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from optim_bench import data
-from optim_bench.workloads import _layers
-from optim_bench.workloads._workload import Array, Workload, generator
+from optim_bench.tasks.built_in import _layers
+from optim_bench.tasks.built_in._workload import Array, Workload, generator
 
 SIDE = 16
 SIGMA = 0.15
@@ -36,7 +36,7 @@ class PatchTask:
         pixels = SIDE * SIDE
         return _layers.mlp(generator(seed, "init"), widths=(pixels, 256, 64, 256, pixels))
 
-    def chunks(self, seed: int, sizes: Sequence[int]) -> Iterator[tuple[Array, Array]]:
+    def chunks(self, seed: int, sizes: Iterable[int]) -> Iterator[tuple[Array, Array]]:
         """Yield consecutive steps as `(noisy, clean)`, each (step, patch, 256)."""
         rng = generator(seed, "order")
         windows = [sliding_window_view(image, (SIDE, SIDE)) for image in self.regions["train"]]
@@ -96,7 +96,7 @@ PATCHES_DENOISE = Workload(
     metrics=(),
     steps={"smoke": 40, "quick": 500, "standard": 2000, "full": 10_000},
     batch=128,
-    task=_task,
+    arrays=_task,
     sources=("photos",),
     licence=data.SOURCES["photos"].licence,
 )

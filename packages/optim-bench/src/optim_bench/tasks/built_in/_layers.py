@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from optim_bench.workloads._workload import Array
+from optim_bench.tasks.built_in._workload import Array
 
 
 def dense(

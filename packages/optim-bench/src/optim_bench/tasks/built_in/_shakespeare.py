@@ -1,20 +1,23 @@
 """Predict the next character of Shakespeare's plays with a small pre-norm transformer."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from optim_bench import data
-from optim_bench.workloads import _layers
-from optim_bench.workloads._workload import SPLITS, Array, Workload, generator
+from optim_bench.tasks.built_in import _layers
+from optim_bench.tasks.built_in._workload import SPLITS, Array, Workload, generator
 
 CONTEXT = 64
 WIDTH = 64
 LAYERS = 2
 WINDOWS = 128
+# What no parameter's shape says about the transformer.
+HEADS = 4
+NORM_EPS = 1e-5
 
 
 def transformer_parameters(
@@ -67,7 +70,7 @@ class TextTask:
         """Return the initial parameters of a seed."""
         return transformer_parameters(generator(seed, "init"), self.symbols, self.context)
 
-    def chunks(self, seed: int, sizes: Sequence[int]) -> Iterator[tuple[Array, Array]]:
+    def chunks(self, seed: int, sizes: Iterable[int]) -> Iterator[tuple[Array, Array]]:
         """Yield consecutive steps as `(inputs, targets)`, each (step, window, character)."""
         rng = generator(seed, "order")
         starts = len(self.tokens["train"]) - self.context
@@ -110,7 +113,7 @@ SHAKESPEARE_CHAR = Workload(
     metrics=("val_accuracy", "test_accuracy", "test_bits_per_character"),
     steps={"smoke": 30, "quick": 300, "standard": 750, "full": 5000},
     batch=16,
-    task=_task,
+    arrays=_task,
     sources=("shakespeare",),
     licence=data.SOURCES["shakespeare"].licence,
 )

@@ -1,6 +1,8 @@
 """The models in PyTorch: modules whose parameter names are the keys of the initial parameters."""
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,8 +10,16 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from optim_bench.train._session import HEADS, NORM_EPS
-from optim_bench.workloads import curvature
+from optim_bench.tasks._torch import TorchTask
+from optim_bench.tasks.built_in._shakespeare import HEADS, NORM_EPS
+from optim_bench.tasks.built_in._synthetic import curvature
+from optim_bench.tasks.built_in._workload import (
+    Array,
+    Arrays,
+    Workload,
+    batches,
+    judged_in_slices,
+)
 
 
 class MLP(nn.Module):
@@ -164,3 +174,33 @@ LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 def hits(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the number of arg-max hits."""
     return (outputs.argmax(dim=-1) == targets).sum()
+
+
+def task_of(workload: Workload, arrays: Arrays) -> TorchTask:
+    """Return the task that trains a workload in PyTorch."""
+    measure = LOSSES[workload.loss]
+    classes = workload.loss == "cross_entropy"
+
+    def model(seed: int) -> nn.Module:
+        return build(workload.model, arrays.initial(seed))
+
+    def loss(module: nn.Module, batch: Any) -> torch.Tensor:
+        inputs, targets = batch
+        return measure(module(inputs), targets)
+
+    def evaluate(module: nn.Module, split: str, seed: int, step: int) -> dict[str, float]:
+        device = next(module.parameters()).device
+
+        def judged(inputs: Array, targets: Array) -> tuple[float, float]:
+            # A copy, because evaluation arrays are read-only and torch would warn about writing to
+            # them.
+            x, y = (torch.from_numpy(np.array(array)).to(device) for array in (inputs, targets))
+            outputs = module(x)
+            count = int(hits(outputs, y)) if classes else 0
+            return measure(outputs, y).item(), count / targets.size
+
+        return judged_in_slices(judged, *arrays.evaluation(split, seed, step))
+
+    return TorchTask(
+        model, functools.partial(batches, arrays), loss, evaluate, **workload.declared()
+    )

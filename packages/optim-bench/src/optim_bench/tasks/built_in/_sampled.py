@@ -1,11 +1,11 @@
 """Tasks over fixed arrays: every epoch is a new permutation of the training examples."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from optim_bench.workloads._workload import Array, generator
+from optim_bench.tasks.built_in._workload import Array, generator
 
 
 def epoch_order(rng: np.random.Generator, examples: int, batch: int) -> Iterator[Array]:
@@ -51,7 +51,7 @@ class SampledTask:
         """Return the initial parameters of a seed."""
         return self.parameters(generator(seed, "init"))
 
-    def chunks(self, seed: int, sizes: Sequence[int]) -> Iterator[tuple[Array, Array]]:
+    def chunks(self, seed: int, sizes: Iterable[int]) -> Iterator[tuple[Array, Array]]:
         """Yield consecutive steps as `(inputs, targets)` with the axes (step, example, …)."""
         inputs, targets = self.splits["train"]
         order = epoch_order(generator(seed, "order"), len(inputs), self.batch)

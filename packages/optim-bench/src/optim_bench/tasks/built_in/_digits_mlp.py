@@ -1,16 +1,16 @@
 """Digits for a small MLP: wrong labels in tiny batches, and a task that keeps changing."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from optim_bench import data
-from optim_bench.workloads import _digits, _layers
-from optim_bench.workloads._sampled import SampledTask, epoch_order
-from optim_bench.workloads._workload import Array, Target, Workload, generator
+from optim_bench.tasks.built_in import _digits, _layers
+from optim_bench.tasks.built_in._sampled import SampledTask, epoch_order
+from optim_bench.tasks.built_in._workload import Array, Target, Workload, generator
 
 NOISE = 0.3
 TASK_STEPS = 60
@@ -55,7 +55,7 @@ class PermutedTask:
         """Return the initial parameters of a seed."""
         return self.base.initial(seed)
 
-    def chunks(self, seed: int, sizes: Sequence[int]) -> Iterator[tuple[Array, Array]]:
+    def chunks(self, seed: int, sizes: Iterable[int]) -> Iterator[tuple[Array, Array]]:
         """Yield consecutive steps, each with the permutation of its task."""
         images, labels = self.base.splits["train"]
         flat = images.reshape(len(images), -1)
@@ -98,7 +98,7 @@ DIGITS_NOISY = Workload(
     metrics=("val_accuracy", "test_accuracy"),
     steps={"smoke": 100, "quick": 1500, "standard": 4000, "full": 12_000},
     batch=4,
-    task=_noisy_task,
+    arrays=_noisy_task,
     target=Target("val_loss", 0.4545),
     sources=("digits",),
     licence=data.SOURCES["digits"].licence,
@@ -114,11 +114,11 @@ PERMUTED_DIGITS = Workload(
     metrics=("val_accuracy", "test_accuracy", "plasticity_slope"),
     steps={"smoke": 120, "quick": 1200, "standard": 3000, "full": 12_000},
     batch=32,
-    task=_permuted_task,
+    arrays=_permuted_task,
     target=Target("val_loss", 0.3406),
     sources=("digits",),
     licence=data.SOURCES["digits"].licence,
     schedule="constant",
-    judged="second half",
+    stream=True,
     evaluate_every=TASK_STEPS,
 )

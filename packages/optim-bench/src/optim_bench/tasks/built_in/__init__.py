@@ -1,15 +1,15 @@
-"""The training problems. Importing this module loads no framework and reads no data."""
+"""The built-in workloads. Importing this module loads no framework and reads no data."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from optim_bench.workloads._diamonds import DIAMONDS_MLP
-from optim_bench.workloads._digits import DIGITS_CNN
-from optim_bench.workloads._digits_mlp import DIGITS_NOISY, PERMUTED_DIGITS
-from optim_bench.workloads._full_size import CIFAR10_CNN, GPT2_TOKENS, MNIST_CNN
-from optim_bench.workloads._patches import PATCHES_DENOISE
-from optim_bench.workloads._shakespeare import SHAKESPEARE_CHAR
-from optim_bench.workloads._synthetic import (
+from optim_bench.tasks.built_in._diamonds import DIAMONDS_MLP
+from optim_bench.tasks.built_in._digits import DIGITS_CNN
+from optim_bench.tasks.built_in._digits_mlp import DIGITS_NOISY, PERMUTED_DIGITS
+from optim_bench.tasks.built_in._full_size import CIFAR10_CNN, GPT2_TOKENS, MNIST_CNN
+from optim_bench.tasks.built_in._patches import PATCHES_DENOISE
+from optim_bench.tasks.built_in._shakespeare import SHAKESPEARE_CHAR
+from optim_bench.tasks.built_in._synthetic import (
     ILL_CONDITIONED_QUADRATIC,
     ROSENBROCK,
     SHIFTED_MLP,
@@ -17,7 +17,7 @@ from optim_bench.workloads._synthetic import (
     SHIFTED_MLP_B8,
     curvature,
 )
-from optim_bench.workloads._workload import SPLITS, TIERS, Array, Target, Task, Workload
+from optim_bench.tasks.built_in._workload import SPLITS, TIERS, Array, Arrays, Target, Workload
 
 WORKLOADS: Mapping[str, Workload] = MappingProxyType(
     {
@@ -46,8 +46,8 @@ __all__ = [
     "TIERS",
     "WORKLOADS",
     "Array",
+    "Arrays",
     "Target",
-    "Task",
     "Workload",
     "curvature",
     "get",

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from optim_bench import data
-from optim_bench.workloads import _layers
-from optim_bench.workloads._sampled import SampledTask
-from optim_bench.workloads._workload import Array, Target, Workload
+from optim_bench.tasks.built_in import _layers
+from optim_bench.tasks.built_in._sampled import SampledTask
+from optim_bench.tasks.built_in._workload import Array, Target, Workload
 
 TRAIN, VAL = 40_000, 7_000  # the remaining 6,775 are the test split
 NUMBERS = ("carat", "depth", "table", "x", "y", "z")
@@ -51,7 +51,7 @@ DIAMONDS_MLP = Workload(
     metrics=(),
     steps={"smoke": 60, "quick": 600, "standard": 3000, "full": 10_000},
     batch=256,
-    task=_task,
+    arrays=_task,
     target=Target("val_loss", 0.00957),
     sources=("diamonds",),
     licence=data.SOURCES["diamonds"].licence,

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from optim_bench import data
-from optim_bench.workloads import _layers
-from optim_bench.workloads._sampled import SampledTask
-from optim_bench.workloads._workload import Array, Target, Workload
+from optim_bench.tasks.built_in import _layers
+from optim_bench.tasks.built_in._sampled import SampledTask
+from optim_bench.tasks.built_in._workload import Array, Target, Workload
 
 TRAIN, VAL = 1200, 297  # the remaining 300 are the test split
 
@@ -48,7 +48,7 @@ DIGITS_CNN = Workload(
     metrics=("val_accuracy", "test_accuracy"),
     steps={"smoke": 40, "quick": 400, "standard": 1500, "full": 3000},
     batch=64,
-    task=_cnn_task,
+    arrays=_cnn_task,
     target=Target("val_loss", 0.07304),
     sources=("digits",),
     licence=data.SOURCES["digits"].licence,
