@@ -63,19 +63,19 @@ class RuleSection:
         )
         self.numbers = frozenset({"step", *(s.name for s in rule.statistics)})
         self.reals = frozenset(m.torch for m in rule.moments if m.real)
-        self._fields = tuple(f.name for f in fields(rule.hyperparams))
+        self._fields = {f.name: f.default for f in fields(rule.hyperparams)}
         # Read by name, like the class of the rule, but made without its checks.
-        self._numbers = namedtuple("Numbers", self._fields)
+        self._numbers = namedtuple("Numbers", tuple(self._fields))
 
     def values(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the hyperparameters of a group by the rule's names."""
         found: dict[str, Any] = {}
-        for name in self._fields:
+        for name, default in self._fields.items():
             called = self.names.get(name, name)
             if called.startswith("betas["):
                 found[name] = group["betas"][int(called[6])]
-            elif called in group:
-                found[name] = group[called]
+            else:
+                found[name] = group.get(called, default)
         return found
 
     def moments(self, group: Mapping[str, Any]) -> tuple[Moment, ...]:
