@@ -251,7 +251,7 @@ class TorchStaging:
     def pool(self, keys: Iterable[str]) -> None:
         """Take the memory of tensors that are copied and then forgotten from one allocation.
 
-        NumPy asks for huge pages for it: of 384 MiB, touching them took 0.04 s instead of 0.13 s.
+        NumPy asks for huge pages for it: to touch 384 MiB took 0.05 s, and 0.2 s in 96 tensors.
         """
         infos = {key: self.staging.info(key) for key in keys}
         places: dict[str, int] = {}
