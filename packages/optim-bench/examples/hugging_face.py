@@ -46,5 +46,5 @@ def evaluate(model, name):
 
 
 task = TorchTask(
-    model, batches, lambda model, batch: model(**batch).loss, evaluate, steps=150, evaluate_every=50
+    model, batches, lambda model, batch: model(**batch).loss, evaluate, steps=60, evaluate_every=30
 )

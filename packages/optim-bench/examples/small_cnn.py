@@ -38,4 +38,4 @@ def loss(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-task = TorchTask(model, batches, loss, evaluate, steps=300, judged="error")
+task = TorchTask(model, batches, loss, evaluate, steps=150, judged="error")

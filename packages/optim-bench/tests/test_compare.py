@@ -136,6 +136,7 @@ def test_a_frame_is_pandas_where_it_is_installed(found, monkeypatch):
     assert found.to_frame() == ("f", found.records())
 
 
+@pytest.mark.slow
 def test_the_same_call_repeats_nothing_and_another_source_has_its_own_folder(folder):
     first = compare(*OWN, **SHORT)
     assert first.folder.parent == DEFAULT_OUTPUT
@@ -147,6 +148,7 @@ def test_the_same_call_repeats_nothing_and_another_source_has_its_own_folder(fol
     assert compare(*OWN, **SHORT).folder != first.folder
 
 
+@pytest.mark.slow
 def test_objects_and_names_give_the_same_numbers(folder, found):
     import products
 
@@ -231,6 +233,7 @@ def test_a_bad_task_stops_the_comparison_at_its_first_run(command, folder):
     assert list(Store(out).records()) == []
 
 
+@pytest.mark.slow
 def test_batches_that_depend_on_who_asks_are_refused(folder):
     path = folder / "products.py"
     seen = "seen = []\n\ndef batches(seed):\n    seen.append(1)\n    seed += len(seen) // 9\n"
@@ -244,6 +247,7 @@ def test_batches_that_depend_on_who_asks_are_refused(folder):
     )
 
 
+@pytest.mark.slow
 def test_accuracy_is_judged_upwards_and_said_so(folder):
     path = folder / "products.py"
     text = TASK.replace('{"loss": F', '{"score": 1 / F').replace(
@@ -261,6 +265,7 @@ def test_accuracy_is_judged_upwards_and_said_so(folder):
     assert run_app(build_app(), ["validate", str(folder / "out" / "results.json")]) == 0
 
 
+@pytest.mark.slow
 def test_whatever_is_named_is_a_test_and_what_is_added_later_is_not(command, folder):
     options = ["--tier", "smoke", "--seeds", "7", "--executor", "inline", "--output", "out"]
     status, _, err = command(
@@ -289,6 +294,7 @@ def test_whatever_is_named_is_a_test_and_what_is_added_later_is_not(command, fol
     assert (status, "--add takes what is in --output as it is" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_budget_is_planned_measured_and_resumed(command, folder):
     options = ["products.py:task", "--optimizer", "products.py:mine", "--executor", "inline"]
     status, out, err = command(*options, "--budget", "1100steps")

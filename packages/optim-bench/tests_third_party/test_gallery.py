@@ -23,13 +23,13 @@ def test_an_example_gives_a_verdict(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(path.parent)
     found = compare(
-        f"{path.name}:task", OTHERS.get(path.stem, ["stac"]), tier="smoke", executor="inline",
-        quiet=True,
+        f"{path.name}:task", OTHERS.get(path.stem, ["stac"]), tier="smoke", seeds=1,
+        executor="inline", quiet=True,
     )  # fmt: skip
     (verdict,) = found.verdicts
     assert verdict.task == path.stem
-    assert verdict.seeds == 2
-    # Two AdamW runs that learned something: the loss of a coin, or the mean as the answer, is more.
+    assert verdict.seeds == 1
+    # An AdamW run that learned something: the loss of a coin, or the mean as the answer, is more.
     (baseline,) = [row for row in found.records() if row["optimizer"] == "adamw"]
     assert 0 < baseline["mean"] < {"tabular": 0.9}.get(path.stem, 0.69)
 
