@@ -35,6 +35,16 @@ def test_skip_leaves_out_the_whole_step(make, bad):
     assert not equal(moved, updates)
 
 
+@pytest.mark.parametrize("make", [stam_jax.stam, stam_jax.stam_lite, stam_jax.stac])
+def test_finite_gradients_whose_sum_is_not_are_no_bad_step(make):
+    optimizer = make(0.1, nonfinite="skip")
+    grads = jax.tree.map(lambda g: jnp.full_like(g, 3e38), GOOD)
+    _, state = jax.jit(optimizer.update)(grads, optimizer.init(PARAMS), PARAMS)
+    counts = [x for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
+    assert counts
+    assert all(count == 1 for count in counts)
+
+
 @BOTH
 @BAD
 def test_zero_counts_a_bad_entry_as_zero(make, bad):

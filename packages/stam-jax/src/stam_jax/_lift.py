@@ -7,7 +7,7 @@ statistics packed for storage, and state.
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +16,11 @@ import optax
 from stam_core import Rule
 
 from stam_jax import _dtypes, _hyperparams, _storage, _tree
-from stam_jax._auto import with_auto_axes
-from stam_jax._batches import alone, batches, cut, gather, reduced, scatter, stack
-from stam_jax._means import AxisName, average_of, sample, sums_of_stored
+from stam_jax._batches import alone, batches, cut, gather, scatter
+from stam_jax._means import AxisName
+from stam_jax._statistics import Config, first_statistics, if_taken, own_of, update_statistics
 from stam_jax._storage import Coded, Stored
 from stam_jax._tree import Layout, StatAxes
-
-
-class _Config(NamedTuple):
-    """The constants of one batch's programs; hashable, so that equal batches share one trace."""
-
-    rule: Rule[Any]
-    hyperparams: _hyperparams.Static
-    dtype: np.dtype
-    wide: bool
-    kept: tuple[int, ...]
-    shape: tuple[int, ...]
-    stacked: bool
-    axis_name: AxisName | None
 
 
 def lift(
@@ -93,7 +80,7 @@ def lift(
         for moment in moments:
             fields |= _storage.start(moment, storage.get(moment.name), params)
         if rule.statistics:
-            fields |= _first_statistics(rule, hyperparams, params, _tree.layout(params, stat_axes))
+            fields |= first_statistics(rule, hyperparams, params, _tree.layout(params, stat_axes))
         return state_of(fields)
 
     def update(
@@ -128,20 +115,20 @@ def lift(
             first = batch.leaves[0]
             dtype = _compute_dtype(grads[first], held[first])
             places = (batch.kept, batch.shape, batch.stacked, axis_name)
-            config = _Config(rule, static, dtype, wide, *places)
+            config = Config(rule, static, dtype, wide, *places)
             new: dict[str, jax.Array] = {}
             if packed:
                 read = (grads, *(columns[name] for name in rule.reads))
                 parts = tuple(tuple(column[i] for i in batch.leaves) for column in read)
                 own = {name: gather(x, batch) for name, x in packed.items()}
-                new = _update_statistics(parts, own, count, taken, dynamic, config)
+                new = update_statistics(parts, own, count, taken, dynamic, config)
                 vectors.append(new)
             for i, start in zip(batch.leaves, batch.starts(), strict=True):
                 leaves[i] = _update_leaf(
                     grads[i], held[i], new, start, count, taken, dynamic, config
                 )
 
-        fields: dict[str, Any] = {"count": _if(taken, count, before)}
+        fields: dict[str, Any] = {"count": if_taken(taken, count, before)}
         for name in columns:
             moved = [new_moments[name] for _, new_moments in leaves]
             fields |= _storage.fields_of(state, name, treedef, moved)
@@ -153,77 +140,6 @@ def lift(
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _local_sums(
-    columns: tuple[tuple[jax.Array, ...], ...],
-    count: jax.Array,
-    dynamic: dict[str, Any],
-    config: _Config,
-) -> tuple[jax.Array, ...]:
-    """Return the sums over a shard from which the means of leaves of one type are made."""
-    rule, gs = config.rule, columns[0]
-    real = _dtypes.real_dtype(config.dtype)
-    hp = _hyperparams.join(rule.hyperparams, config.hyperparams, dynamic, real)
-    average = average_of(len(gs), gs[0].shape, config.kept, hp.stat_sample, config.axis_name)
-
-    def observe(leaf: tuple[jax.Array, ...]) -> jax.Array:
-        g, *moments = (x.astype(config.dtype) for x in leaf)
-        read = dict(zip(rule.reads, moments, strict=True))
-        return rule.observe(rule.prepare(g, hp, xp=jnp), read, hp, xp=jnp)
-
-    def observe_all(*arrays: jax.Array) -> jax.Array:
-        n = len(columns)
-        return stack([observe(arrays[i : i + n]) for i in range(0, len(arrays), n)])
-
-    read = [
-        sample(x, hp.stat_sample, config.kept) for leaf in zip(*columns, strict=True) for x in leaf
-    ]
-    sums = functools.partial(rule.means, xp=jnp, mean=average.total)
-    if not rule.reads:
-        # Several loops over one array, which a CPU does as fast as it can read.
-        return sums(observe_all(*read))
-    return sums_of_stored(observe_all, sums, read, average.kept, count)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-@with_auto_axes
-def _update_statistics(
-    columns: tuple[tuple[jax.Array, ...], ...],
-    statistics: dict[str, jax.Array],
-    count: jax.Array,
-    taken: jax.Array | None,
-    dynamic: dict[str, Any],
-    config: _Config,
-) -> dict[str, jax.Array]:
-    """Return the statistics of a batch of leaves after a step, each as one vector.
-
-    Args:
-        columns: The gradients of the batch, and the moments that the rule observes with them.
-        statistics: Those before the step.
-        count: The step being taken.
-        taken: Whether it is; None for yes.
-        dynamic: Hyperparameters that are arrays.
-        config: The constants.
-    """
-    rule = config.rule
-    scalar = _dtypes.real_dtype(next(iter(statistics.values())).dtype)
-    hp = _hyperparams.join(rule.hyperparams, config.hyperparams, dynamic, scalar)
-    sums = [_local_sums(part, count, dynamic, config) for part in reduced(columns, config.stacked)]
-    average = average_of(1, columns[0][0].shape, config.kept, hp.stat_sample, config.axis_name)
-    means = [average.finish(totals) for totals in zip(*sums, strict=True)]
-    new = rule.advance(
-        {name: _own(x, config) for name, x in statistics.items()},
-        tuple(x.astype(_dtypes.like(x.dtype, scalar)) for x in means),
-        count,
-        hp,
-        xp=jnp,
-    )
-    return {
-        name: _if(taken, x.astype(statistics[name].dtype), statistics[name])
-        for name, x in new.items()
-    }
-
-
-@functools.partial(jax.jit, static_argnames="config")
 def _update_leaf(
     g: jax.Array,
     moments: dict[str, Stored],
@@ -232,7 +148,7 @@ def _update_leaf(
     count: jax.Array,
     taken: jax.Array | None,
     dynamic: dict[str, Any],
-    config: _Config,
+    config: Config,
 ) -> tuple[jax.Array, dict[str, Stored]]:
     """Return direction and moments of one leaf.
 
@@ -262,18 +178,18 @@ def _update_leaf(
     g_wide = parts(rule.prepare(g.astype(dtype), hp, xp=jnp))
     old = {name: parts(_storage.load(x, kinds[name], exact)) for name, x in moments.items()}
     own = {
-        name: cut(_own(x, config), start, config.shape).astype(_dtypes.like(x.dtype, real))
+        name: cut(own_of(x, config), start, config.shape).astype(_dtypes.like(x.dtype, real))
         for name, x in statistics.items()
     }
     new = rule.accumulate(g_wide, old, own, hp, xp=jnp, exact=exact)
     # Chosen before the direction is computed, which then reads what is stored: if it read both
     # moments, the old one would be copied before it is overwritten.
-    new = {name: _if(taken, x, old[name]) for name, x in new.items()}
+    new = {name: if_taken(taken, x, old[name]) for name, x in new.items()}
     d = rule.direction(g_wide, new, own, count, hp, xp=jnp)
     stored = {name: _storage.store(whole(new[name]), x, exact) for name, x in moments.items()}
     # Codes that are decoded and encoded are not always themselves.
     stored = {
-        name: Coded(*(_if(taken, *pair) for pair in zip(x, moments[name], strict=True)))
+        name: Coded(*(if_taken(taken, *pair) for pair in zip(x, moments[name], strict=True)))
         if isinstance(x, Coded)
         else x
         for name, x in stored.items()
@@ -281,36 +197,12 @@ def _update_leaf(
     return whole(d).astype(dtype if config.wide else g.dtype), stored
 
 
-def _if(taken: jax.Array | None, new: Any, old: Any) -> Any:
-    return new if taken is None or new is None else jnp.where(taken, new, old)
-
-
 def _compute_dtype(g: jax.Array, moments: Mapping[str, Stored]) -> np.dtype:
     floating = [x.dtype for x in moments.values() if not isinstance(x, Coded)]
     return _dtypes.compute_dtype(_dtypes.promote(g.dtype, *floating))
-
-
-def _own(statistic: jax.Array, config: _Config) -> jax.Array:
-    """Return a packed statistic as these leaves have it.
-
-    It is complex as soon as one leaf is; a real leaf's own stays real in the arithmetic.
-    """
-    complex_ = _dtypes.is_complex(statistic.dtype) and not _dtypes.is_complex(config.dtype)
-    return statistic.real if complex_ else statistic
 
 
 def _layout(hp: Any, updates: Any, stat_axes: StatAxes | None) -> Layout:
     if hp.stat_sample is not None:
         _tree.check_sampled(updates)
     return _tree.layout(updates, stat_axes)
-
-
-def _first_statistics(rule: Rule[Any], hp: Any, params: Any, layout: Layout) -> dict[str, Any]:
-    dtype = _dtypes.statistics_dtype(params)
-    any_complex = any(_dtypes.is_complex(_dtypes.dtype_of(p)) for p in jax.tree.leaves(params))
-    values = {}
-    for s in rule.statistics:
-        start = getattr(hp, s.initial) if isinstance(s.initial, str) else s.initial
-        own = _dtypes.COMPLEX_OF[dtype] if s.complex and any_complex else dtype
-        values[s.name] = jnp.full((layout.size,), start, own)
-    return values
