@@ -180,7 +180,8 @@ def test_a_grad_scaler(cls, supplied):
                 optimizer.found_inf = torch.tensor(float(step == 2))
             scaler.step(optimizer)
             scaler.update()
-        results.append([p.detach() for p in model.parameters()])
+        # The moments too: the steps alone would not tell a scaled gradient.
+        results.append(everything(list(model.parameters()), optimizer))
         assert optimizer.nonfinite_skipped_steps == (0 if scaled else 1)
     torch.testing.assert_close(results[1], results[0])
 
