@@ -195,6 +195,8 @@ class TorchAdapter:
         return self.run(opt, hparams, params, self.options)
 
 
+# The same functions, one tensor after the other: the newest Python's session is enough.
+@pytest.mark.slow
 class TestLoop(OptimizerConformance):
     adapter = TorchAdapter("stac-torch loop", foreach=False)
 

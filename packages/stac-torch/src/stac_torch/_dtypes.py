@@ -80,11 +80,20 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
+# Tables, because Dynamo does not trace the methods of a dtype.
+_WHOLES = {
+    torch.float16: torch.complex32,
+    torch.float32: torch.complex64,
+    torch.float64: torch.complex128,
+}
+_PARTS = {whole: part for part, whole in _WHOLES.items()}
+
+
 def floating_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the parts of a complex dtype; another one as it is."""
-    return dtype.to_real() if dtype.is_complex else dtype
+    return _PARTS.get(dtype, dtype)
 
 
 def complex_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the complex dtype whose parts have a dtype."""
-    return dtype.to_complex()
+    return _WHOLES[dtype]
