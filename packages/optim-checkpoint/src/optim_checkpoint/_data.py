@@ -69,6 +69,16 @@ def check_data(value: object, where: str = "data") -> Stateful:
     return cast("Stateful", value)
 
 
+def is_given_name(name: object) -> bool:
+    """Say whether one of several objects may have this name.
+
+    Example:
+        >>> is_given_name("critic"), is_given_name("a.b")
+        (True, False)
+    """
+    return isinstance(name, str) and name.isprintable() and name != "" and not {*name} & {".", "/"}
+
+
 def data_by_key(data: Data) -> dict[str, Stateful]:
     """Return data loaders under their keys in a checkpoint.
 
@@ -88,7 +98,7 @@ def data_by_key(data: Data) -> dict[str, Stateful]:
         return {"data": check_data(given)}
     named = cast("dict[object, object]", given)
     for name in named:
-        if not isinstance(name, str) or not name.isprintable() or not name or {*name} & {".", "/"}:
+        if not is_given_name(name):
             raise TypeError(
                 f"data has the name {shown(name)}; a name is printable text without '.' and '/'"
             )

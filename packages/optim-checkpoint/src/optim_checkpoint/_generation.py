@@ -22,6 +22,7 @@ from optim_checkpoint._digest import digest, new_tensor_digest
 from optim_checkpoint._errors import CorruptCheckpointError, shown
 from optim_checkpoint._files import SHARDING, index_name, index_of, sharding_info
 from optim_checkpoint._folder import GenerationName
+from optim_checkpoint._garbage import kept
 from optim_checkpoint._header import BITS, TensorInfo, element_count, read_header
 from optim_checkpoint._manifest import FileRecord, Manifest
 
@@ -71,6 +72,7 @@ class Generation:
         files: Its open files.
     """
 
+    @kept()
     def __init__(self, root: int, name: GenerationName, *, unnamed: str | None = None) -> None:
         self.name = name
         self._fetched: set[tuple[str, str]] = set()

@@ -1,5 +1,7 @@
 """Optimizers of very many parameters, names that files reserve, and modules with odd names."""
 
+import gc
+
 import optim_checkpoint as oc
 import pytest
 import torch
@@ -24,6 +26,22 @@ def test_an_optimizer_of_many_parameters_is_restored(memory_path, count):
         assert torch.equal(before, after)
         for slot, value in optimizer.state[before].items():
             assert torch.equal(restored.state[after][slot], value)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_left_as_it_was(tmp_path, enabled):
+    model = torch.nn.Linear(2, 2)
+    ckpt.save(tmp_path, 1, model=model)
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        ckpt.restore(tmp_path, model=model)
+        assert gc.isenabled() is enabled
+        with pytest.raises(oc.IncompatibleCheckpointError):
+            ckpt.restore(tmp_path, model=torch.nn.Linear(3, 2))
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_a_reserved_name_is_refused_as_such(tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from optim_checkpoint._casts import SAFE, is_float
 from optim_checkpoint._errors import CorruptCheckpointError, IncompatibleCheckpointError, shown
+from optim_checkpoint._garbage import kept
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._partial import Fit, Selection
@@ -122,6 +123,7 @@ class ModelPlan:
             copy_all(whole)
 
 
+@kept()
 def plan_model(
     generation: Generation,
     section: object,

@@ -5,6 +5,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from optim_checkpoint._data import is_given_name
 from optim_checkpoint._errors import shown
 from optim_checkpoint.torch._names import unwrap
 
@@ -38,18 +39,12 @@ def by_name(what: str, value: T | Mapping[str, T] | None) -> dict[str, T]:
     if not named:
         raise TypeError(f"{what} is an empty mapping; leave it out where there is none")
     for name, item in named.items():
-        if several and not _is_name(name):
+        if several and not is_given_name(name):
             raise TypeError(
                 f"{what} has the name {shown(name)}; a name is printable text without '.' and '/'"
             )
         _check(f"{what}[{shown(name)}]" if several else what, what, item)
     return named
-
-
-def _is_name(name: object) -> bool:
-    return (
-        isinstance(name, str) and name != "" and name.isprintable() and not set(name) & {".", "/"}
-    )
 
 
 def _check(where: str, what: str, value: object) -> None:
