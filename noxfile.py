@@ -33,6 +33,8 @@ UV = "uv==0.13.9"
 TWINE = "twine==7.0.0"
 ZIZMOR = "zizmor==1.32.0"
 CHECK_JSONSCHEMA = "check-jsonschema==0.39.0"
+SITE = ("mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", "mkdocs-gen-files==0.6.1")
+SITE += ("mkdocs-literate-nav==0.6.3", "mkdocs==1.6.1")
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -99,6 +101,15 @@ def tests(session: nox.Session, package: str) -> None:
         # one module that imports an extra of its own has no examples, and `cluster` imports it.
         options = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
         steps.pytest(session, *options, f"packages/{package}/src", markers="")
+    done(session)
+
+
+@nox.session(python="3.14")
+@each_package
+def newer(session: nox.Session, package: str) -> None:
+    """One package on the Python that few machines have yet; without it this skips."""
+    steps.install_editable(session, package)
+    steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
     done(session)
 
 
@@ -283,6 +294,17 @@ def docs(session: nox.Session) -> None:
     done(session)
 
 
+@nox.session(python=NEWEST)
+def site(session: nox.Session) -> None:
+    """The documentation, in .nox/pages: every link resolves, and no page loads from elsewhere."""
+    session.install(*SITE)
+    # Both are the generators' announcements of other products.
+    quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    session.run("mkdocs", "build", "--quiet", "--config-file", ".github/site/mkdocs.yml", env=quiet)
+    session.run("python", f"{SCRIPTS}/check_site.py", ".nox/pages")
+    done(session)
+
+
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
     """The resolution of today equals the committed one, whatever this machine resolved before."""
@@ -365,6 +387,17 @@ def nightly(session: nox.Session, package: str) -> None:
     command = ("pytest", *selected, f"packages/{package}/tests", *session.posargs)
     session.run(*command, env={"HYPOTHESIS_PROFILE": "nightly"})
     done(session)
+
+
+@nox.session(python=NEWEST, default=False)
+@each_package_by_name
+def coverage(session: nox.Session, package: str) -> None:
+    """The lines of one package that no test of its own runs, slow ones included."""
+    steps.install_editable(session, package)
+    session.install("pytest-cov==7.1.0")
+    module = package.replace("-", "_")
+    measured = (f"--cov={module}", "--cov-report=term-missing:skip-covered")
+    steps.pytest(session, *measured, f"packages/{package}/tests", markers="", package=package)
 
 
 @nox.session(python=NEWEST, default=False)

@@ -92,6 +92,9 @@ def main(package: str) -> int:
     if "site-packages" not in str(module.__file__):
         print(f"{package} was imported from {module.__file__}, not from the installed wheel")
         return 1
+    if module.__version__ != metadata.version(package):
+        print(f"{package} {metadata.version(package)} calls itself {module.__version__}")
+        return 1
     print(f"{package} works alone: {use()}")
     return 0
 

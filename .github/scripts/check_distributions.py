@@ -8,7 +8,7 @@ from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
-from workspace import PACKAGES
+from workspace import PACKAGES, ROOT, project
 
 
 def bounded(requirement: str) -> bool:
@@ -21,8 +21,9 @@ def problems_of_metadata(metadata: Message) -> list[str]:
     found = []
     if metadata["Metadata-Version"] != "2.4":
         found.append(f"Metadata-Version is {metadata['Metadata-Version']}; indexes take 2.4")
-    if metadata["License-Expression"] != "MIT":
-        found.append(f"License-Expression is {metadata['License-Expression']}, not MIT")
+    licence = project(ROOT / "packages" / metadata["Name"])["license"]
+    if metadata["License-Expression"] != licence:
+        found.append(f"License-Expression is {metadata['License-Expression']}, not {licence}")
     for requirement in metadata.get_all("Requires-Dist") or []:
         name = re.split(r"[\s<>=!~\[;(]", requirement, maxsplit=1)[0].lower()
         if name in PACKAGES and not bounded(requirement):

@@ -1,7 +1,8 @@
 """Check the rules of the workspace that no other tool knows: `python check_workspace.py`.
 
 Sibling requirements have both bounds (uv checks neither inside a workspace), every package carries
-its licence, its type marker and a changelog that releases can write to, every list of packages
+its licence, its type marker, its addresses, its version and a changelog that releases can write to,
+every finding stands in its index, every list of packages
 names it, no `__init__.py` lies under a tests folder (with importlib mode it silently runs another
 package's tests), the resolution is pinned, and no tracked file names an index host or a path of
 somebody's machine.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from check_distributions import bounded
 from pip._internal.models.index import PyPI
-from workspace import PACKAGES, ROOT, project, requirements
+from workspace import PACKAGES, ROOT, project, requirements, urls
 
 COMMANDS = ("pip install uv && uv run optim-bench run", "pip install uv && uvx nox")
 MARKER = "<!-- releases start -->"
@@ -52,9 +53,29 @@ def package_problems(folder: Path, licence: bytes) -> Iterator[str]:
     module = declared["name"].replace("-", "_")
     if not (folder / "src" / module / "py.typed").exists():
         yield f"src/{module}/py.typed is missing"
+    if folder.parent.name == "packages":
+        yield from published_problems(folder, declared, module)
     changelog = folder / "CHANGELOG.md"
     if folder.parent.name == "packages" and MARKER not in changelog.read_text(encoding="utf-8"):
         yield f"CHANGELOG.md has no line {MARKER!r}, below which releases are written"
+
+
+def published_problems(folder: Path, declared: dict, module: str) -> Iterator[str]:
+    """What is wrong with what the index and the module say about a package."""
+    if declared.get("urls") != urls(declared["name"]):
+        yield "[project.urls] is not that of workspace.py: run release.py address URL"
+    line = f'__version__ = "{declared["version"]}"\n'
+    if line not in (folder / "src" / module / "__init__.py").read_text(encoding="utf-8"):
+        yield f"src/{module}/__init__.py has no line {line.strip()}"
+
+
+def finding_problems(folder: Path) -> Iterator[str]:
+    """Which findings their index forgets, or invents."""
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\]\(([^)/]+\.sh)\)", index))
+    there = {path.name for path in folder.glob("*.sh")}
+    for name in sorted(there ^ listed):
+        yield f"findings/README.md {'does not list' if name in there else 'lists a missing'} {name}"
 
 
 def list_problems(root: Path, packages: Iterable[str]) -> Iterator[str]:
@@ -102,6 +123,7 @@ def problems(root: Path) -> Iterator[str]:
     for folder in (*sorted((root / "packages").iterdir()), root / "shared-tests"):
         for problem in package_problems(folder, licence):
             yield f"{folder.relative_to(root)}: {problem}"
+    yield from finding_problems(root / "findings")
     yield from list_problems(root, sorted(path.name for path in (root / "packages").iterdir()))
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
     if not TIMESTAMP.fullmatch(settings["exclude-newer"]):

@@ -4,6 +4,7 @@
     release.py plan --tag T | --package P  may HEAD be released? print package and version
     release.py published PACKAGE           the versions the index holds, a line each
     release.py build PACKAGE --out DIR     wheel, sdist and SHA256SUMS, from a clean clone of HEAD
+    release.py address URL                 write the repository's address into every package
 
 `plan` refuses, with every reason at once, what an index would not: it takes a second upload of an
 identical file without a word, and it does not know about changelogs, tags or siblings.
@@ -23,7 +24,7 @@ import workspace
 from packaging.requirements import Requirement
 from packaging.version import Version
 from pypi_simple import NoSuchProjectError, PyPISimple
-from workspace import PACKAGES, ROOT
+from workspace import ADDRESS, PACKAGES, ROOT, UNKNOWN
 
 TAG = re.compile(rf"({'|'.join(PACKAGES)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
 TOWNCRIER = "towncrier==26.9.0"
@@ -73,6 +74,8 @@ def refusals(
         yield (
             f"the tag says {version}, packages/{package}/pyproject.toml says {declared['version']}"
         )
+    if unknown := [url for url in declared.get("urls", {}).values() if UNKNOWN in url]:
+        yield f"{unknown[0]} is no address; set the true one: release.py address URL"
     if changed := git(root, "status", "--porcelain"):
         yield f"the tree is not clean; commit or remove: {changed.splitlines()[0].strip()}"
     if tag is not None and git(root, "rev-list", "-n1", tag) != git(root, "rev-parse", "HEAD"):
@@ -111,15 +114,25 @@ def plan(root: Path, tag: str | None, package: str | None, index: str | None) ->
     return package, version
 
 
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace every `old` in a file."""
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
+def set_address(root: Path, address: str) -> None:
+    """Write the repository's address wherever the one of today stands; the caller commits."""
+    replace(root / ".github" / "scripts" / "workspace.py", f'"{ADDRESS}"', f'"{address}"')
+    for package in PACKAGES:
+        replace(root / "packages" / package / "pyproject.toml", f'"{ADDRESS}', f'"{address}')
+
+
 def prepare(root: Path, package: str, version: str) -> None:
     """Set the version and collect the changelog fragments; the caller commits and tags."""
-    pyproject = root / "packages" / package / "pyproject.toml"
-    text = pyproject.read_text(encoding="utf-8")
+    folder = root / "packages" / package
     declared = project(root, package)["version"]
-    pyproject.write_text(
-        text.replace(f'\nversion = "{declared}"\n', f'\nversion = "{version}"\n', 1),
-        encoding="utf-8",
-    )
+    module = folder / "src" / package.replace("-", "_") / "__init__.py"
+    for path, name in ((folder / "pyproject.toml", "version"), (module, "__version__")):
+        replace(path, f'\n{name} = "{declared}"\n', f'\n{name} = "{version}"\n')
     command = ["uvx", "--quiet", TOWNCRIER, "build", "--config", ".github/towncrier.toml", "--yes"]
     command += ["--dir", f"packages/{package}", "--name", package, "--version", version]
     subprocess.run(command, cwd=root, check=True)
@@ -158,9 +171,12 @@ def main(arguments: list[str] | None = None) -> int:
     building = commands.add_parser("build")
     building.add_argument("package", choices=PACKAGES)
     building.add_argument("--out", type=Path, required=True)
+    commands.add_parser("address").add_argument("url")
     options = parser.parse_args(arguments)
 
-    if options.command == "prepare":
+    if options.command == "address":
+        set_address(ROOT, options.url.rstrip("/"))
+    elif options.command == "prepare":
         prepare(ROOT, options.package, options.version)
     elif options.command == "published":
         for version in sorted(published(options.index, options.package)):

@@ -216,6 +216,9 @@ def main() -> int:
         for tag in run("git", "tag", cwd=root).split():
             run("git", "tag", "--delete", tag, cwd=root)
         print("before the first release")
+        must_refuse(root, address, "is no address", package="stam-core")
+        release.set_address(root, f"{address}/repository")
+        commit(root, "Write where the repository stands")
         must_refuse(root, address, "names no release", tag="stam-core-0.1.0")
         must_refuse(root, address, "is no package of this workspace", package="stam")
         run("git", "tag", "stam-core-v9.9.9", cwd=root)

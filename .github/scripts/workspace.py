@@ -16,6 +16,11 @@ SIBLINGS = {
     "optim-bench": ("stam-core", "stam-jax", "stac-torch"),
 }
 PACKAGES = tuple(SIBLINGS)
+# Where the repository will stand. Until that is known, a name that cannot exist (RFC 2606): every
+# package's [project.urls] begins with it, and release.py publishes nothing while it does.
+# `python release.py address URL` writes the true one everywhere.
+ADDRESS = "https://project.invalid/optimizers"
+UNKNOWN = ".invalid/"
 # The extras with which a package is tested, where it has some.
 EXTRAS = {"optim-checkpoint": "[jax,torch]", "optim-bench": "[jax,torch,parquet]"}
 
@@ -30,3 +35,14 @@ def requirements(declared: dict) -> Iterator[str]:
     yield from declared.get("dependencies", [])
     for extra in declared.get("optional-dependencies", {}).values():
         yield from extra
+
+
+def urls(package: str, address: str = ADDRESS) -> dict[str, str]:
+    """The [project.urls] of a package."""
+    folder = f"{address}/tree/main/packages/{package}"
+    return {
+        "Homepage": folder,
+        "Source": address,
+        "Issues": f"{address}/issues",
+        "Changelog": f"{address}/blob/main/packages/{package}/CHANGELOG.md",
+    }

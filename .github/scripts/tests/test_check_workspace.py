@@ -2,6 +2,7 @@
 
 import check_workspace
 import pytest
+import workspace
 
 LICENCE = b"MIT"
 PYPROJECT = """
@@ -9,7 +10,13 @@ PYPROJECT = """
 name = "stam-jax"
 version = "0.1.0"
 dependencies = ["{requirement}", "numpy>=1.26"]
+urls = {urls}
 """
+
+
+def pyproject(requirement="stam-core>=0.1,<0.2", address=workspace.ADDRESS):
+    pairs = (f'{name} = "{url}"' for name, url in workspace.urls("stam-jax", address).items())
+    return PYPROJECT.format(requirement=requirement, urls=f"{{ {', '.join(pairs)} }}")
 
 
 @pytest.fixture
@@ -17,9 +24,10 @@ def package(tmp_path):
     folder = tmp_path / "packages" / "stam-jax"
     (folder / "src" / "stam_jax").mkdir(parents=True)
     (folder / "src" / "stam_jax" / "py.typed").touch()
+    (folder / "src" / "stam_jax" / "__init__.py").write_text('__version__ = "0.1.0"\n')
     (folder / "LICENSE").write_bytes(LICENCE)
     (folder / "CHANGELOG.md").write_text(check_workspace.MARKER)
-    (folder / "pyproject.toml").write_text(PYPROJECT.format(requirement="stam-core>=0.1,<0.2"))
+    (folder / "pyproject.toml").write_text(pyproject())
     return folder
 
 
@@ -33,7 +41,7 @@ def test_a_sound_package_has_no_problem(package):
 
 @pytest.mark.parametrize("requirement", ["stam-core", "stam-core>=0.1", "stam-core<0.2"])
 def test_a_sibling_needs_both_bounds(package, requirement):
-    (package / "pyproject.toml").write_text(PYPROJECT.format(requirement=requirement))
+    (package / "pyproject.toml").write_text(pyproject(requirement))
     assert [line for line in found(package) if "floor and a ceiling" in line]
 
 
@@ -52,6 +60,27 @@ def test_a_wrong_file_is_named(package, name, text, problem):
 def test_a_missing_type_marker_is_named(package):
     (package / "src" / "stam_jax" / "py.typed").unlink()
     assert found(package) == ["src/stam_jax/py.typed is missing"]
+
+
+def test_an_address_of_its_own_is_named(package):
+    (package / "pyproject.toml").write_text(pyproject(address="https://else.invalid/x"))
+    (problem,) = found(package)
+    assert "[project.urls] is not that of workspace.py" in problem
+
+
+def test_a_version_that_the_module_does_not_have_is_named(package):
+    (package / "src" / "stam_jax" / "__init__.py").write_text('__version__ = "0.2.0"\n')
+    assert found(package) == ['src/stam_jax/__init__.py has no line __version__ = "0.1.0"']
+
+
+def test_the_index_of_findings_is_held_to_the_folder(tmp_path):
+    (tmp_path / "one.sh").touch()
+    (tmp_path / "two.sh").touch()
+    (tmp_path / "README.md").write_text("| [one](one.sh) | [three](three.sh) |")
+    assert list(check_workspace.finding_problems(tmp_path)) == [
+        "findings/README.md lists a missing three.sh",
+        "findings/README.md does not list two.sh",
+    ]
 
 
 def test_a_package_that_no_list_names_is_missed_in_each():

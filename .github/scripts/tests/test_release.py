@@ -28,6 +28,9 @@ def write(root, name, dependencies="", extra=""):
         PYPROJECT.format(name=name, dependencies=dependencies, extra=extra), encoding="utf-8"
     )
     (folder / "CHANGELOG.md").write_text("## 0.2.0 (2026-11-21)\n", encoding="utf-8")
+    module = folder / "src" / name.replace("-", "_")
+    module.mkdir(parents=True)
+    (module / "__init__.py").write_text('"""X."""\n\n__version__ = "0.2.0"\n', encoding="utf-8")
 
 
 @pytest.fixture
@@ -123,6 +126,41 @@ def test_a_plan_is_printed_as_the_workflow_reads_it(root, index, monkeypatch, ca
     refused = capsys.readouterr()
     assert refused.out == ""
     assert refused.err == "refused:\nstam-jax 0.2 is not published; release it first\n"
+
+
+def test_a_placeholder_is_no_address(root, index):
+    pyproject = root / "packages" / "stam-core" / "pyproject.toml"
+    text = pyproject.read_text() + f'[project.urls]\nSource = "{release.ADDRESS}"\n'
+    pyproject.write_text(text)
+    git(root, "commit", "--quiet", "--all", "--message", "x")
+    assert f"{release.ADDRESS} is no address; set the true one" in refusal(
+        root, package="stam-core"
+    )
+
+
+def test_an_address_is_written_everywhere(root, index):
+    scripts = root / ".github" / "scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "workspace.py").write_text(f'ADDRESS = "{release.ADDRESS}"\n')
+    for package in release.PACKAGES:
+        folder = root / "packages" / package
+        folder.mkdir(exist_ok=True)
+        (folder / "pyproject.toml").write_text(f'Source = "{release.ADDRESS}/tree"\n')
+    release.set_address(root, "https://there.example/x")
+    assert (scripts / "workspace.py").read_text() == 'ADDRESS = "https://there.example/x"\n'
+    texts = {path.read_text() for path in root.glob("packages/*/pyproject.toml")}
+    assert texts == {'Source = "https://there.example/x/tree"\n'}
+
+
+def test_a_version_is_set_in_the_project_and_the_module(root, index, monkeypatch):
+    ran = []
+    monkeypatch.setattr(release.subprocess, "run", lambda command, **_: ran.append(command))
+    release.prepare(root, "stam-core", "0.3.0")
+    folder = root / "packages" / "stam-core"
+    assert '\nversion = "0.3.0"\n' in (folder / "pyproject.toml").read_text()
+    module = (folder / "src" / "stam_core" / "__init__.py").read_text()
+    assert module == '"""X."""\n\n__version__ = "0.3.0"\n'
+    assert "0.3.0" in ran[0]
 
 
 def test_every_reason_is_given_at_once(root, index):

@@ -203,6 +203,10 @@ def interrupted(call, number):
     Python looks for signals when a function begins and when one in C has returned.
     """
     file, start = _background.__file__, threading.Thread.start.__code__
+    if sys.version_info >= (3, 14):
+        # Interrupted as it enters a `with`, Python 3.14 leaves the lock taken, and inside of
+        # Thread.start that is a lock of its own: no thread starts or ends any more.
+        start = None
     left = number
 
     def strike(frame, event, argument):

@@ -42,6 +42,7 @@ class _Writer:
         self._waits.acquire()
         self._works = threading.Lock()
         self._works.acquire()
+        self._ended = False
         # Not a daemon: the interpreter does not end before the save has.
         self._thread = threading.Thread(target=self._run, daemon=False)
         self.start = self._thread.start
@@ -49,9 +50,11 @@ class _Writer:
         self.go = self._waits.release
 
     def join(self) -> None:
-        # Not Thread.join: where that is interrupted, Python 3.11 takes the thread for ended.
-        with self._works:
-            pass
+        # Not Thread.join: where that is interrupted, Python 3.11 takes the thread for ended. And no
+        # `with`: where Python 3.14 is interrupted as it enters, the lock stays taken.
+        while not self._ended:
+            if self._works.acquire(timeout=1.0):
+                self._works.release()
 
     def _run(self) -> None:
         try:
@@ -59,6 +62,7 @@ class _Writer:
             for document, memory in self._given:
                 self._work(document, memory)
         finally:
+            self._ended = True
             self._works.release()
 
 
@@ -78,6 +82,9 @@ class BackgroundCheckpointer:
         replace: Whether a step that exists gets a newer generation instead of an error.
     """
 
+    # The claim of the save that is being copied; each checkpointer's own while there is one.
+    _submitting: object = None
+
     def __init__(self, path: StrPath, *, keep: int | None = None, replace: bool = False) -> None:
         try:
             # A later change of the working folder must not split the run.
@@ -93,8 +100,6 @@ class BackgroundCheckpointer:
         self._keep = check_keep(keep)
         self._replace = replace
         self._writer: _Writer | None = None
-        self._guard = threading.Lock()
-        self._submitting: object = None
         self._error: BaseException | None = None
         self._failure = object()
         self._last: Path | None = None
@@ -149,11 +154,9 @@ class BackgroundCheckpointer:
         self._check_process(document.step)
         claim = object()
         try:
-            with self._guard:
-                if self._submitting is None:
-                    self._submitting = claim
-            # What is being copied must not be mixed with more.
-            if self._submitting is not claim:
+            # What is being copied must not be mixed with more. One call decides, without a lock
+            # that an interrupt could leave taken.
+            if vars(self).setdefault("_submitting", claim) is not claim:
                 raise CheckpointWriteError(
                     f"step {document.step} was not saved: another save is being copied; in a "
                     "signal handler set a flag and save after the step, and save from one thread"
@@ -162,7 +165,7 @@ class BackgroundCheckpointer:
             self._start(document)
         finally:
             if self._submitting is claim:
-                self._submitting = None
+                del self._submitting
 
     def _start(self, document: Document) -> None:
         writer = _Writer(self._commit)

@@ -5,6 +5,8 @@ from stac_torch._layers import LayerGroup
 from stac_torch._optimizer import STAC
 from stac_torch._partition import STACPartition, partition_trainable_layers
 
+__version__ = "0.1.0"
+
 __all__ = [
     "STAC",
     "LayerGroup",

@@ -54,6 +54,8 @@ from stam_core._stam_lite import (
 )
 from stam_core._typing import AS_WRITTEN, Exact
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AS_WRITTEN",
     "HYBRID_SIGN_LR_SCALE",

@@ -16,6 +16,8 @@ from stam_jax._stam import ScaleByStamState, scale_by_stam, stam
 from stam_jax._stam_lite import ScaleByStamLiteState, scale_by_stam_lite, stam_lite
 from stam_jax._state_dict import FORMAT_VERSION, state_from_dict, state_to_dict
 
+__version__ = "0.1.0"
+
 __all__ = [
     "FORMAT_VERSION",
     "LastLayers",

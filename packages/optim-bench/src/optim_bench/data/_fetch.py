@@ -206,6 +206,8 @@ def _stream(file: RemoteFile, target: IO[bytes]) -> tuple[str, int]:
                 digest.update(block)
                 size += len(block)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # It holds the answer's connection.
         reason = getattr(error, "reason", None) or error
         raise FetchError(f"{file.url} cannot be fetched ({reason})") from error
     return digest.hexdigest(), size
