@@ -62,7 +62,7 @@ def steps_of_a_folder() -> str:
 def registry() -> str:
     """Count the registered workloads and optimizers."""
     from optim_bench.optimizers import OPTIMIZERS
-    from optim_bench.workloads import WORKLOADS
+    from optim_bench.tasks.built_in import WORKLOADS
 
     return f"{len(WORKLOADS)} workloads, {len(OPTIMIZERS)} optimizers"
 

@@ -22,8 +22,8 @@ LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 FRAGMENT = re.compile(r"\+?(.+?)\.(breaking|added|changed|fixed)\.md")
 SINCE = {"breaking": "Breaking", "added": "Added", "changed": "Changed", "fixed": "Fixed"}
 # What a package has beside its README, in the order of the navigation.
-GUIDES = ("PARTITIONS.md", "evidence/README.md", "docs/*.md", "evidence/*.md")
-TITLES = {"PARTITIONS.md": "Partitions", "evidence/README.md": "Evidence"}
+GUIDES = ("PARTITIONS.md", "GUIDE.md", "evidence/README.md", "docs/*.md", "evidence/*.md")
+TITLES = {"PARTITIONS.md": "Partitions", "GUIDE.md": "Guide", "evidence/README.md": "Evidence"}
 # Modules that are public beside the package itself.
 MODULES = {
     "stam-core": ("stam_core.int8", "stam_core.noise", "stam_core.reference"),

@@ -482,13 +482,13 @@ def test_settings_and_functions_are_a_tasks_identity_and_a_version_pins_it():
         return source_of(OPTIMIZERS["torch/adamw"], "adamw", task)
 
     plain = identity(torch_task())
-    assert plain.startswith("sha256:")
+    assert "sha256:" in plain
     assert identity(torch_task()) == plain
     assert identity(torch_task(clip_norm=1.0)) != plain
     assert identity(torch_task(judged="score")) != plain
     # A title is for people, and the horizon is in the spec of every run.
     assert identity(torch_task(title="Lines", steps=50)) == plain
-    assert not identity(torch_task(version=1)).startswith("sha256:")
+    assert "sha256:" not in identity(torch_task(version=1))
 
 
 def test_an_installed_package_offers_tasks_by_its_entry_points(monkeypatch):

@@ -1,10 +1,4 @@
-"""Optimizer comparisons that a sceptic accepts: real data, equal budgets, paired intervals.
-
-from optim_bench import compare
-
-result = compare("digits-cnn", ["stac"], framework="torch", budget="10min")
-print(result)
-"""
+"""Optimizer comparisons that a sceptic accepts: real data, equal budgets, paired intervals."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -15,6 +9,8 @@ if TYPE_CHECKING:
     from optim_bench.errors import BenchError, UsageError
     from optim_bench.optimizers import OptimizerInfo
     from optim_bench.tasks import JaxTask, TaskError, TorchTask
+
+__version__ = "0.1.0"
 
 # Loaded when first asked for: a task's module imports this package, and so does every worker.
 _PLACES = {
@@ -29,8 +25,6 @@ _PLACES = {
     "compare": "_compare",
     "forecast": "_compare",
 }
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BenchError",
