@@ -64,7 +64,7 @@ def done(session: nox.Session) -> None:
     ran.append(session.name)
 
 
-@nox.session(python=NEWEST)
+@nox.session(python=NEWEST, tags=["quick"])
 def lint(session: nox.Session) -> None:
     """Format, lint, import arrows, and the rules of the workspace itself."""
     session.install(*steps.group("lint"), "pip")
@@ -77,7 +77,7 @@ def lint(session: nox.Session) -> None:
     done(session)
 
 
-@nox.session(python=NEWEST)
+@nox.session(python=NEWEST, tags=["quick"])
 def types(session: nox.Session) -> None:
     """pyright: strict where no framework is involved, standard elsewhere."""
     sources = [f"packages/{package}{EXTRAS.get(package, '')}" for package in PACKAGES]
@@ -101,6 +101,17 @@ def tests(session: nox.Session, package: str) -> None:
         # one module that imports an extra of its own has no examples, and `cluster` imports it.
         options = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
         steps.pytest(session, *options, f"packages/{package}/src", markers="")
+    done(session)
+
+
+@nox.session(python=NEWEST, default=False, tags=["quick"])
+@each_package_by_name
+def quick(session: nox.Session, package: str) -> None:
+    """Some minutes' worth of one package: `uvx nox -t quick` takes every package once."""
+    steps.install_editable(session, package)
+    tests = ROOT / "packages" / package / "tests"
+    files = [str(tests / f"test_{name}.py") for name in steps.QUICK[package].split()]
+    steps.pytest(session, *files, markers=" and not slow", package=package)
     done(session)
 
 

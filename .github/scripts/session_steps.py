@@ -13,6 +13,15 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Where modules have long fixtures, each module stays in one worker: both would compute them.
 DIST = {"optim-checkpoint": "loadfile"}
 
+# What `uvx nox -t quick` runs of each package: what users call, without what takes minutes.
+QUICK = {
+    "stam-core": "conformance hyperparams namespaces package rules stac",
+    "stam-jax": "arguments descent errors leaves limits nonfinite rounding state_dict",
+    "stac-torch": "construction frozen layers loading nonfinite partition rule sections stam tensor_lr",
+    "optim-checkpoint": "cli commit damage golden locks names policy retention typed",
+    "optim-bench": "cli evidence protocol results source stats store",
+}
+
 # What needs a GPU or hours is collected, and run by name.
 MARKERS = "not gpu and not nightly"
 
