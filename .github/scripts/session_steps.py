@@ -17,7 +17,7 @@ DIST = {"optim-checkpoint": "loadfile"}
 QUICK = {
     "stam-core": "conformance hyperparams namespaces package rules stac",
     "stam-jax": "arguments descent errors leaves limits nonfinite rounding state_dict",
-    "stac-torch": "construction frozen layers loading nonfinite partition rule sections stam tensor_lr",
+    "stac-torch": "construction frozen layers loading nonfinite partition rule stam tensor_lr",
     "optim-checkpoint": "cli commit damage golden locks names policy retention typed",
     "optim-bench": "cli evidence protocol results source stats store",
 }
