@@ -110,7 +110,7 @@ def _watch(batch: Batch) -> None:
         except FileNotFoundError:
             break
         except OSError:
-            now = last  # a file server out of breath: only the clock decides
+            now = last  # a file server that answers late: only the clock decides
         if now != last:
             last, since = now, time.monotonic()
         if time.monotonic() - since > batch.lease_seconds:

@@ -95,7 +95,7 @@ class ProcessExecutor:
             if late := self._late():
                 return self._give_up(late, f"gave up after {self._timeout:g} s")
             if gone := self._gone():
-                return self._give_up(gone, gone.epitaph())
+                return self._give_up(gone, gone.last_words())
             try:
                 worker, line = self._done.get(timeout=_POLL_SECONDS)
             except queue.Empty:
@@ -103,7 +103,7 @@ class ProcessExecutor:
             if worker.spec is None or self._workers.get(worker.slot) is not worker:
                 continue  # the end of a worker that was already dealt with
             if line is None:
-                return self._give_up(worker, worker.epitaph())
+                return self._give_up(worker, worker.last_words())
             spec, worker.spec = worker.spec, None
             self._dispatch()
             try:
@@ -236,7 +236,7 @@ class _Worker:
         self.spec, self.group, self.since = spec, group_of(spec), time.monotonic()
         self._write(json.dumps(spec.to_json()))
 
-    def epitaph(self) -> str:
+    def last_words(self) -> str:
         """Say how the worker ended, with the last line it wrote."""
         deadline = time.monotonic() + _END_SECONDS
         while self.alive():

@@ -30,7 +30,7 @@ from optim_bench.records import RunRecord, RunSpec
 # Records are a few kilobytes; Ray would take a third of the memory for them.
 _OBJECT_STORE_BYTES = 100 * 2**20
 _POLL_SECONDS = 5.0
-_KNOCK_SECONDS = 10.0
+_CONNECT_SECONDS = 10.0
 _START_SECONDS = 120.0
 
 
@@ -203,7 +203,7 @@ class RayExecutor:
 
 
 def _check_address(address: str) -> None:
-    """Knock before Ray does, which tries an address that nobody answers for minutes.
+    """Try the address before Ray does, which takes minutes where nobody answers.
 
     Raises:
         BenchError: it is no address, or nobody answers.
@@ -214,7 +214,7 @@ def _check_address(address: str) -> None:
     if "/" in host or not host or not port.isdecimal():
         raise BenchError(f"address is {address!r}; write host:port of the head node, or auto on it")
     try:
-        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise BenchError(f"no Ray cluster answers at {address} ({os_reason(error)})") from error
 
