@@ -175,7 +175,7 @@ class SubmititExecutor:
     def _beat(self) -> None:
         if time.monotonic() - self._beat_at > _BEAT_SECONDS:
             self._beat_at = time.monotonic()
-            # A file server that answers late, or a full one: jobs that miss it for long leave, and are
+            # The file server may be late, or full: jobs that miss this for long leave, and are
             # sent again.
             with contextlib.suppress(OSError):
                 self._lease.write_text(str(self._beat_at), encoding="ascii")
