@@ -17,7 +17,7 @@ from pathlib import Path
 
 from check_distributions import bounded
 from pip._internal.models.index import PyPI
-from workspace import PACKAGES, ROOT, project, requirements, urls
+from workspace import ADDRESS, PACKAGES, ROOT, project, requirements, urls
 
 COMMANDS = ("pip install uv && uv run optim-bench run", "pip install uv && uvx nox")
 MARKER = "<!-- releases start -->"
@@ -67,6 +67,17 @@ def published_problems(folder: Path, declared: dict, module: str) -> Iterator[st
     line = f'__version__ = "{declared["version"]}"\n'
     if line not in (folder / "src" / module / "__init__.py").read_text(encoding="utf-8"):
         yield f"src/{module}/__init__.py has no line {line.strip()}"
+
+
+def readme_problems(root: Path, package: str) -> Iterator[str]:
+    """Which links of a package's README would not work on the package's page at an index."""
+    text = (root / "packages" / package / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        ours = re.fullmatch(rf"{re.escape(ADDRESS)}/(?:blob|raw|tree)/main/([^#]+)(?:#.*)?", target)
+        if not target.startswith(("https://", "#")):
+            yield f"README.md links to {target}: write {ADDRESS}/blob/main/packages/{package}/..."
+        elif ours and not (root / ours[1]).exists():
+            yield f"README.md links to {ours[1]}, which is not there"
 
 
 def finding_problems(folder: Path) -> Iterator[str]:
@@ -123,6 +134,9 @@ def problems(root: Path) -> Iterator[str]:
     for folder in (*sorted((root / "packages").iterdir()), root / "shared-tests"):
         for problem in package_problems(folder, licence):
             yield f"{folder.relative_to(root)}: {problem}"
+    for package in PACKAGES:
+        for problem in readme_problems(root, package):
+            yield f"packages/{package}: {problem}"
     yield from finding_problems(root / "findings")
     yield from list_problems(root, sorted(path.name for path in (root / "packages").iterdir()))
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]

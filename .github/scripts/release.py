@@ -123,7 +123,9 @@ def set_address(root: Path, address: str) -> None:
     """Write the repository's address wherever the one of today stands; the caller commits."""
     replace(root / ".github" / "scripts" / "workspace.py", f'"{ADDRESS}"', f'"{address}"')
     for package in PACKAGES:
-        replace(root / "packages" / package / "pyproject.toml", f'"{ADDRESS}', f'"{address}')
+        for name in ("pyproject.toml", "README.md"):
+            replace(root / "packages" / package / name, f"{ADDRESS}/", f"{address}/")
+            replace(root / "packages" / package / name, f'"{ADDRESS}"', f'"{address}"')
 
 
 def prepare(root: Path, package: str, version: str) -> None:

@@ -22,8 +22,20 @@ LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 FRAGMENT = re.compile(r"\+?(.+?)\.(breaking|added|changed|fixed)\.md")
 SINCE = {"breaking": "Breaking", "added": "Added", "changed": "Changed", "fixed": "Fixed"}
 # What a package has beside its README, in the order of the navigation.
-GUIDES = ("PARTITIONS.md", "GUIDE.md", "evidence/README.md", "docs/*.md", "evidence/*.md")
-TITLES = {"PARTITIONS.md": "Partitions", "GUIDE.md": "Guide", "evidence/README.md": "Evidence"}
+GUIDES = (
+    "GUIDE.md",
+    "PARTITIONS.md",
+    "RESULTS.md",
+    "evidence/README.md",
+    "docs/*.md",
+    "evidence/*.md",
+)
+TITLES = {
+    "RESULTS.md": "Results",
+    "PARTITIONS.md": "Partitions",
+    "GUIDE.md": "Guide",
+    "evidence/README.md": "Evidence",
+}
 # Modules that are public beside the package itself.
 MODULES = {
     "stam-core": ("stam_core.int8", "stam_core.noise", "stam_core.reference"),
@@ -65,6 +77,10 @@ def linked(text: str, source: str, page: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         before, target, anchor, after = match.groups()
+        # A published README names files by the repository's address.
+        inside = re.match(rf"{re.escape(ADDRESS)}/(?:blob|raw|tree)/main/(.+)", target)
+        if inside:
+            target = posixpath.relpath(inside[1], posixpath.dirname(source))
         if re.match(r"[a-z]+:", target):
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))

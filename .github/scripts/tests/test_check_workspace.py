@@ -73,6 +73,23 @@ def test_a_version_that_the_module_does_not_have_is_named(package):
     assert found(package) == ['src/stam_jax/__init__.py has no line __version__ = "0.1.0"']
 
 
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("#heading", None),
+        ("https://else.example/x", None),
+        (f"{workspace.ADDRESS}/blob/main/packages/stam-jax/LICENSE#x", None),
+        ("GUIDE.md", "README.md links to GUIDE.md: write https://"),
+        (f"{workspace.ADDRESS}/raw/main/no.svg", "README.md links to no.svg, which is not there"),
+    ],
+)
+def test_links_of_a_readme_work_on_an_index(package, target, problem):
+    (package / "README.md").write_text(f"[x]({target})")
+    found = list(check_workspace.readme_problems(package.parents[1], "stam-jax"))
+    assert len(found) == (problem is not None)
+    assert all(line.startswith(problem) for line in found)
+
+
 def test_the_index_of_findings_is_held_to_the_folder(tmp_path):
     (tmp_path / "one.sh").touch()
     (tmp_path / "two.sh").touch()

@@ -146,10 +146,13 @@ def test_an_address_is_written_everywhere(root, index):
         folder = root / "packages" / package
         folder.mkdir(exist_ok=True)
         (folder / "pyproject.toml").write_text(f'Source = "{release.ADDRESS}/tree"\n')
+        (folder / "README.md").write_text(f"[it]({release.ADDRESS}/blob/main/x.md)")
     release.set_address(root, "https://there.example/x")
     assert (scripts / "workspace.py").read_text() == 'ADDRESS = "https://there.example/x"\n'
     texts = {path.read_text() for path in root.glob("packages/*/pyproject.toml")}
     assert texts == {'Source = "https://there.example/x/tree"\n'}
+    texts = {path.read_text() for path in root.glob("packages/*/README.md")}
+    assert texts == {"[it](https://there.example/x/blob/main/x.md)"}
 
 
 def test_a_version_is_set_in_the_project_and_the_module(root, index, monkeypatch):

@@ -47,7 +47,7 @@ def test_the_readme_is_short_and_begins_with_what_it_is_for():
     assert README[:before].count("```python") == 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "GUIDE.md", "evidence/costs.md"])
+@pytest.mark.parametrize("page", ["GUIDE.md", "evidence/costs.md"])
 def test_what_a_page_links_to_is_there(page):
     text = (PACKAGE / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

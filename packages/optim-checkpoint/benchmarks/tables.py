@@ -1,8 +1,8 @@
-"""Write the tables of README.md from the committed results beside this file.
+"""Write the tables of RESULTS.md from the committed results beside this file.
 
     python benchmarks/tables.py --write
 
-A test compares: the README shows what the JSON files hold, and nothing else.
+A test compares: the page shows what the JSON files hold, and nothing else.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "RESULTS.md"
 # What the contract of the package asks for: kind, contender, target, and what the row is called.
 FASTER = [
     ("save", "raw write and fsync", 0.85, "durable save against raw write and fsync"),
@@ -134,28 +134,28 @@ def tables() -> dict[str, str]:
 
 
 def with_tables(text: str) -> str:
-    """Return a README with the tables between their marks."""
+    """Return a page with the tables between their marks."""
     for name, table in tables().items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
         head, _, rest = text.partition(begin)
         _, mark, tail = rest.partition(end)
         if not mark:
-            raise ValueError(f"{README.name} has no marks {begin} and {end}")
+            raise ValueError(f"{PAGE.name} has no marks {begin} and {end}")
         text = f"{head}{begin}\n{table}\n{end}{tail}"
     return text
 
 
 def main() -> None:
-    """Check the README, or write it."""
+    """Check the page, or write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the tables into the README")
+    parser.add_argument("--write", action="store_true", help="write the tables into the page")
     args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     wanted = with_tables(text)
     if args.write:
-        README.write_text(wanted, encoding="utf-8")
+        PAGE.write_text(wanted, encoding="utf-8")
     elif wanted != text:
-        sys.exit("README.md does not show the committed results: run with --write")
+        sys.exit("RESULTS.md does not show the committed results: run with --write")
 
 
 if __name__ == "__main__":

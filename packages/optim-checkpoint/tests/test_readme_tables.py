@@ -1,4 +1,4 @@
-"""The README shows what the committed results hold, and the benchmark that made them runs."""
+"""RESULTS.md shows what the committed results hold, and the benchmark that made them runs."""
 
 import json
 import runpy
@@ -18,8 +18,15 @@ def tables():
 
 
 def test_the_readme_shows_the_committed_results(tables):
-    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    text = (PACKAGE / "RESULTS.md").read_text(encoding="utf-8")
     assert tables["with_tables"](text) == text, "run benchmarks/tables.py --write"
+
+
+def test_the_readme_says_how_many_optimizers_of_others_resume():
+    counts = json.loads((BENCHMARKS / "peers.json").read_text())["counts"]
+    text = " ".join((PACKAGE / "README.md").read_text(encoding="utf-8").split())
+    bitwise, refused = counts["exact"], counts["refused"]
+    assert f"Of {bitwise + refused} optimizers of two other packages {bitwise} resume" in text
 
 
 def test_a_missed_target_is_called_missed(tables):
