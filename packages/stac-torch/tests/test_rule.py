@@ -70,3 +70,20 @@ def test_what_a_signature_leaves_out_has_its_default():
         SignDescent([nn.Parameter(torch.ones(2))], lr=-1.0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'maximize'"):
         SignDescent([nn.Parameter(torch.ones(2))], maximize=True)
+
+
+def test_a_subclass_is_the_same_optimizer():
+    """Wrappers make them: Lightning does of every optimizer."""
+
+    class Wrapped(SignDescent):
+        pass
+
+    class Decayed(SignDescent):
+        def __init__(self, params):
+            super().__init__(params, weight_decay=0.5)
+
+    ours, optimizer = steps_of(lambda p: type("Made", (Wrapped,), {})(p, lr=0.1), torch.float32)
+    theirs, _ = steps_of(lambda p: SignDescent(p, lr=0.1), torch.float32)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert isinstance(optimizer, SignDescent)
+    assert Decayed([nn.Parameter(torch.ones(2))]).param_groups[0]["weight_decay"] == 0.5

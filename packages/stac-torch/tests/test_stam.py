@@ -112,6 +112,19 @@ def test_complex_state(cls):
         cls(params, exp_avg_dtype="bf16")
 
 
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_a_complex_moment_narrower_than_its_parameter(cls):
+    p = nn.Parameter(torch.zeros(3, dtype=torch.complex128))
+    optimizer = cls([p], exp_avg_dtype="float32")
+    p.grad = torch.tensor([2 - 4j, 1e-3, 1e100j], dtype=torch.complex128)
+    optimizer.step()
+    exp_avg = optimizer.state[p]["exp_avg"]
+    share = 1 - optimizer.state[p]["beta1"]
+    largest = torch.finfo(torch.float32).max
+    expected = torch.cat([share * p.grad[:2], torch.tensor([largest * 1j])]).to(torch.complex64)
+    torch.testing.assert_close(exp_avg, expected)
+
+
 def test_the_state_is_named_as_the_rule_names_it():
     params = parameters(torch.bfloat16, [(4, 3)])
     for cls, keys in (

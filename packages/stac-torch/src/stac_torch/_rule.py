@@ -47,8 +47,13 @@ class RuleOptimizer(BaseOptimizer):
     all optimizers have. It calls ``super().__init__(params, locals())``.
     """
 
-    def __init_subclass__(cls, *, rule: Rule[Any], betas: tuple[str, ...] = ()) -> None:
+    def __init_subclass__(
+        cls, *, rule: Rule[Any] | None = None, betas: tuple[str, ...] = ()
+    ) -> None:
         super().__init_subclass__()
+        if rule is None:
+            # A user's subclass, or that of a wrapper: it is the same optimizer.
+            return
         section = RuleSection(cls.__name__, rule, betas)
         own = {
             name: parameter.default

@@ -60,9 +60,9 @@ def step_(
             totals = _totals(found, values, first)
             sizes = [size for unit in found for size in unit.sizes]
             if shared:
-                wholes = [wave[at].param for unit in found for at in unit.places]
-                sizes = [parameter.numel() for parameter in wholes]
-                _sum_over_ranks_(totals, wholes)
+                places = [at for unit in found for at in unit.places]
+                sizes = [wave[at].param.numel() for at in places]
+                _sum_over_ranks_(totals, wave, places)
             _advance_(terms, members, sizes, totals, values)
         _update_(found, values, second)
 
@@ -119,19 +119,25 @@ def _varies(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 1
 
 
-def _sum_over_ranks_(totals: Sequence[Tensor], whole: Sequence[Any]) -> None:
-    """Add what the other ranks hold of each tensor."""
+def _sum_over_ranks_(totals: Sequence[Tensor], wave: Sequence[Slot], places: Sequence[int]) -> None:
+    """Add what the other ranks hold of each tensor.
+
+    Args:
+        totals: The sums, in an order that depends on how much of a tensor this rank holds.
+        wave: The tensors, in the order that all ranks share.
+        places: Of each sum, the place of its tensor there.
+    """
     alike: dict[tuple[Any, ...], list[int]] = {}
-    for at, parameter in enumerate(whole):
-        groups = shard_groups(parameter)
+    for at in sorted(range(len(places)), key=places.__getitem__):
+        groups = shard_groups(wave[places[at]].param)
         if groups:
             alike.setdefault(groups, []).append(at)
-    for groups, places in alike.items():
+    for groups, own in alike.items():
         for total in totals:
-            part = total[places]
+            part = total[own]
             for group in groups:
                 dist.all_reduce(part, group=group)
-            total[places] = part
+            total[own] = part
 
 
 def _advance_(

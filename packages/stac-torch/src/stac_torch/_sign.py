@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stac_torch import _int8
 from stac_torch._dtypes import arithmetic_dtype
+from stac_torch._local import real
 from stac_torch._records import Slot, chunks
 from stac_torch._report import Tally
 from stac_torch._rounding import Noise, round_stochastically_
@@ -123,7 +124,7 @@ def store_moment_(exp_avg: Tensor, scale: Tensor | None, value: Tensor) -> None:
         return
     largest = torch.finfo(exp_avg.dtype).max
     if largest < torch.finfo(value.dtype).max:
-        value = value.clamp(-largest, largest)
+        exp_avg, value = real(exp_avg), real(value.resolve_conj()).clamp(-largest, largest)
     exp_avg.copy_(value)
 
 
