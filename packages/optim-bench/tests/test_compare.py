@@ -1,6 +1,7 @@
 """The one call, from names and from objects, and what it says before it spends anything."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -185,6 +186,8 @@ BAD = [
     (("products.py:task",), {"framework": "jax"}, "no framework is left of jax: products is for"),
     (("products.py:task",), {"budget": "soon"}, "budget is 'soon'; write a time, such as 30min"),
     (("products.py:task",), {"budget": "0min"}, "budget is '0min'; write a time, such as 30min"),
+    ((3,), {}, "a task is a int; it has to be a TorchTask, a JaxTask or a name"),
+    (("products.py",), {}, "'products.py' names a file; say which task of it: products.py:task"),
     (("products.py:gone",), {}, "'products.py:gone': file products.py has no gone"),
 ]
 
@@ -194,6 +197,26 @@ def test_what_cannot_be_meant_is_one_sentence(folder, arguments, options, messag
     with pytest.raises(UsageError) as caught:
         compare(*arguments, **options, quiet=True)
     assert str(caught.value).startswith(message)
+
+
+def test_two_objects_of_one_name_are_not_one(folder):
+    import products
+
+    other = dataclasses.replace(products.task, steps=7)
+    with pytest.raises(
+        UsageError, match=r"^two tasks are called task; give each a name of its own"
+    ):
+        compare([products.task, other], quiet=True)
+
+    (folder / "others.py").write_text("from products import task\nproducts = task\n")
+    with pytest.raises(UsageError, match=r"^products.py:task and others.py:products are both call"):
+        compare(["products.py:task", "others.py:products"], quiet=True)
+
+    def mine(model, learning_rate):
+        raise NotImplementedError
+
+    with pytest.raises(UsageError, match=r"^two optimizers are called mine; give each a name"):
+        compare(products.task, [products.mine, mine], quiet=True)
 
 
 def test_a_registered_name_cannot_be_taken(folder):

@@ -90,6 +90,13 @@ def build_plan(request: Request) -> Plan:
             budget = dataclasses.replace(budget, fresh_seeds=request.seeds)
         names = request.workloads or DEFAULT_WORKLOADS
         entries = {name: find_task(name) for name in names}
+        first: dict[str, str] = {}
+        for reference, entry in entries.items():
+            if (other := first.setdefault(entry.name, reference)) != reference:
+                raise UsageError(
+                    f"{other} and {reference} are both called {entry.name}; give one of them "
+                    "another name=..."
+                )
         frameworks = _frameworks(request, entries)
         choices = {f: _choices(request.optimizers, frameworks, f) for f in frameworks}
         cells = [
