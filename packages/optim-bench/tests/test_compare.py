@@ -310,9 +310,18 @@ def test_whatever_is_named_is_a_test_and_what_is_added_later_is_not(command, fol
     assert "after Holm over 3 tests, with the family that it joined" in added["reason"]
     assert "Entered after the first results, and therefore exploratory: products/torch/" in out
     assert run_app(build_app(), ["validate", "out/results.json"]) == 0
-    # What is there goes on as it is, and twice is refused.
+    # One that was interrupted goes on when it is repeated, and what was there is refused.
+    (lost, *_) = [
+        path
+        for path in Path("out").rglob("*.json")
+        if '"optimizer": "products.py:mine"' in path.read_text() and path.parent != Path("out")
+    ]
+    lost.unlink()
     status, _, err = command(*late)
-    assert (status, "given twice" in err) == (2, True)
+    assert (status, lost.is_file()) == (0, True), err
+    assert json.loads(Path("out/results.json").read_text())["comparisons"] == after["comparisons"]
+    status, _, err = command("--add", "sgd", "--output", "out", "--executor", "inline")
+    assert (status, "sgd: in this comparison already" in err) == (2, True)
     status, _, err = command("--add", "lion", "--executor", "inline")
     assert (status, "--add takes what is in --output as it is" in err) == (2, True)
 

@@ -319,8 +319,9 @@ def _question(
     output: Path | None,
 ) -> Question:
     """Make names of objects, which a plan and a run need."""
+    given_tasks: Any = task
     several = isinstance(task, Sequence) and not isinstance(task, str)
-    tasks = list(task) if several else [task]
+    tasks: list[Any] = list(given_tasks) if several else [given_tasks]
     for one in tasks:
         if not isinstance(one, str | Task):
             raise UsageError(
