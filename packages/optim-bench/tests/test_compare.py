@@ -219,6 +219,16 @@ def test_two_objects_of_one_name_are_not_one(folder):
         compare(products.task, [products.mine, mine], quiet=True)
 
 
+def test_what_diverges_at_every_rate_is_not_called_under_tuned_alone(folder):
+    import products
+
+    task = dataclasses.replace(products.task, evaluate=lambda m, s: {"loss": float("nan")}, steps=2)
+    found = compare(task, tier="smoke", optimizers=["sgd"], output=folder / "nan", quiet=True)
+    notes = " ".join((found.folder / "summary.md").read_text().split())
+    assert "Diverged at every learning rate tried, and therefore not ranked: task/torch/" in notes
+    assert "Under-tuned and therefore" not in notes
+
+
 def test_a_registered_name_cannot_be_taken(folder):
     def adamw(model, learning_rate):
         raise NotImplementedError
