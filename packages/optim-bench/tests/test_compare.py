@@ -1,6 +1,7 @@
 """The one call, from names and from objects, and what it says before it spends anything."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -185,6 +186,8 @@ BAD = [
     (("products.py:task",), {"framework": "jax"}, "no framework is left of jax: products is for"),
     (("products.py:task",), {"budget": "soon"}, "budget is 'soon'; write a time, such as 30min"),
     (("products.py:task",), {"budget": "0min"}, "budget is '0min'; write a time, such as 30min"),
+    ((3,), {}, "a task is a int; it has to be a TorchTask, a JaxTask or a name"),
+    (("products.py",), {}, "'products.py' names a file; say which task of it: products.py:task"),
     (("products.py:gone",), {}, "'products.py:gone': file products.py has no gone"),
 ]
 
@@ -194,6 +197,36 @@ def test_what_cannot_be_meant_is_one_sentence(folder, arguments, options, messag
     with pytest.raises(UsageError) as caught:
         compare(*arguments, **options, quiet=True)
     assert str(caught.value).startswith(message)
+
+
+def test_two_objects_of_one_name_are_not_one(folder):
+    import products
+
+    other = dataclasses.replace(products.task, steps=7)
+    with pytest.raises(
+        UsageError, match=r"^two tasks are called task; give each a name of its own"
+    ):
+        compare([products.task, other], quiet=True)
+
+    (folder / "others.py").write_text("from products import task\nproducts = task\n")
+    with pytest.raises(UsageError, match=r"^products.py:task and others.py:products are both call"):
+        compare(["products.py:task", "others.py:products"], quiet=True)
+
+    def mine(model, learning_rate):
+        raise NotImplementedError
+
+    with pytest.raises(UsageError, match=r"^two optimizers are called mine; give each a name"):
+        compare(products.task, [products.mine, mine], quiet=True)
+
+
+def test_what_diverges_at_every_rate_is_not_called_under_tuned_alone(folder):
+    import products
+
+    task = dataclasses.replace(products.task, evaluate=lambda m, s: {"loss": float("nan")}, steps=2)
+    found = compare(task, tier="smoke", optimizers=["sgd"], output=folder / "nan", quiet=True)
+    notes = " ".join((found.folder / "summary.md").read_text().split())
+    assert "Diverged at every learning rate tried, and therefore not ranked: task/torch/" in notes
+    assert "Under-tuned and therefore" not in notes
 
 
 def test_a_registered_name_cannot_be_taken(folder):
@@ -287,9 +320,18 @@ def test_whatever_is_named_is_a_test_and_what_is_added_later_is_not(command, fol
     assert "after Holm over 3 tests, with the family that it joined" in added["reason"]
     assert "Entered after the first results, and therefore exploratory: products/torch/" in out
     assert run_app(build_app(), ["validate", "out/results.json"]) == 0
-    # What is there goes on as it is, and twice is refused.
+    # One that was interrupted goes on when it is repeated, and what was there is refused.
+    (lost, *_) = [
+        path
+        for path in Path("out").rglob("*.json")
+        if '"optimizer": "products.py:mine"' in path.read_text() and path.parent != Path("out")
+    ]
+    lost.unlink()
     status, _, err = command(*late)
-    assert (status, "given twice" in err) == (2, True)
+    assert (status, lost.is_file()) == (0, True), err
+    assert json.loads(Path("out/results.json").read_text())["comparisons"] == after["comparisons"]
+    status, _, err = command("--add", "sgd", "--output", "out", "--executor", "inline")
+    assert (status, "sgd: in this comparison already" in err) == (2, True)
     status, _, err = command("--add", "lion", "--executor", "inline")
     assert (status, "--add takes what is in --output as it is" in err) == (2, True)
 

@@ -382,6 +382,17 @@ def test_what_only_a_second_run_shows_is_found_in_the_first(makers, message):
     assert record.error.startswith(f"TaskError: lines: {message}")
 
 
+@frameworks
+def test_a_factory_that_returns_no_optimizer_is_told_what_to_return(framework):
+    from optim_bench.optimizers import enter_optimizer
+
+    def forgot(*module, learning_rate):
+        return None
+
+    error = run(MAKE[framework](), optimizer=enter_optimizer(forgot, framework)).error
+    assert error.startswith("TypeError: forgot: the factory returned a NoneType; return a")
+
+
 def test_an_optimizer_that_draws_unseeded_noise_is_named_with_the_loss():
     class Noisy(torch.optim.SGD):
         def step(self, closure=None):

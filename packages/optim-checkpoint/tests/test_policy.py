@@ -149,10 +149,23 @@ def test_a_policy_that_says_nothing_is_refused(options, message):
         Policy.of(**{"keep": None, **options})
 
 
-@pytest.mark.parametrize("metrics", [{"loss": "0.1"}, {"loss": None}, {1: 0.1}])
+@pytest.mark.parametrize("metrics", [{"loss": "0.1"}, {"loss": None}, {1: 0.1}, {"a": 10**400}])
 def test_a_metric_that_is_no_number_is_refused(metrics):
     with pytest.raises(TypeError, match="it must be a name and a number"):
         encode_metrics(metrics)
+
+
+def test_metrics_without_names_are_refused():
+    with pytest.raises(TypeError, match=r"^metrics is \[0.1\]; it must be a mapping of names to"):
+        encode_metrics([0.1])
+
+
+def test_metrics_that_lack_the_one_of_keep_best_are_a_warning(save):
+    with pytest.warns(
+        oc.CheckpointWarning, match="^keep_best goes by 'val_loss', and metrics has 'loss': what"
+    ):
+        save(1, 0.5, keep=1, keep_best=("val_loss", "min", 1))
+    save(2, keep=1, keep_best=("val_loss", "min", 1))  # a save between two evaluations
 
 
 def test_metrics_keep_every_bit():

@@ -319,7 +319,14 @@ def _question(
     output: Path | None,
 ) -> Question:
     """Make names of objects, which a plan and a run need."""
-    tasks = [task] if isinstance(task, str | Task) else list(task)
+    given_tasks: Any = task
+    several = isinstance(task, Sequence) and not isinstance(task, str)
+    tasks: list[Any] = list(given_tasks) if several else [given_tasks]
+    for one in tasks:
+        if not isinstance(one, str | Task):
+            raise UsageError(
+                f"a task is a {type(one).__name__}; it has to be a TorchTask, a JaxTask or a name"
+            )
     references = [enter_task(t) if isinstance(t, Task) else t for t in tasks]
     if isinstance(optimizers, str) or callable(optimizers):
         raise UsageError(f"optimizers is {optimizers!r}; it has to be a list: [{optimizers!r}]")
@@ -327,8 +334,10 @@ def _question(
         raise UsageError(f"framework is {framework!r}; it has to be one of {', '.join(FRAMEWORKS)}")
     frameworks = FRAMEWORKS if framework is None else (framework,)
     entries = [find_task(reference) for reference in references]
+    _check_apart("tasks", references, tasks)
     here = [f for f in frameworks if all(f in entry.frameworks for entry in entries)]
     names = [_name_of(optimizer, here) for optimizer in optimizers]
+    _check_apart("optimizers", names, optimizers)
     objects = [name for name in references if is_object(name)]
     objects += [n for n in names if registry.is_object(parse_optimizer(n)[0])]
     if objects:
@@ -343,6 +352,17 @@ def _question(
         request, workloads=references, optimizers=names, frameworks=frameworks
     )
     return Question(request, execution, budget, output)
+
+
+def _check_apart(what: str, names: Sequence[str], given: Sequence[Any]) -> None:
+    """Refuse different objects of one name: each would take the place of the one before."""
+    first: dict[str, Any] = {}
+    for name, one in zip(names, given, strict=True):
+        other = first.setdefault(name, one)
+        if other is not one and other != one:
+            raise UsageError(
+                f"two {what} are called {name.removeprefix('object ')}; give each a name of its own"
+            )
 
 
 def _name_of(optimizer: Optimizer, frameworks: Sequence[str]) -> str:

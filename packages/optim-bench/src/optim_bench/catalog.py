@@ -90,6 +90,13 @@ def build_plan(request: Request) -> Plan:
             budget = dataclasses.replace(budget, fresh_seeds=request.seeds)
         names = request.workloads or DEFAULT_WORKLOADS
         entries = {name: find_task(name) for name in names}
+        first: dict[str, str] = {}
+        for reference, entry in entries.items():
+            if (other := first.setdefault(entry.name, reference)) != reference:
+                raise UsageError(
+                    f"{other} and {reference} are both called {entry.name}; give one of them "
+                    "another name=..."
+                )
         frameworks = _frameworks(request, entries)
         choices = {f: _choices(request.optimizers, frameworks, f) for f in frameworks}
         cells = [
@@ -126,7 +133,7 @@ def extend_plan(plan: Plan, optimizers: Sequence[str]) -> Plan:
         optimizers: names, variants or references.
 
     Raises:
-        UsageError: a name is unknown, or is in the plan already.
+        UsageError: a name is unknown, or was in the plan from the start.
     """
     try:
         frameworks = list(dict.fromkeys(cell.framework for cell in plan.cells))
@@ -144,6 +151,13 @@ def extend_plan(plan: Plan, optimizers: Sequence[str]) -> Plan:
             for place in places
             for choice in choices[place.framework]
         ]
+        # An addition that was interrupted goes on when its command is repeated.
+        known = {cell.name: cell.label for cell in plan.cells if cell.name not in plan.added}
+        if named := sorted({known[cell.name] for cell in new if cell.name in known}):
+            raise UsageError(
+                f"{', '.join(named)}: in this comparison already; nothing is to be added"
+            )
+        new = [cell for cell in new if cell.name not in plan.added]
         everyone = [choice for found in choices.values() for choice in found]
         return dataclasses.replace(
             plan,

@@ -15,6 +15,7 @@ generation. Nothing that was committed is touched before step 5.
 import errno
 import os
 import secrets
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
@@ -26,6 +27,7 @@ from optim_checkpoint._errors import (
     CheckpointError,
     CheckpointExistsError,
     CheckpointReadError,
+    CheckpointWarning,
     CheckpointWriteError,
     CorruptCheckpointError,
     UnsupportedStateError,
@@ -52,7 +54,8 @@ from optim_checkpoint._folder import (
     make_root,
 )
 from optim_checkpoint._generation import Generation
-from optim_checkpoint._policy import RETENTION, Best, Policy
+from optim_checkpoint._json import as_object
+from optim_checkpoint._policy import METRICS, RETENTION, Best, Policy
 from optim_checkpoint._retention import discard, rename_unread, sweep, try_retire
 from optim_checkpoint._shard import Entry, write_shard
 
@@ -105,6 +108,14 @@ def with_policy(document: Document, policy: Policy, present: Sequence[Generation
     """Return a document that says what its save was told to keep, and what it is older than."""
     if policy.keep is None:
         return document
+    metrics = as_object(document.sections.get(METRICS))
+    if policy.keep_best is not None and metrics and policy.keep_best[0] not in metrics:
+        warnings.warn(
+            f"keep_best goes by {shown(policy.keep_best[0])}, and metrics has "
+            f"{', '.join(map(shown, metrics))}: what is saved without it is not among the best",
+            CheckpointWarning,
+            stacklevel=4,
+        )
     newer = [name for name in present if name.step > document.step]
     sections = {**document.sections, RETENTION: policy.record(newer)}
     return replace_fields(document, sections=sections)

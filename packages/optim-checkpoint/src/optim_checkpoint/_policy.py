@@ -82,11 +82,13 @@ def encode_metrics(metrics: Metrics) -> dict[str, object]:
     Raises:
         TypeError: If one is no number, or has no name.
     """
+    if not isinstance(metrics, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"metrics is {shown(metrics)}; it must be a mapping of names to numbers")
     section: dict[str, object] = {}
     for name, value in cast("Mapping[object, object]", metrics).items():
         try:
             number = float(cast("SupportsFloat", value))
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             number = None
         if not isinstance(name, str) or number is None or isinstance(value, str):
             raise TypeError(

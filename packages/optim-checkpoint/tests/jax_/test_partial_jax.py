@@ -1,5 +1,7 @@
 """A part of a checkpoint into trees that are not those that were saved, and its report."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,3 +126,18 @@ def test_what_stands_for_nothing_is_an_error(saved, options, error, message):
     path, params, _ = saved
     with pytest.raises(error, match=message):
         ckpt.restore(path, params=params, **options)
+
+
+def test_finite_values_beyond_the_range_of_a_cast_are_named(tmp_path):
+    params = {"w": jnp.array([7e4, 1.0]), "b": jnp.array([jnp.inf, 2.0])}
+    ckpt.save(tmp_path, 1, params=params)
+    template = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ckpt.restore(tmp_path, params=template, cast=jnp.float16)
+    assert [(type(w.message), str(w.message)) for w in caught] == [
+        (
+            oc.CheckpointWarning,
+            "cast: params w had finite values beyond the range of float16, in which it is now",
+        )
+    ]

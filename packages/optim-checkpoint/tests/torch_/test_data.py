@@ -1,5 +1,7 @@
 """Where a data loader is, and saves of nothing."""
 
+from collections import OrderedDict
+
 import optim_checkpoint as oc
 import pytest
 import torch
@@ -68,6 +70,22 @@ def test_a_loader_saved_in_the_background_and_one_that_refuses(tmp_path):
     assert torch.equal(live.weight, before)
     with pytest.raises(oc.IncompatibleCheckpointError, match="holds no data/x, it holds data"):
         ckpt.restore(tmp_path, data={"x": Loader()})
+
+
+def test_a_state_that_is_an_ordered_dict_comes_back_as_one(tmp_path):
+    class Ordered(Loader):
+        def state_dict(self):
+            return OrderedDict(super().state_dict())
+
+        def load_state_dict(self, state):
+            assert type(state) is OrderedDict
+            super().load_state_dict(state)
+
+    loader, other = Ordered(), Ordered()
+    next(loader)
+    ckpt.save(tmp_path, 1, data=loader)
+    ckpt.restore(tmp_path, data=other)
+    assert (other.at, next(other)) == (1, next(loader))
 
 
 def test_what_has_no_state_is_no_data(tmp_path):

@@ -1,6 +1,7 @@
 """A part of a checkpoint into a model that is not the one that was saved, and its report."""
 
 import copy
+import warnings
 
 import optim_checkpoint as oc
 import pytest
@@ -287,6 +288,35 @@ class Own(nn.Module):
 
     def set_extra_state(self, state):
         self.count = state
+
+
+def test_what_stays_on_the_meta_device_is_named(tmp_path):
+    def build():
+        layer = nn.Linear(3, 4)
+        layer.register_buffer("frequencies", torch.ones(2), persistent=False)
+        return layer
+
+    ckpt.save(tmp_path, 1, model=build())
+    with torch.device("meta"):
+        model = build()
+    with pytest.warns(oc.CheckpointWarning, match="^frequencies got nothing .* the meta device"):
+        ckpt.restore(tmp_path, model=model, assign=True)
+    assert not model.weight.is_meta
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_finite_values_beyond_the_range_of_a_cast_are_named(tmp_path, dtype, assign):
+    model = nn.Linear(3, 4)
+    with torch.no_grad():
+        model.weight[0, 0], model.weight[0, 1] = -7e4, float("inf")
+        model.bias[0] = float("-inf")
+    ckpt.save(tmp_path, 1, model=model)
+    with pytest.warns(oc.CheckpointWarning, match="^cast: weight had finite values beyond"):
+        ckpt.restore(tmp_path, model=nn.Linear(3, 4).to(dtype), cast=dtype, assign=assign)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ckpt.restore(tmp_path, model=nn.Linear(3, 4).bfloat16(), cast=torch.bfloat16)
 
 
 def test_a_part_that_loads_itself_keeps_what_is_not_loaded(tmp_path):

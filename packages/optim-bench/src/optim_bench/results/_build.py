@@ -171,7 +171,14 @@ def _cautions(
             "Better than the tuned baseline, but not than the baseline at its default learning "
             f"rate, so no improvement: {', '.join(misled)}."
         )
-    if under := [cell["name"] for cell in cells if cell["tuning"]["under_tuned"]]:
+    lost = [c["name"] for c in cells if c["tuning"]["complete"] and not c["tuning"]["selected"]]
+    if lost:
+        cautions.append(
+            f"Diverged at every learning rate tried, and therefore not ranked: {', '.join(lost)}; "
+            "where all do, look at the numbers of loss and evaluate."
+        )
+    tuned_less = (cell["name"] for cell in cells if cell["tuning"]["under_tuned"])
+    if under := [name for name in tuned_less if name not in lost]:
         cautions.append(f"Under-tuned and therefore not ranked: {', '.join(under)}.")
     if mixed := sorted(name for name, values in _environment(used).items() if len(values) > 1):
         cautions.append(f"Runs come from different environments ({', '.join(mixed)}).")

@@ -46,6 +46,8 @@ def find_task(reference: str) -> Entry:
         return _checked(found, reference, stem if attribute == "task" else attribute)
     points = {point.name: point for point in metadata.entry_points(group=ENTRY_POINT_GROUP)}
     if reference not in points:
+        if reference.endswith(".py"):
+            raise UsageError(f"{reference!r} names a file; say which task of it: {reference}:task")
         raise unknown_name("workload", reference, {*WORKLOADS, *points})
     point = points[reference]
     try:

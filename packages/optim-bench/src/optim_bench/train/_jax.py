@@ -130,13 +130,19 @@ class _Factory:
 
     def __call__(self, rate: Any) -> Any:
         try:
-            return self._call(learning_rate=rate, **self._fixed)
+            made = self._call(learning_rate=rate, **self._fixed)
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
             msg = (
                 f"{self._key}: the factory looks at the value of learning_rate, which is traced "
                 "here because it changes every step; leave the check or conversion away"
             )
             raise TypeError(msg) from None
+        if not (hasattr(made, "init") and hasattr(made, "update")):
+            raise TypeError(
+                f"{self._key.partition('/')[2]}: the factory returned a {type(made).__name__}; "
+                "return an optax.GradientTransformation"
+            )
+        return made
 
 
 # A sweep in one process meets few programs at a time; older ones are dropped to free their memory.

@@ -173,7 +173,7 @@ def session(
     def make(rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
         settings = {**hyperparameters, "learning_rate": rate}
         module = _module(task, seed, device)
-        return module, info.load_factory()(module, **settings)
+        return module, _optimizer(info, module, settings)
 
     try:
         check_rate(info, make, hyperparameters["learning_rate"], device)
@@ -181,13 +181,25 @@ def session(
             module = _module(task, seed, device)
             # Before the optimizer is built: some change what they are given.
             start = digest(_leaves(dict(module.state_dict())))
-            optimizer = info.load_factory()(module, **hyperparameters)
+            optimizer = _optimizer(info, module, hyperparameters)
             rate = hyperparameters["learning_rate"]
             opened = TorchSession(task, module, optimizer, rate, seed, device)
             opened.start["parameters"] = start
             yield opened
     finally:
         torch.set_num_threads(threads)
+
+
+def _optimizer(
+    info: OptimizerInfo, module: nn.Module, settings: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    made = info.load_factory()(module, **settings)
+    if not hasattr(made, "param_groups"):
+        raise TypeError(
+            f"{info.name}: the factory returned a {type(made).__name__}; return a "
+            "torch.optim.Optimizer"
+        )
+    return made
 
 
 def device_facts(device: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Fitting a saved tree into a template: every difference first, then the values."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from optim_checkpoint._errors import shown
+from optim_checkpoint._casts import is_float
+from optim_checkpoint._errors import CheckpointWarning, shown
 from optim_checkpoint._names import name_differences
 from optim_checkpoint._numpy import stored_name
 from optim_checkpoint._partial import Fit, Selection
@@ -193,7 +195,7 @@ class _Leaf:
             if fits and isinstance(saved, Pending):
                 saved.narrow(template)
             if fits and there != here:
-                return lambda: _like(_cast(saved, here[1]), template)
+                return lambda: _like(_cast(saved, here[1], self.where), template)
         elif here is None and type(saved) is not type(template):
             self.differences.append(
                 f"{self.where} is {shown(saved)} in the checkpoint, {shown(template)} here"
@@ -228,10 +230,18 @@ class _Leaf:
         return allowed and there[0] == here[0]
 
 
-def _cast(saved: Any, dtype: str) -> Any:
-    if isinstance(saved, Pending):
-        return Pending(saved.array.astype(np.dtype(dtype)), weak=saved.weak)
-    return saved.astype(np.dtype(dtype))
+def _cast(saved: Any, dtype: str, where: str) -> Any:
+    array = saved.array if isinstance(saved, Pending) else saved
+    with np.errstate(over="ignore"):
+        made = array.astype(np.dtype(dtype))
+    floats = is_float(stored_name(dtype) or "")
+    if floats and not np.array_equal(np.isfinite(array), np.isfinite(made)):
+        warnings.warn(
+            f"cast: {where} had finite values beyond the range of {dtype}, in which it is now",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+    return Pending(made, weak=saved.weak) if isinstance(saved, Pending) else made
 
 
 def _like(saved: Any, template: Any) -> Any:

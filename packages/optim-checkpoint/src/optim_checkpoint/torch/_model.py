@@ -108,6 +108,17 @@ class ModelPlan:
         value = self.saved[name] if value is None else value
         return value.to(BY_NAME[self.fit.cast[name][1]]) if name in self.fit.cast else value
 
+    def beyond(self) -> list[str]:
+        """Return the entries with finite values beyond the range of the dtype they were cast to."""
+        found: list[str] = []
+        for name, (_, dtype) in self.fit.cast.items():
+            value, limit = self.saved[name], torch.finfo(BY_NAME[dtype]).max
+            value = value.local if isinstance(value, LocalShard) else value
+            if torch.finfo(value.dtype).max > limit:
+                size = value.float().abs() if value.dtype.itemsize == 1 else value.abs()
+                found += [name] * bool(((size > limit) & size.isfinite()).any())
+        return sorted(found)
+
     def finish(self) -> None:
         """Copy the values into the model's memory, which cannot fail and is not taken back."""
         whole: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -257,6 +257,33 @@ def _plan_of(
     return plans.get(name_in("scheduler", name)) if keys_of("scheduler", [name]) else None
 
 
+def _warn_of_values(plan: _Plan, *, assign: bool) -> None:
+    model = plan.target.model
+    if model is None or plan.model is None:
+        return
+    if beyond := plan.model.beyond():
+        warnings.warn(
+            f"cast: {_listed(beyond)} had finite values beyond the range of the dtype they are in "
+            "now",
+            CheckpointWarning,
+            stacklevel=3,
+        )
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    left = [name for name, tensor in tensors.items() if tensor.is_meta] if assign else []
+    if left:
+        warnings.warn(
+            f"{_listed(left)} got nothing from the checkpoint and stays on the meta device: build "
+            "it anew, as what is registered with persistent=False is",
+            CheckpointWarning,
+            stacklevel=3,
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def _warn_of_generators(saved: int, team: Team) -> None:
     if saved not in (0, team.size):
         what = "those of this process are" if team.rank < saved else "none is"
@@ -370,6 +397,7 @@ def restore(
         team.agree(apply)
         stack.pop_all()
     chosen.value.finish()
+    _warn_of_values(chosen.value, assign=assign)
     if rng:
         _warn_of_generators(chosen.value.generators, team)
     return Restored(

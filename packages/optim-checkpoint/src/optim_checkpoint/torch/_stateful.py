@@ -25,7 +25,9 @@ def stateful_differences(name: str, saved: Any, live: Stateful) -> tuple[list[st
     keys that differ are among the first.
     """
     here = live.state_dict()
-    if type(saved) is not type(here):
+    # An OrderedDict is stored as the dict it is, and `like_live` gives it its class back.
+    kinds = [dict if isinstance(state, dict) else type(state) for state in (saved, here)]
+    if kinds[0] is not kinds[1]:
         return [f"the {name} stored {type(saved).__name__}, not {type(here).__name__}"], []
     if not isinstance(saved, dict):
         return [], []
