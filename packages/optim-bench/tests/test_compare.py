@@ -219,6 +219,15 @@ def test_two_objects_of_one_name_are_not_one(folder):
         compare(products.task, [products.mine, mine], quiet=True)
 
 
+@pytest.mark.parametrize(("option", "value"), [("jobs", 2), ("jobs", 0), ("timeout", -1.0)])
+def test_what_needs_other_processes_is_refused_for_objects(folder, option, value):
+    import products
+
+    with pytest.raises(UsageError, match=rf"^{option} is {value}, and .* in this process alone"):
+        compare(products.task, quiet=True, **{option: value})
+
+
+@pytest.mark.slow
 def test_what_diverges_at_every_rate_is_not_called_under_tuned_alone(folder):
     import products
 

@@ -347,7 +347,14 @@ def _question(
                 f"executor {execution.executor!r} uses others; write it into a file and name it: "
                 "'file.py:name'"
             )
-        execution = dataclasses.replace(execution, executor="inline", jobs=None, timeout=None)
+        for name, value in (("jobs", execution.jobs), ("timeout", execution.timeout)):
+            if value is not None and (name, value) != ("jobs", 1):
+                raise UsageError(
+                    f"{name} is {value!r}, and {objects[0].removeprefix('object ')} exists in this "
+                    "process alone, which takes one run after the other and cannot stop one; leave "
+                    f"out {name}, or write it into a file and name it: 'file.py:name'"
+                )
+        execution = dataclasses.replace(execution, executor="inline")
     request = dataclasses.replace(
         request, workloads=references, optimizers=names, frameworks=frameworks
     )
