@@ -125,7 +125,7 @@ def test_a_reference_may_name_an_info_but_of_the_right_framework(plugin):
         ("no_such_module:f", r"^'no_such_module:f' cannot be imported: No module named 'no_such_"),
         ("math:no_such", r"^'math:no_such': module math has no no_such$"),
         ("math:pi", r"^math:pi is a float; it has to be a factory or an OptimizerInfo$"),
-        (":f", r"^':f' is no reference; write module:factory$"),
+        (":f", r"^':f' is no reference; write module:factory or file\.py:factory$"),
     ],
 )
 def test_what_cannot_be_resolved_says_why(name, message):

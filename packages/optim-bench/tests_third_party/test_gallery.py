@@ -15,7 +15,8 @@ from optim_bench.train import train
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 OTHERS = {"equinox_mlp": ["stam"], "tabular": ["tabular.py:mine"], "small_cnn": ["muon"]}
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# Of their sources: the first import of a package compiles it, and says what its syntax lacks.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import stam_jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from stam_core import Hyperparams, Moment, Report, Rule, Statistic
 from stam_core._hyperparams import OPEN_UNIT, POSITIVE, integer, number
 from stam_core.reference import Driver
@@ -128,7 +128,7 @@ def test_its_statistics_are_reported_and_stored_by_leaf():
 
 
 def test_its_moments_are_spread_as_the_parameters():
-    mesh = jax.make_mesh((1,), ("data",))
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
     spec = {"b": PartitionSpec("data"), "w": PartitionSpec(None, "data")}
     shardings = {k: NamedSharding(mesh, s) for k, s in spec.items()}
     tree = stam_jax.state_shardings(shardings, PARAMS, level(0.1))

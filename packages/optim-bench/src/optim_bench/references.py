@@ -7,13 +7,21 @@ one, and becomes the module of its stem: what lies beside it can be imported fro
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 _FILE = ".py"
 # File -> what it held when it was loaded. An edited one is loaded anew.
 _LOADED: dict[Path, tuple[bytes, ModuleType]] = {}
+
+
+class _FromSource(SourceFileLoader):
+    """Takes no compiled file: to those, an edit of equal length within a second is no edit."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def import_object(reference: str, wanted: str = "factory") -> Any:
@@ -83,7 +91,7 @@ def _load_file(text: str) -> ModuleType:
         )
     if (folder := str(path.parent)) not in sys.path:
         sys.path.append(folder)
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
     if spec is None or spec.loader is None:
         raise ValueError(f"{text} cannot be imported; is it a Python file?")
     module = importlib.util.module_from_spec(spec)
