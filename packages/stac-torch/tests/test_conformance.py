@@ -214,6 +214,8 @@ class TestFused(OptimizerConformance):
 @pytest.mark.slow
 class TestClipped(OptimizerConformance):
     adapter = TorchAdapter("stac-torch clipped", max_grad_norm=math.inf)
+    # A nan makes the factor nan, as in `clip_grad_norm_`: test_clipping.py holds that.
+    test_propagate = test_propagate_in_the_first_step = None
 
 
 # Each run takes Dynamo a second or two: conftest.py says which checks wait for the nightly session.
