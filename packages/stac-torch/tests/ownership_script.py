@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 
@@ -158,6 +159,71 @@ def meshes(rank, world, folder, options):
     assert not any(torch.equal(a, b) for a, b in zip(shards, before, strict=True))
 
 
+def clipped(rank, world, folder, options):
+    """The norm is that of all entries, each counted once, however they are divided."""
+    reference = bare(5)
+    fill(reference)
+    expected = torch.nn.utils.clip_grad_norm_(reference.parameters(), 2.0)
+    plain = STAC(reference, lr=0.1, **options)
+    plain.step()
+
+    zero = bare(5)
+    fill(zero)
+    optimizer = ZeroRedundancyOptimizer(
+        param_groups(zero), STAC, lr=0.1, max_grad_norm=2.0, **options
+    )
+    with counted() as calls:
+        optimizer.step()
+    assert len(calls) == 1
+    found = [(zero, optimizer.optim)]
+
+    mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
+    for chosen in (init_device_mesh("cpu", (world,)), mesh):
+        model = bare(5)
+        fill(model)
+        whole = [p.grad for p in model.parameters()]
+        fully_shard(model, mesh=chosen)
+        for p, grad in zip(model.parameters(), whole, strict=True):
+            p.grad = distribute_tensor(grad, p.device_mesh, p.placements)
+        optimizer = STAC(model, lr=0.1, max_grad_norm=2.0, **options)
+        optimizer.step()
+        found.append((model, optimizer))
+    for model, optimizer in found:
+        torch.testing.assert_close(optimizer.grad_norm, expected, rtol=1e-5, atol=0)
+        for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+            p = p.full_tensor() if hasattr(p, "full_tensor") else p
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+    # One rank's nan, and one rank that cannot step.
+    before = [p.clone() for p in model.parameters()]
+    if rank == world - 1:
+        next(model.parameters()).grad.to_local()[0, 0] = math.nan
+    optimizer.step()
+    assert not any(changed(model, before))
+    assert optimizer.nonfinite_skipped_steps == 1
+
+
+def clipped_sparse(rank, world, folder, options):
+    """What one rank cannot step, none steps, whether or not it looks at its gradients."""
+    for policy in ("skip", "propagate"):
+        sparse(rank, world, folder, {**options, "max_grad_norm": 1.0, "nonfinite": policy})
+
+
+def clipped_meshes(rank, world, folder, options):
+    """Of entries on two meshes none says how often each counts."""
+    model = bare(2)
+    mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("a", "b"))
+    for layer, name in zip(model, "ab", strict=True):
+        fully_shard(layer, mesh=mesh[name])
+    optimizer = STAC(model, max_grad_norm=1.0, **options)
+    before = [p.to_local().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    refused(optimizer.step, RuntimeError, "max_grad_norm needs one norm over all parameters")
+    shards = [p.to_local() for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(shards, before, strict=True))
+
+
 def flat(rank, world, folder, options):
     """FSDP1 is refused in both forms, however its parameters come, and when it comes later."""
     for original in (False, True):
@@ -183,4 +249,5 @@ def flat(rank, world, folder, options):
     assert not any(changed(wrapped, before))
 
 
-CASES = {f.__name__: f for f in (owned, dead, sparse, overlap, replicas, meshes, flat)}
+_CLIPPED = (clipped, clipped_sparse, clipped_meshes)
+CASES = {f.__name__: f for f in (owned, dead, sparse, overlap, replicas, meshes, flat, *_CLIPPED)}

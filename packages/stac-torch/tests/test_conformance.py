@@ -1,6 +1,7 @@
 """Every optimizer held to the float64 oracle, in each of its forms."""
 
 import io
+import math
 from collections.abc import Mapping
 from inspect import isclass, signature
 
@@ -207,6 +208,14 @@ class TestForeach(OptimizerConformance):
 
 class TestFused(OptimizerConformance):
     adapter = TorchAdapter("stac-torch fused", TorchAdapter.capabilities - {"complex"}, fused=True)
+
+
+# A factor of 1: the norm is the check of every step, and nothing else differs.
+@pytest.mark.slow
+class TestClipped(OptimizerConformance):
+    adapter = TorchAdapter("stac-torch clipped", max_grad_norm=math.inf)
+    # A nan makes the factor nan, as in `clip_grad_norm_`: test_clipping.py holds that.
+    test_propagate = test_propagate_in_the_first_step = None
 
 
 # Each run takes Dynamo a second or two: conftest.py says which checks wait for the nightly session.

@@ -13,13 +13,13 @@ pytestmark = pytest.mark.slow
 
 
 # They assert on every rank, and write nothing.
-OWNERSHIP = ["owned", "dead", "sparse", "overlap", "replicas"]
+OWNERSHIP = ["owned", "dead", "sparse", "overlap", "replicas", "clipped", "clipped_sparse"]
 
 # A world of two saves what the others load. The processes are the same ones: each imports torch.
 PLAN = {
     2: ["ddp", "fsdp", "fsdp_nan", "group_nan", "zero", "save", *OWNERSHIP, "flat", "stam"],
     1: ["single", "load", "stam"],
-    4: ["fsdp", "ddp", "load", *OWNERSHIP, "meshes", "stam", "stam_replicated"],
+    4: ["fsdp", "ddp", "load", *OWNERSHIP, "meshes", "clipped_meshes", "stam", "stam_replicated"],
 }
 STATES = ["none", "int8"]
 

@@ -20,7 +20,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 MOMENTS = [None, torch.float32, torch.bfloat16, torch.float16, torch.int8]
 OPTIONS = [
     {"skip": torch.tensor(True)},
-    {"maximize": True, "grad_scale": torch.tensor(3.0)},
+    {"maximize": True, "grad_scale": torch.tensor(3.0), "clip": torch.tensor(0.3)},
     {"skip": torch.tensor(False), "lr": torch.tensor(2e-3), "weight_decay": 0.0},
 ]
 

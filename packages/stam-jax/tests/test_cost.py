@@ -229,3 +229,15 @@ def test_what_is_stored_changes_no_number(options, monkeypatch):
         results.append((updates, state[0].s2, state[0].tau))
     for stored, fused in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(stored, fused, rtol=2e-6)
+
+
+@pytest.mark.skipif(not NEW_COMPILER, reason="older compilers fuse otherwise")
+@pytest.mark.parametrize("name", [*MAKERS, "stac"])
+def test_clipping_before_keeps_the_clipped_gradients_and_no_more(name):
+    params = abstract(LARGE)
+    make = getattr(stam_jax, name)
+    alone, clipped = (
+        lowered(optimizer, params).lower().compile().memory_analysis().temp_size_in_bytes
+        for optimizer in (make(1e-3), optax.chain(optax.clip_by_global_norm(1.0), make(1e-3)))
+    )
+    assert clipped - alone <= 1.01 * sum(4 * p.size for p in params.values())

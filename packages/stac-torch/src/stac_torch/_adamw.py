@@ -5,7 +5,7 @@ its loop, foreach and capturable forms. This module adds what torch's function l
 another dtype than the parameter's, a skip flag on the device, and stochastic rounding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from stac_torch._dtypes import arithmetic_dtype
 from stac_torch._layout import laid_out_like
-from stac_torch._records import Slot
+from stac_torch._records import Slot, chunks
 from stac_torch._sign import store_moment_, store_parameter_
 
 
@@ -23,6 +23,7 @@ def adamw_step_(
     *,
     skip: Tensor | None,
     grad_scale: Tensor | None,
+    clip: Tensor | None = None,
     **options: Any,
 ) -> None:
     """Take one step of the section in place.
@@ -31,6 +32,7 @@ def adamw_step_(
         slots: The tensors; local, possibly complex.
         skip: None, or a 0-d boolean tensor: where true the step leaves everything as it is.
         grad_scale: None, or the 0-d factor that a gradient scaler left in the gradients.
+        clip: None, or the 0-d factor of clipping.
         options: What :func:`torch.optim.adamw.adamw` takes beside tensors.
     """
     own: list[Slot] = []
@@ -38,9 +40,10 @@ def adamw_step_(
         if slot.state["exp_avg"].dtype is slot.param.dtype and slot.noise is None:
             own.append(slot)
         else:
-            _widened_step_(slot.as_reals(), skip=skip, grad_scale=grad_scale, **options)
+            given = {"skip": skip, "grad_scale": grad_scale, "clip": clip}
+            _widened_step_(slot.as_reals(), **given, **options)
     if own:
-        _torch_step_(own, skip=skip, grad_scale=grad_scale, **options)
+        _torch_step_(own, skip=skip, grad_scale=grad_scale, clip=clip, **options)
 
 
 def _torch_step_(
@@ -48,6 +51,7 @@ def _torch_step_(
     *,
     skip: Tensor | None,
     grad_scale: Tensor | None,
+    clip: Tensor | None,
     fused: bool | None,
     **options: Any,
 ) -> None:
@@ -57,9 +61,22 @@ def _torch_step_(
         found_inf = None if skip is None else skip.to(torch.float32)
         # On the CPU it walks all tensors as if they had one order of memory.
         grads = [laid_out_like(slot.param, slot.grad) for slot in slots]
-        _call(slots, grads, fused=True, grad_scale=grad_scale, found_inf=found_inf, **options)
+        kernel = {"fused": True, "found_inf": found_inf, **options}
+        if clip is None:
+            _call(slots, grads, grad_scale=grad_scale, **kernel)
+            return
+        # In pieces, so that clipped gradients are copies in a cache.
+        laid = [slot._replace(grad=g) for slot, g in zip(slots, grads, strict=True)]
+        for part in _parts(laid):
+            counted = [s._replace(state={**s.state, "step": s.state["step"].clone()}) for s in part]
+            _call(counted, [_clipped(s.grad, clip, grad_scale) for s in part], **kernel)
+        for slot in slots:
+            step = slot.state["step"]
+            step.add_(1 if skip is None else skip.logical_not().to(step.device))
         return
-    if grad_scale is not None:
+    if clip is not None:
+        grads = [_clipped(g, clip, grad_scale) for g in grads]
+    elif grad_scale is not None:
         grads = [g / grad_scale for g in grads]
     if skip is None:
         _call(slots, grads, **options)
@@ -70,6 +87,30 @@ def _torch_step_(
     _call(slots, grads, **options)
     for now, old in zip(changed, before, strict=True):
         now.copy_(torch.where(skip.to(now.device), old, now))
+
+
+def _parts(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
+    """Yield the work in lists of about one chunk; only row-major tensors are cut.
+
+    As vectors, so that pieces end where the kernel's own vectors do: the rest of one is rounded
+    otherwise.
+    """
+    yield from ([slot] for slot in slots if not slot.param.is_contiguous())
+    flat = [_flat(slot) if slot.param.ndim > 1 else slot for slot in slots]
+    yield from chunks([slot for slot in flat if slot.param.is_contiguous()])
+
+
+def _flat(slot: Slot) -> Slot:
+    if not slot.param.is_contiguous():
+        return slot
+    state = {key: value.view(-1) if value.ndim else value for key, value in slot.state.items()}
+    return Slot(slot.param.view(-1), slot.grad.view(-1), state, slot.noise)
+
+
+def _clipped(grad: Tensor, clip: Tensor, grad_scale: Tensor | None) -> Tensor:
+    if grad_scale is not None:
+        grad = grad / grad_scale
+    return (grad * clip.to(grad.device)).to(grad.dtype)
 
 
 def _widened_step_(slot: Slot, **options: Any) -> None:

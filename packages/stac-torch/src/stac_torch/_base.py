@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stac_torch._arguments import nonfinite_policy, skip_limit, split_names
+from stac_torch._clipping import Clipping, checked_clipping, write_
 from stac_torch._family import Family
 from stac_torch._fused import prepare_fused, waits_for_nothing
 from stac_torch._hosts import Deciders, distributed, owners, refuse_flat
+from stac_torch._local import local
 from stac_torch._names import inherit_names, noise_keys
 from stac_torch._nonfinite import NonfiniteGuard, Policy
 from stac_torch._records import Flags, Slot, slots_of
@@ -31,9 +33,13 @@ class BaseOptimizer(Optimizer):
         error_if_nonfinite: The same as ``nonfinite="raise"``.
         max_consecutive_nonfinite: Raise after so many skipped steps in a row; None for never.
         nonfinite_group: A process group whose ranks decide together about bad gradients.
+        max_grad_norm: The largest total norm of the gradients, None for no clipping.
+        write_clipped: Whether clipping rewrites the gradients.
     """
 
     _family: ClassVar[Family]
+    # What a pickle of a release without clipping lacks.
+    _clipping: Clipping | None = None
 
     def __init__(
         self,
@@ -44,7 +50,10 @@ class BaseOptimizer(Optimizer):
         error_if_nonfinite: bool,
         max_consecutive_nonfinite: int | None,
         nonfinite_group: Any,
+        max_grad_norm: float | None,
+        write_clipped: bool,
     ) -> None:
+        self._clipping = checked_clipping(max_grad_norm, write_clipped)
         policy = nonfinite_policy(nonfinite, error_if_nonfinite=error_if_nonfinite)
         deciders = owners() if nonfinite_group is None else Deciders(nonfinite_group)
         self._guard = NonfiniteGuard(
@@ -81,6 +90,14 @@ class BaseOptimizer(Optimizer):
         """Steps left out so far because of their gradients; reading it waits for the device."""
         return self._guard.skipped
 
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The total norm of the last step's gradients, before clipping; None without clipping.
+
+        0-d, on the device of the gradients; to have it is to wait for nothing, to read it is.
+        """
+        return None if self._clipping is None else self._clipping.norm
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
@@ -101,14 +118,28 @@ class BaseOptimizer(Optimizer):
                 loss = closure()
         self._check_capture()
         supplied = getattr(self, "found_inf", None)
-        skip = self._guard.skip(
-            self.param_groups, supplied, on_device=self._stays_on_device(), prepare=self._prepare
+        leave_out, norm = self._guard.skip(
+            self.param_groups,
+            supplied,
+            on_device=self._stays_on_device(),
+            prepare=self._prepare,
+            clips=self._clipping is not None,
         )
+        skip = None if leave_out is False else leave_out
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        factor = None
+        if self._clipping is not None and norm is not None:
+            factor = self._clipping.factor(norm, grad_scale)
         if skip is True:
             return loss
+        if factor is not None and self._clipping is not None and self._clipping.write:
+            held = [p.grad for group in self.param_groups for p in group["params"]]
+            write_([local(g) for g in held if g is not None], factor, grad_scale, skip)
+            factor = grad_scale = None
         flags = Flags(
-            skip=None if skip is False else skip,
-            grad_scale=getattr(self, "grad_scale", None),
+            skip=skip,
+            grad_scale=grad_scale,
+            clip=factor,
             propagate_nan=self._guard.policy == "propagate",
             tally=self._new_tally(),
         )
@@ -204,7 +235,7 @@ class BaseOptimizer(Optimizer):
         return state_dict
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_guard": self._guard}
+        return {**super().__getstate__(), "_guard": self._guard, "_clipping": self._clipping}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

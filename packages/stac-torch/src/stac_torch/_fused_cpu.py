@@ -37,6 +37,7 @@ class _Options(ctypes.Structure):
         ("momentum", ctypes.c_double),
         ("fresh", ctypes.c_double),
         ("grad_scale", ctypes.c_double),
+        ("clip", ctypes.c_double),
         ("maximize", ctypes.c_int64),
         ("param", ctypes.c_int64),
         ("grad", ctypes.c_int64),
@@ -57,6 +58,7 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
         "momentum": options.momentum,
         "fresh": 1 - options.momentum,
         "grad_scale": 0.0 if scale is None else float(scale),
+        "clip": 1.0 if options.clip is None else float(options.clip),
         "maximize": options.maximize,
     }
     tables: dict[tuple[int, int, int], array[int]] = {}

@@ -127,6 +127,7 @@ def _launch(
         "chunks": chunks,
         "skip": _on(device, options.skip),
         "grad_scale": _on(device, options.grad_scale),
+        "clip": _on(device, options.clip),
         **_hyperparameters(options, real, device),
         "PARAM": _TYPES[kind.param],
         "GRAD": _TYPES[kind.grad],
@@ -134,6 +135,7 @@ def _launch(
         "ALIGNED": kind.aligned,
         "SKIPPABLE": options.skip is not None,
         "SCALED": options.grad_scale is not None,
+        "CLIPPED": options.clip is not None,
         "MAXIMIZE": options.maximize,
         "NOISY": kind.noisy,
     }

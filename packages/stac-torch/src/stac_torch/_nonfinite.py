@@ -8,19 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stac_torch._clipping import REFUSED, check_meshes, joined, measured, process_groups
 from stac_torch._fused import all_finite_fused
 from stac_torch._hosts import ALONE, Deciders, flag_device
-from stac_torch._local import local_reals, meshes
+from stac_torch._local import local_reals
 
 Policy = Literal["skip", "raise", "propagate"]
 POLICIES: tuple[Policy, ...] = ("skip", "raise", "propagate")
-
-
-# Below, a call costs more than the entries.
-SMALL_ENTRIES = 1 << 12
-
-# What a rank answers that cannot take the step; else 1 for a bad gradient, and 0.
-_REFUSED = 2
 
 
 def found_nonfinite(
@@ -57,16 +51,10 @@ def found_nonfinite(
         flag = torch.zeros((), dtype=torch.bool, device=flag_device(parameters, deciders))
     if not groups:
         return flag
-    answer = torch.full_like(flag, _REFUSED, dtype=torch.float32) if refused else flag.float()
+    answer = torch.full_like(flag, REFUSED, dtype=torch.float32) if refused else flag.float()
     for each in groups:
         dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=each)
     return answer
-
-
-def process_groups(parameters: Sequence[Tensor], deciders: Deciders) -> list[Any]:
-    """Return the process groups to decide over, one after the other."""
-    groups = [mesh.get_group(dim) for mesh in meshes(parameters) for dim in range(mesh.ndim)]
-    return groups if deciders.group is None else [*groups, deciders.group]
 
 
 def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
@@ -84,18 +72,6 @@ def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
         extremes = [extreme for g in joined(grads) for extreme in torch.aminmax(g)]
         return torch.stack([each.to(torch.float64) for each in extremes]).isfinite().all()
     return torch.nn.utils.get_total_norm(grads, infinity).isfinite()
-
-
-def joined(grads: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients, small ones as one of each dtype: a look costs as much for one."""
-    small: dict[torch.dtype, list[Tensor]] = {}
-    rest: list[Tensor] = []
-    for g in grads:
-        if g.numel() > SMALL_ENTRIES:
-            rest.append(g)
-        else:
-            small.setdefault(g.dtype, []).append(g.reshape(-1))
-    return [*rest, *(torch.cat(members) for members in small.values())]
 
 
 class NonfiniteGuard:
@@ -149,8 +125,9 @@ class NonfiniteGuard:
         *,
         on_device: bool,
         prepare: Callable[[], None],
-    ) -> bool | Tensor:
-        """Tell whether to leave this step out.
+        clips: bool = False,
+    ) -> tuple[bool | Tensor, Tensor | None]:
+        """Tell whether to leave this step out, and the total norm of its gradients.
 
         Args:
             param_groups: The optimizer's groups.
@@ -158,31 +135,58 @@ class NonfiniteGuard:
                 is not counted; positive for bad.
             on_device: Whether the host must not wait for the answer.
             prepare: Raises RuntimeError where the step cannot be taken.
+            clips: Whether the norm is needed, which then is the check as well.
 
         Returns:
-            The answer; a 0-d boolean tensor if only the device knows it.
+            The answer, a 0-d boolean tensor if only the device knows it; and the norm, None unless
+            it is needed.
 
         Raises:
             RuntimeError: A gradient is sparse, or not finite under "raise", or the limit is
                 reached; or another rank cannot take the step.
         """
-        if supplied is not None or self.policy == "propagate":
-            prepare()
-            dense_gradients(param_groups, self.name)
-            if supplied is None:
-                return False
-            flag = supplied.reshape(()) > 0
-            return flag if on_device else bool(flag.item())
         parameters = [p for group in param_groups for p in group["params"]]
         fused = any(g.get("fused") for g in param_groups)
+        decides = supplied is None and self.policy != "propagate"
+        if clips:
+            check_meshes(parameters)
         try:
             prepare()
             grads = dense_gradients(param_groups, self.name)
         except RuntimeError:
             # The others, if any, wait for this rank's answer.
-            found_nonfinite((), parameters, self.deciders, refused=True)
+            if clips:
+                measured((), parameters, self.deciders, refused=True)
+            elif decides:
+                found_nonfinite((), parameters, self.deciders, refused=True)
             raise
-        answer = found_nonfinite(local_reals(grads), parameters, self.deciders, fused=fused)
+        if clips:
+            owners = [p for p in parameters if p.grad is not None]
+            pairs = list(zip(owners, grads, strict=True))
+            found, norm = measured(pairs, parameters, self.deciders)
+            if not decides:
+                return self._told(found, supplied, on_device=on_device), norm
+            return self._decision(found, on_device=on_device), norm
+        if decides:
+            answer = found_nonfinite(local_reals(grads), parameters, self.deciders, fused=fused)
+            return self._decision(answer, on_device=on_device), None
+        return self._told(None, supplied, on_device=on_device), None
+
+    def _told(
+        self, found: Tensor | None, supplied: Tensor | None, *, on_device: bool
+    ) -> bool | Tensor:
+        """Return the answer of a gradient scaler; False where nobody is to decide."""
+        if found is not None and not on_device:
+            _refuse_with_others(found.item())
+        if supplied is None:
+            return False
+        flag = supplied.reshape(()) > 0
+        if found is not None and self.policy != "propagate":
+            flag = flag | (found.to(flag.device) > 0)
+        return flag if on_device else bool(flag.item())
+
+    def _decision(self, answer: Tensor | None, *, on_device: bool) -> bool | Tensor:
+        """Return the answer of this optimizer, and count it."""
         if answer is None:
             return False
         if on_device and self.policy == "skip":
@@ -190,12 +194,7 @@ class NonfiniteGuard:
             self._count_on_device(flag)
             return flag
         found = answer.item()
-        if found == _REFUSED:
-            msg = (
-                "another rank cannot take this step, and its own error says why; nothing was "
-                "changed here"
-            )
-            raise RuntimeError(msg)
+        _refuse_with_others(found)
         bad = bool(found)
         if bad and self.policy == "raise":
             msg = (
@@ -254,6 +253,15 @@ def dense_gradients(param_groups: Sequence[dict[str, Any]], name: str) -> list[T
                 raise RuntimeError(msg)
             grads.append(grad.resolve_conj())
     return grads
+
+
+def _refuse_with_others(found: float) -> None:
+    if found == REFUSED:
+        msg = (
+            "another rank cannot take this step, and its own error says why; nothing was changed "
+            "here"
+        )
+        raise RuntimeError(msg)
 
 
 def _capturing(device: torch.device) -> bool:

@@ -25,12 +25,14 @@ class Flags(NamedTuple):
     Attributes:
         skip: None, or a 0-d boolean tensor: where true the step leaves everything as it is.
         grad_scale: None, or the 0-d factor that a gradient scaler left in the gradients.
+        clip: None, or the 0-d factor that clips gradients to a total norm.
         propagate_nan: Whether gradients that are not finite may arrive.
         tally: None, or where to count what the sign section does.
     """
 
     skip: Tensor | None = None
     grad_scale: Tensor | None = None
+    clip: Tensor | None = None
     propagate_nan: bool = False
     tally: Tally | None = None
 

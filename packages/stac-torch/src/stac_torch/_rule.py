@@ -34,6 +34,8 @@ _GUARD: dict[str, Any] = {
     "error_if_nonfinite": False,
     "max_consecutive_nonfinite": 100,
     "nonfinite_group": None,
+    "max_grad_norm": None,
+    "write_clipped": False,
 }
 _SPARED = "exclude_bias_and_norm_from_weight_decay"
 

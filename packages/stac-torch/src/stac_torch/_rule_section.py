@@ -120,6 +120,7 @@ class RuleSection:
             maximize=group["maximize"] and "maximize" not in self._fields,
             skips=flags.skip is not None,
             scaled=flags.grad_scale is not None,
+            clipped=flags.clip is not None,
         )
         alike: dict[Any, list[Slot]] = {}
         for slot in slots:
@@ -133,6 +134,8 @@ class RuleSection:
                 numbers["skip"] = flags.skip.to(device)
             if flags.grad_scale is not None:
                 numbers["grad_scale"] = flags.grad_scale.reshape(()).to(device)
+            if flags.clip is not None:
+                numbers["clip"] = flags.clip.to(device, floating_dtype(dtype))
             called = torch.compiler.is_compiling() or group["foreach"] is False or stored.is_complex
             step_(terms, members, numbers, dtype, in_place=not called)
 

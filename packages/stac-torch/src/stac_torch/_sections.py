@@ -76,6 +76,7 @@ class SignSection:
             propagate_nan=flags.propagate_nan,
             skip=flags.skip,
             grad_scale=flags.grad_scale,
+            clip=flags.clip,
             tally=flags.tally,
         )
         if group["fused"]:
@@ -129,6 +130,7 @@ class AdamWSection:
             [slot.here() for slot in slots],
             skip=flags.skip,
             grad_scale=flags.grad_scale,
+            clip=flags.clip,
             foreach=group["foreach"],
             fused=group["fused"],
             capturable=group["capturable"],

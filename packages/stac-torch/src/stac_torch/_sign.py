@@ -39,6 +39,7 @@ class SignOptions:
             which ``torch.sign`` makes 0.
         skip: None, or a 0-d boolean tensor: where true the step leaves everything as it is.
         grad_scale: None, or the 0-d factor that a gradient scaler left in the gradients.
+        clip: None, or the 0-d factor of clipping.
         tally: None, or where to count what the step does.
     """
 
@@ -49,6 +50,7 @@ class SignOptions:
     propagate_nan: bool = False
     skip: Tensor | None = None
     grad_scale: Tensor | None = None
+    clip: Tensor | None = None
     tally: Tally | None = None
 
 
@@ -67,6 +69,8 @@ def _sign_update_(slot: Slot, options: SignOptions) -> None:
     m = grad.to(dtype)
     if options.grad_scale is not None:
         m = m / options.grad_scale
+    if options.clip is not None:
+        m = m * options.clip.to(m)
     if options.maximize:
         m = -m
     if exp_avg is not None:
@@ -161,6 +165,8 @@ def _foreach_chunk_(slots: Sequence[Slot], options: SignOptions) -> None:
     m: Sequence[Tensor] = [slot.grad.to(dtype) for slot in slots]
     if options.grad_scale is not None:
         m = torch._foreach_div(m, options.grad_scale)
+    if options.clip is not None:
+        m = torch._foreach_mul(m, options.clip.to(m[0]))
     if options.maximize:
         m = torch._foreach_neg(m)
     if "exp_avg" in slots[0].state:

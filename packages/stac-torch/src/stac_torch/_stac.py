@@ -75,6 +75,11 @@ class STAC(BaseOptimizer):
             wrappers that give each rank parameters of its own without DTensor. That of a
             ``ZeroRedundancyOptimizer`` is found by itself. It is not pickled: set it again by
             building the optimizer anew.
+        max_grad_norm: Clip the gradients to this total norm as ``clip_grad_norm_`` does, > 0; by a
+            factor inside the update, so that no gradient is rewritten. ``grad_norm`` is the norm
+            before. It is the check of ``nonfinite`` as well. None for no clipping, infinity to
+            measure alone.
+        write_clipped: Rewrite the gradients, for those who read them after the step.
         stochastic_rounding: Round bfloat16 parameters stochastically, so that steps below half a
             unit in the last place are not lost. Equal on replicas, and repeatable.
         rounding_seed: Its seed.
@@ -142,6 +147,8 @@ class STAC(BaseOptimizer):
         error_if_nonfinite: bool = False,
         max_consecutive_nonfinite: int | None = 100,
         nonfinite_group: Any = None,
+        max_grad_norm: float | None = None,
+        write_clipped: bool = False,
         stochastic_rounding: bool = False,
         rounding_seed: int = 0,
         foreach: bool | None = None,
@@ -195,6 +202,8 @@ class STAC(BaseOptimizer):
             error_if_nonfinite=error_if_nonfinite,
             max_consecutive_nonfinite=max_consecutive_nonfinite,
             nonfinite_group=nonfinite_group,
+            max_grad_norm=max_grad_norm,
+            write_clipped=write_clipped,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

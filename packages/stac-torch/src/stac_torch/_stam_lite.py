@@ -48,6 +48,11 @@ class STAMLite(RuleOptimizer, rule=stam_core.STAM_LITE, betas=("b1_base", "momen
         error_if_nonfinite: The same as ``nonfinite="raise"``.
         max_consecutive_nonfinite: Raise after so many skipped steps in a row; None for never.
         nonfinite_group: A process group whose ranks decide together about bad gradients.
+        max_grad_norm: Clip the gradients to this total norm as ``clip_grad_norm_`` does, > 0; by a
+            factor inside the update, so that no gradient is rewritten. ``grad_norm`` is the norm
+            before. It is the check of ``nonfinite`` as well. None for no clipping, infinity to
+            measure alone.
+        write_clipped: Rewrite the gradients, for those who read them after the step.
         stochastic_rounding: Round bfloat16 parameters stochastically.
         rounding_seed: Its seed.
         foreach: False for one operation after the other on each tensor; None and True take many
@@ -95,6 +100,8 @@ class STAMLite(RuleOptimizer, rule=stam_core.STAM_LITE, betas=("b1_base", "momen
         error_if_nonfinite: bool = False,
         max_consecutive_nonfinite: int | None = 100,
         nonfinite_group: Any = None,
+        max_grad_norm: float | None = None,
+        write_clipped: bool = False,
         stochastic_rounding: bool = False,
         rounding_seed: int = 0,
         foreach: bool | None = None,

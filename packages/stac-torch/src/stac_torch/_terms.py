@@ -26,6 +26,7 @@ class Terms(NamedTuple):
         maximize: Whether to turn the gradient.
         skips: Whether there is a flag that says to leave everything as it is.
         scaled: Whether a gradient scaler left its factor in the gradients.
+        clipped: Whether there is a factor that clips them.
     """
 
     rule: Rule[Any]
@@ -35,12 +36,14 @@ class Terms(NamedTuple):
     maximize: bool
     skips: bool
     scaled: bool
+    clipped: bool
 
 
 def prepared(terms: Terms, values: Mapping[str, Any], xp: Any) -> Any:
     """Return the gradient that the rule goes on with."""
     g = values["grad"]
     g = g / values["grad_scale"] if terms.scaled else g
+    g = g * values["clip"] if terms.clipped else g
     g = -g if terms.maximize else g
     return terms.rule.prepare(g, terms.hp, xp=xp)
 
@@ -75,6 +78,7 @@ def programs(terms: Terms, dtype: torch.dtype) -> tuple[Program, Program]:
     seen = {"count": torch.int64, "lr": dtype}
     seen |= {"skip": torch.bool} if terms.skips else {}
     seen |= {"grad_scale": dtype} if terms.scaled else {}
+    seen |= {"clip": dtype} if terms.clipped else {}
     first = Program(("grad", *rule.reads), seen, dtype)
     sums = means(terms, first.inputs, first, first.total)
     seen |= {s.name: dtype for s in rule.statistics}

@@ -30,6 +30,7 @@ typedef struct {
 typedef struct {
     double lr, decay, momentum, fresh; /* fresh is 1 - momentum */
     double grad_scale;                 /* 0 for none */
+    double clip;                       /* factor of the gradient; times 1 is exact */
     int64_t maximize;
     int64_t param, grad, moment; /* dtypes */
     int64_t nonfinite;           /* set where one was seen */

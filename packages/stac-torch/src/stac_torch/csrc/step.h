@@ -57,9 +57,9 @@ static inline REAL NAMED(sign)(REAL x) {
 static inline void NAMED(rule)(REAL *restrict p, const REAL *restrict g, REAL *restrict m,
                                const options *o, int n) {
     REAL momentum = (REAL)o->momentum, decay = (REAL)o->decay, lr = (REAL)o->lr;
-    REAL fresh = (REAL)(o->maximize ? -o->fresh : o->fresh);
+    REAL fresh = (REAL)(o->maximize ? -o->fresh : o->fresh), clip = (REAL)o->clip;
     for (int i = 0; i < n; i++) {
-        REAL next = m[i] * momentum + g[i] * fresh;
+        REAL next = m[i] * momentum + g[i] * clip * fresh;
         m[i] = next;
         p[i] = p[i] * decay - NAMED(sign)(next) * lr;
     }
@@ -68,9 +68,9 @@ static inline void NAMED(rule)(REAL *restrict p, const REAL *restrict g, REAL *r
 /* The same without momentum: the sign of the gradient. */
 static inline void NAMED(rule_without_momentum)(REAL *restrict p, const REAL *restrict g,
                                                 const options *o, int n) {
-    REAL decay = (REAL)o->decay, lr = (REAL)(o->maximize ? -o->lr : o->lr);
+    REAL decay = (REAL)o->decay, lr = (REAL)(o->maximize ? -o->lr : o->lr), clip = (REAL)o->clip;
     for (int i = 0; i < n; i++) {
-        p[i] = p[i] * decay - NAMED(sign)(g[i]) * lr;
+        p[i] = p[i] * decay - NAMED(sign)(g[i] * clip) * lr;
     }
 }
 
