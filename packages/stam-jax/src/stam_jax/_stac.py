@@ -81,7 +81,7 @@ def stac(
             in the last place are not lost: their updates come in float32, and lead to a number that
             bfloat16 holds. The noise depends on seed, step, dotted path and position alone, so
             that replicas agree.
-        rounding_seed: Its seed.
+        rounding_seed: Its seed, and that of the noise of moments in ``"int4"``.
         axis_name: Mapped axes of ``jax.shard_map`` over which gradients are spread, for
             ``nonfinite="skip"`` to agree on.
         nonfinite: "skip" leaves out the whole step, as ``stac_torch.STAC`` does; "zero" replaces
@@ -128,7 +128,9 @@ def stac(
     decays = [weight_decay if value is None else value for value in own]
     ordered = partition is None or isinstance(partition, LastLayers)
     wide = stochastic_rounding
-    by_sign = sign_section(sign_momentum, sign_state_dtype, maximize=maximize, wide=wide)
+    by_sign = sign_section(
+        sign_momentum, sign_state_dtype, maximize=maximize, wide=wide, seed=rounding_seed
+    )
     by_adam = adamw_section(
         b1=b1,
         b2=b2,
