@@ -51,6 +51,7 @@ PAIRS = {
     "STAMLite": stam_lite(),
     "STAC": stac(),
     "STAC int8": stac(sign_state_dtype="int8"),
+    "STAC int4": stac(sign_state_dtype="int4"),
     "STAC bfloat16 state": stac(sign_state_dtype="bfloat16"),
     "STAC without momentum": stac(sign_momentum=0.0),
     "STAC amsgrad": stac(amsgrad=True),
@@ -194,9 +195,10 @@ def test_what_a_state_says_is_where_it_belongs(tmp_path):
         assert getattr(state[0], slot).tolist() == expected, slot
 
 
-def test_the_noise_of_rounding_goes_on(tmp_path):
+@pytest.mark.parametrize("code", ["int8", "int4"])
+def test_the_noise_of_rounding_goes_on(tmp_path, code):
     """Stochastic rounding draws by the step, which the sign section has only then."""
-    options = {"sign_state_dtype": "int8", "stochastic_rounding": True, "rounding_seed": 7}
+    options = {"sign_state_dtype": code, "stochastic_rounding": True, "rounding_seed": 7}
     make_torch, make_jax = stac(**options)
     model = module(0, jnp.bfloat16)
     optimizer = make_torch(model)
