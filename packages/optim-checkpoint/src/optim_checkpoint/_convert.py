@@ -67,6 +67,26 @@ ROWS = (
         True,
     ),
     Row(
+        "ScaleByCodedAdamState",
+        frozenset({"STAC"}),
+        {"mu": "exp_avg", "nu": "exp_avg_sq"},
+        "count",
+        True,
+        scales={"mu_scale": "exp_avg_scale", "nu_scale": "exp_avg_sq_scale"},
+    ),
+    Row(
+        "ScaleByCodedAmsgradState",
+        frozenset({"STAC"}),
+        {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"},
+        "count",
+        True,
+        scales={
+            "mu_scale": "exp_avg_scale",
+            "nu_scale": "exp_avg_sq_scale",
+            "nu_max_scale": "max_exp_avg_sq_scale",
+        },
+    ),
+    Row(
         "ScaleByStamState",
         frozenset({"STAM"}),
         {"mu": "exp_avg", "nu": "exp_avg_sq"},

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stac_torch._codes import CODES, is_coded, scale_shape, stored_shape
+from stac_torch._codes import code_name, is_coded, scale_shape, stored_shape
 from stac_torch._family import Section
 
 
@@ -63,14 +63,15 @@ def check_state(
 
 def _check_code(where: str, key: str, state: Mapping[str, Any], parameter: Tensor) -> None:
     moment, scale = state.get(key), state.get(f"{key}_scale")
-    coded = moment is not None and moment.dtype in CODES
-    if coded != (scale is not None):
-        name = CODES[moment.dtype] if coded else "int8"
-        msg = f"{where}: an {name} {key} and {key}_scale come together, got {sorted(state)}"
-        raise ValueError(msg)
-    if coded and not is_coded(parameter):
+    name = None if moment is None else code_name(moment, parameter.shape)
+    if (name is None) != (scale is None):
         msg = (
-            f"{where}: saved {key} is in {CODES[moment.dtype]}, which a parameter of shape "
+            f"{where}: an {name or 'int8'} {key} and {key}_scale come together, got {sorted(state)}"
+        )
+        raise ValueError(msg)
+    if name is not None and not is_coded(parameter):
+        msg = (
+            f"{where}: saved {key} is in {name}, which a parameter of shape "
             f"{tuple(parameter.shape)} and {parameter.dtype} has no code in: the model has changed"
         )
         raise ValueError(msg)

@@ -2,8 +2,8 @@
 
 Keys of state, as in ``torch.optim``: the sign section has ``exp_avg`` (with ``exp_avg_scale`` if it
 is a code, nothing without momentum), the AdamW section ``step``, ``exp_avg``, ``exp_avg_sq`` and,
-with amsgrad, ``max_exp_avg_sq``. Stochastic rounding, of the parameter or of 4-bit codes, adds
-``step`` to the sign section.
+with amsgrad, ``max_exp_avg_sq``, each with its ``_scale`` if it is a code. Stochastic rounding, of
+the parameter or of 4-bit codes, adds ``step`` to the sign section.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from stac_torch._adamw import adamw_step_
-from stac_torch._codes import new_moment
-from stac_torch._dtypes import INT4, INT8, check_state_dtype, state_dtype
+from stac_torch._codes import SQUARES, new_moment
+from stac_torch._dtypes import INT4, INT8, check_state_dtype
 from stac_torch._fused import sign_fused_
 from stac_torch._records import Flags, Slot
 from stac_torch._sign import SignOptions, can_foreach, sign_foreach_, sign_step_
-from stac_torch._state import draws_noise, new_step, rounds_stochastically, zeros
+from stac_torch._state import draws_noise, new_step, rounds_stochastically
 
 _FOREACH_DEVICES = frozenset({"cuda", "xpu"})
 
@@ -98,9 +98,11 @@ class AdamWSection:
     """Torch's AdamW."""
 
     title = "the adamw section"
-    keys = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"})
+    keys = frozenset(
+        {key + end for key in ("exp_avg", *SQUARES) for end in ("", "_scale")} | {"step"}
+    )
     numbers = frozenset({"step"})
-    reals = frozenset[str]()
+    reals = frozenset(key for key in keys if key.endswith("_scale"))
 
     def check(self, group: Mapping[str, Any], parameter: Tensor) -> None:
         """Raise ValueError if a parameter cannot have the moments that its group asks for."""
@@ -111,7 +113,7 @@ class AdamWSection:
         self.check(group, parameter)
         state = {"step": new_step(group, parameter)}
         for key in sorted(self.required(group, state) - {"step"}):
-            state[key] = zeros(parameter, state_dtype(group["adamw_state_dtype"], parameter))
+            state.update(new_moment(key, group["adamw_state_dtype"], parameter))
         return state
 
     def complete_state(
@@ -119,7 +121,9 @@ class AdamWSection:
     ) -> None:
         """Give a state its maximum where amsgrad was switched on."""
         if group["amsgrad"] and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+            for key in ("exp_avg_sq", "exp_avg_sq_scale"):
+                if key in state:
+                    state[f"max_{key}"] = torch.zeros_like(state[key])
 
     def required(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> set[str]:
         """Return the keys that a saved state must have."""

@@ -58,7 +58,7 @@ def checked_group(group: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(msg)
     checked = dict(group)
     checked["betas"] = betas
-    for key, codes in (("sign_state_dtype", (INT8, INT4)), ("adamw_state_dtype", ())):
+    for key, codes in (("sign_state_dtype", (INT8, INT4)), ("adamw_state_dtype", (INT8,))):
         checked[key] = dtype_name(key, group[key], codes=codes)
     check_parameters(checked, FAMILY.section(checked))
     return checked

@@ -23,7 +23,8 @@ _WORDS = {4: jnp.uint32, 8: jnp.uint64}
 class Coded(NamedTuple):
     """The moment of a leaf in a code: codes and scales, each in as many dimensions as the leaf.
 
-    8-bit codes have the shape of the leaf, 4-bit ones ``(rows, 1, ..., pairs)``.
+    8-bit codes have the shape of the leaf, int8 or of squares uint8; 4-bit ones are uint8 of
+    ``(rows, 1, ..., pairs)``.
     """
 
     codes: jax.Array
@@ -64,7 +65,7 @@ def start(moment: Moment, requested: Any, params: Any) -> dict[str, Any]:
             pairs = int4.packed_shape(jnp.shape(leaf))[1]
             return jnp.zeros(_with_rows(jnp.shape(leaf), pairs), jnp.uint8)
         if code and is_coded(leaf):
-            return jnp.zeros_like(leaf, dtype=jnp.int8)
+            return jnp.zeros_like(leaf, dtype=jnp.uint8 if moment.square else jnp.int8)
         wanted = jnp.float32 if code else requested
         own = _dtypes.slot_dtype(moment, wanted, _dtypes.dtype_of(leaf))
         return jnp.zeros_like(leaf, dtype=own)
@@ -105,7 +106,7 @@ def leaves_of(state: Any, name: str, treedef: Any, grads: Sequence[jax.Array]) -
 def _shape_of(leaf: Any, stored: Any) -> tuple[int, ...]:
     """Return the shape in which the moment of a leaf is stored."""
     shape = jnp.shape(leaf)
-    if _dtypes.dtype_of(stored) != jnp.uint8 or not is_coded(leaf):
+    if jnp.shape(stored) == shape or _dtypes.dtype_of(stored) != jnp.uint8 or not is_coded(leaf):
         return shape
     return _with_rows(shape, int4.packed_shape(shape)[1])
 
@@ -131,9 +132,10 @@ def load(x: Stored, shape: tuple[int, ...], dtype: Any, exact: Exact) -> jax.Arr
     """Return the stored moment of a leaf of a shape in the dtype of the arithmetic."""
     if not isinstance(x, Coded):
         return x.astype(dtype)
-    if x.codes.dtype == jnp.int8:
+    if x.codes.shape == shape:
+        decode = int8.decode_squares if draws_noise(x) else int8.decode
         flat = x.scale.reshape(int8.scale_shape(shape))
-        return int8.decode(x.codes, flat, xp=jnp, exact=exact).astype(dtype)
+        return decode(x.codes, flat, xp=jnp, exact=exact).astype(dtype)
     packed, flat = (
         x.codes.reshape(int4.packed_shape(shape)),
         x.scale.reshape(int4.scale_shape(shape)),
@@ -154,7 +156,8 @@ def store(x: jax.Array, like: Stored, exact: Exact, noise: jax.Array | None) -> 
         return _dtypes.stored(x, like.dtype)
     x = x.astype(jnp.float32)
     if draws_noise(like):
-        codes, flat = int4.encode(x, noise, xp=jnp, exact=exact)
+        encode = int8.encode_squares if like.codes.shape == x.shape else int4.encode
+        codes, flat = encode(x, noise, xp=jnp, exact=exact)
     else:
         codes, flat = int8.encode(x, xp=jnp, exact=exact)
     return Coded(codes.reshape(like.codes.shape), flat.reshape(like.scale.shape))
