@@ -100,14 +100,14 @@ class TorchRun:
         return slots | ({"count": np.asarray(int(counts[0]))} if self.counted else {})
 
     def codes(self):
-        return {
-            f"{SLOTS_HERE[key.removesuffix('_scale')]}{key[len(key.removesuffix('_scale')) :]}/{name}": to_numpy(
-                value
-            ).reshape(len(value), -1)
-            for name, leaf in self.leaves.items()
-            for key, value in self.optimizer.state[leaf].items()
-            if key.startswith(("exp", "max"))
-        }
+        found = {}
+        for name, leaf in self.leaves.items():
+            for key, value in self.optimizer.state[leaf].items():
+                moment = key.removesuffix("_scale")
+                if moment != "step":
+                    slot = SLOTS_HERE[moment] + key.removeprefix(moment)
+                    found[f"{slot}/{name}"] = to_numpy(value).reshape(len(value), -1)
+        return found
 
     def save(self):
         blob = io.BytesIO()
