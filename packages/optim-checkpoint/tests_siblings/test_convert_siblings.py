@@ -45,6 +45,14 @@ def stac(**options):
     )
 
 
+def all_in_codes(**options):
+    codes = {"sign_state_dtype": "int4", "adamw_state_dtype": "int8", "weight_decay": 0.1}
+    return (
+        lambda model: stac_torch.STAC(model, lr=RATE, last_n_layers=2, **codes, **options),
+        lambda: stam_jax.stac(RATE, partition=stam_jax.LastLayers(2), **codes, **options),
+    )
+
+
 PAIRS = {
     "STAM": stam(),
     "STAM corrected": stam(statistics="corrected", stat_sample=64),
@@ -52,6 +60,8 @@ PAIRS = {
     "STAC": stac(),
     "STAC int8": stac(sign_state_dtype="int8"),
     "STAC int4": stac(sign_state_dtype="int4"),
+    "STAC in codes": all_in_codes(),
+    "STAC in codes, amsgrad": all_in_codes(amsgrad=True),
     "STAC bfloat16 state": stac(sign_state_dtype="bfloat16"),
     "STAC without momentum": stac(sign_momentum=0.0),
     "STAC amsgrad": stac(amsgrad=True),
