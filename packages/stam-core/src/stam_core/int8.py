@@ -95,7 +95,7 @@ def encode_squares(
     gap = _fourth_power(code + 1, exact) - low
     up = blocked(xp.astype(noise, xp.float32), BLOCK, xp=xp) * gap < (share - low) * 65536
     code = xp.clip(code + xp.astype(up, xp.float32), None, SQUARE_LEVELS)
-    code = xp.where((share > 0) & (code < 1), xp.ones_like(code), code)
+    code = xp.where((blocks > 0) & (code < 1), xp.ones_like(code), code)
     code = xp.astype(xp.where(xp.isfinite(code), code, xp.zeros_like(code)), xp.uint8)
     return unblocked(code, values.shape, xp=xp), scale
 
