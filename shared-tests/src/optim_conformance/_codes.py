@@ -14,7 +14,6 @@ import numpy as np
 
 from optim_conformance._base import Checks, where
 from optim_conformance.adapter import Array
-from optim_conformance.rule import Leaf, Step
 from optim_conformance.rules import RULES
 
 # An even row of three blocks of 128 and two of 256, and an odd one of more than two dimensions.
@@ -119,8 +118,8 @@ class CodeChecks(Checks):
                 run.step(grads)
                 new, stored = run.params(), run.codes()
                 for leaf, rule in rules.items():
-                    wide = (x[leaf].astype(np.float64) for x in (old, grads))
-                    moved, wanted = _stepped(rule, *wide, before[leaf], t)
+                    p, g = old[leaf].astype(np.float64), grads[leaf].astype(np.float64)
+                    moved, wanted = rule.step(p, g, before[leaf], t=t, lr=1e-2)
                     what = f"{opt} under {coded}, {leaf} after step {t}"
                     np.testing.assert_allclose(new[leaf], moved, rtol=1e-6, atol=2e-6, err_msg=what)
                     for slot, value in wanted.items():
@@ -129,10 +128,6 @@ class CodeChecks(Checks):
                         found = stored[f"{slot}/{leaf}"], stored[f"{slot}_scale/{leaf}"]
                         rows = _checked(code, *found, value.reshape(len(value), -1), what)
                         before[leaf][slot] = rows.reshape(value.shape)
-
-
-def _stepped(rule: Step, p: Leaf, g: Leaf, s: Any, t: int) -> tuple[Any, Any]:
-    return rule.step(p, g, s, t=t, lr=1e-2)
 
 
 def _checked(code: Code, stored: Array, scale: Array, value: Array, what: str) -> Array:

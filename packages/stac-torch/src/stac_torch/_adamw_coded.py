@@ -40,7 +40,7 @@ def coded_step_(
     del forms
     step = slot.state["step"]
     step.add_(1 if skip is None else skip.logical_not())
-    hp = _Numbers(beta1, beta2, eps, amsgrad, maximize)
+    hp: Any = _Numbers(beta1, beta2, eps, amsgrad, maximize)
     lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
     for param, grad, state, noise in slot.pieces():
         dtype = arithmetic_dtype(param.dtype)
