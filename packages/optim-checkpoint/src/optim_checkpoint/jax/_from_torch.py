@@ -122,12 +122,12 @@ def state_tree(
         row = row_of(nodes[cut], kind)
         if row is None and nodes[cut] not in COUNTERS:
             continue
-        found: list[Any] = []
+        counted: list[Any] = []
         # Where none of its own parameters counts, any will do.
         for owners in (members.get(cut, []) if row is not None else [], list(state)):
-            steps = [state.get(name, {}).get("step") for name in owners]
-            found = found or [step for step in steps if step is not None]
-        steps = [staging.array(value) if isinstance(value, str) else value for value in found]
+            own = [state.get(name, {}).get("step") for name in owners]
+            counted = counted or [each for each in own if each is not None]
+        steps = [staging.array(value) if isinstance(value, str) else value for value in counted]
         table[path] = SavedLeaf(PendingCount(steps or [step], f"opt_state {text(path)}"))
     differences += [
         f"{slot} of {param} in {kind} has no counterpart in opt_state"
