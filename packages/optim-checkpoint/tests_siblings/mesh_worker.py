@@ -24,6 +24,7 @@ STEPS = 3
 CASES = {
     "float32": (torch.float32, {}),
     "int8 state": (torch.float32, {"sign_state_dtype": "int8"}),
+    "int4 state": (torch.float32, {"sign_state_dtype": "int4"}),
     "float32 state of bfloat16": (
         torch.bfloat16,
         {"sign_state_dtype": torch.float32, "adamw_state_dtype": torch.float32},

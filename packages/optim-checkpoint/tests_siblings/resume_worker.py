@@ -28,6 +28,7 @@ TORCH = {
         {"sign_state_dtype": torch.float32, "adamw_state_dtype": torch.float32},
     ),
     "STAC int8 state": (torch.float32, {"sign_state_dtype": "int8"}),
+    "STAC int4 state": (torch.float32, {"sign_state_dtype": "int4"}),
     "STAC amsgrad, two layers": (torch.float32, {"last_n_layers": 2, "amsgrad": True}),
     "STAC without momentum": (torch.float32, {"sign_momentum": 0.0}),
 }

@@ -45,12 +45,23 @@ def stac(**options):
     )
 
 
+def all_in_codes(**options):
+    codes = {"sign_state_dtype": "int4", "adamw_state_dtype": "int8", "weight_decay": 0.1}
+    return (
+        lambda model: stac_torch.STAC(model, lr=RATE, last_n_layers=2, **codes, **options),
+        lambda: stam_jax.stac(RATE, partition=stam_jax.LastLayers(2), **codes, **options),
+    )
+
+
 PAIRS = {
     "STAM": stam(),
     "STAM corrected": stam(statistics="corrected", stat_sample=64),
     "STAMLite": stam_lite(),
     "STAC": stac(),
     "STAC int8": stac(sign_state_dtype="int8"),
+    "STAC int4": stac(sign_state_dtype="int4"),
+    "STAC in codes": all_in_codes(),
+    "STAC in codes, amsgrad": all_in_codes(amsgrad=True),
     "STAC bfloat16 state": stac(sign_state_dtype="bfloat16"),
     "STAC without momentum": stac(sign_momentum=0.0),
     "STAC amsgrad": stac(amsgrad=True),
@@ -194,9 +205,10 @@ def test_what_a_state_says_is_where_it_belongs(tmp_path):
         assert getattr(state[0], slot).tolist() == expected, slot
 
 
-def test_the_noise_of_rounding_goes_on(tmp_path):
+@pytest.mark.parametrize("code", ["int8", "int4"])
+def test_the_noise_of_rounding_goes_on(tmp_path, code):
     """Stochastic rounding draws by the step, which the sign section has only then."""
-    options = {"sign_state_dtype": "int8", "stochastic_rounding": True, "rounding_seed": 7}
+    options = {"sign_state_dtype": code, "stochastic_rounding": True, "rounding_seed": 7}
     make_torch, make_jax = stac(**options)
     model = module(0, jnp.bfloat16)
     optimizer = make_torch(model)

@@ -73,9 +73,10 @@ def test_stac_goes_on_from_two_processes_in_one_and_in_four_bit_for_bit(stac, ca
     assert four["kinds"] == two["kinds"]
 
 
-def test_the_codes_and_scales_of_int8_are_sharded(stac):
-    kinds = {tuple(kind) for kind in stac[4]["int8 state"]["kinds"]}
-    assert ("exp_avg", "DTensor", "torch.int8") in kinds
+@pytest.mark.parametrize(("code", "dtype"), [("int8", "torch.int8"), ("int4", "torch.uint8")])
+def test_the_codes_and_scales_are_sharded(stac, code, dtype):
+    kinds = {tuple(kind) for kind in stac[4][f"{code} state"]["kinds"]}
+    assert ("exp_avg", "DTensor", dtype) in kinds
     assert ("exp_avg_scale", "DTensor", "torch.float32") in kinds
 
 

@@ -256,14 +256,24 @@ REFUSED = [
         "sign_weight_decay must be >= 0 and finite, got -1.0",
     ),
     (
-        lambda m: STAC(m, sign_state_dtype="int4"),
+        lambda m: STAC(m, sign_state_dtype="int2"),
         ValueError,
-        "'float64', 'int8'] or its name, got 'int4'",
+        "'float64', 'int8', 'int4'] or its name, got 'int2'",
     ),
     (
-        lambda m: STAC(m, adamw_state_dtype=torch.int8),
+        lambda m: STAC(m, adamw_state_dtype="int4"),
         ValueError,
-        "'float32', 'float64'] or its name, got torch.int8",
+        "'float32', 'float64', 'int8'] or its name, got 'int4'",
+    ),
+    (
+        lambda m: STAC(m, sign_state_dtype="int4", fused=True),
+        ValueError,
+        "fused=True has no kernel for sign_state_dtype='int4': use fused=None",
+    ),
+    (
+        lambda m: STAC(m, adamw_state_dtype="int8", fused=True),
+        ValueError,
+        "fused=True has no kernel for adamw_state_dtype='int8': use fused=None",
     ),
     (lambda m: STAC(m, maximize=1), TypeError, "maximize must be True or False, got 1"),
     (lambda m: STAC(m, foreach="yes"), TypeError, "foreach must be None, True or False, got 'yes'"),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from stac_torch import STAC
-from stac_torch._int8 import BLOCK, decode, encode, is_quantized, scale_shape
+from stac_torch._codes import is_coded
+from stac_torch._int8 import BLOCK, decode, encode, scale_shape
 from torch import nn
 
 SHAPES = [(16, 256), (5, 1000), (8, 17), (3, 4, 6, 5), (1, 4096), (4, 255), (2, 257)]
@@ -90,7 +91,7 @@ def test_what_stays_float32():
     optimizer.step()
     found = [optimizer.state[p]["exp_avg"].dtype for p in params]
     assert found == [torch.float32, torch.float32, torch.float32, torch.int8]
-    assert [is_quantized(p) for p in params] == [False, False, False, True]
+    assert [is_coded(p) for p in params] == [False, False, False, True]
 
 
 def test_signs_agree_with_a_float32_momentum():

@@ -87,6 +87,16 @@ def rows():
             stac(sign_state_dtype="int8", adamw_state_dtype="bf16"),
             "counted",
         ),
+        (
+            'STAC, int8 and `adamw_state_dtype="int8"`',
+            stac(sign_state_dtype="int8", adamw_state_dtype="int8"),
+            "counted",
+        ),
+        (
+            'STAC, `sign_state_dtype="int4"` and `adamw_state_dtype="int8"`',
+            stac(sign_state_dtype="int4", adamw_state_dtype="int8"),
+            "counted",
+        ),
         ("STAC, `sign_momentum=0`", stac(sign_momentum=0.0), "counted"),
     ]
 
@@ -105,6 +115,7 @@ def test_bounds():
     assert stac() <= 4.10
     assert stac(sign_state_dtype="bf16") <= 2.15
     assert stac(sign_state_dtype="int8") <= 1.20
+    assert stac(sign_state_dtype="int4", adamw_state_dtype="int8") <= 0.60
 
 
 @pytest.mark.parametrize("options", [{}, {"sign_state_dtype": "int8"}, {"sign_momentum": 0.0}])

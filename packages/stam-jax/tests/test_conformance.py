@@ -19,6 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optim_conformance import OptimizerConformance
 from optim_conformance.rules import RULES, SLOTS
 
+# A moment or its scales, likewise.
+CODED = re.compile(r"(?:^|/)((?:mu|nu|nu_max)(?:_scale)?/[^/]+)$")
 # A slot with its leaf, or the count, wherever chains and partitions have put it.
 SLOT = re.compile(rf"(?:^|/)(count|(?:{'|'.join(SLOTS)})/[^/]+)$")
 
@@ -130,6 +132,15 @@ class JaxRun:
             slots.pop("count", None)
         return slots
 
+    def codes(self):
+        flat = stam_jax.state_to_dict(self.opt_state)
+        found = {key: CODED.search(key) for key in flat}
+        return {
+            match[1]: np.array(flat[key]).reshape(len(flat[key]), -1)
+            for key, match in found.items()
+            if match
+        }
+
     def save(self):
         with double_precision(self.double):
             return pickle.dumps((self.params(), stam_jax.state_to_dict(self.opt_state)))
@@ -152,7 +163,16 @@ class JaxAdapter:
     def __init__(self, name, *, jit, place=one_device):
         self.name, self.jit, self.place = name, jit, place
         shared = {"f64", "bf16", "f16", "complex", "digits", "resume", "lr", "corrected"}
-        shared |= {"stat_sample", "parity", "mu_dtype", "propagate", "zero", "skip", "maximize"}
+        shared |= {
+            "stat_sample",
+            "parity",
+            "mu_dtype",
+            "codes",
+            "propagate",
+            "zero",
+            "skip",
+            "maximize",
+        }
         self.capabilities = frozenset(shared | {"amsgrad"} | ({"jit"} if jit else set()))
 
     def optimizers(self):

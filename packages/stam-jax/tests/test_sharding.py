@@ -71,9 +71,10 @@ def test_eight_devices_compute_what_one_does(on_eight_devices, flow, kind):
     "codes", [CODES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in CODES[1:])]
 )
 def test_codes_are_those_of_one_device(codes_on_eight_devices, codes):
-    difference = codes_on_eight_devices[f"{codes}-stac"]
-    assert isinstance(difference, float), difference
-    assert difference <= 2e-6
+    for kind in ("stac", "four_bits"):
+        difference = codes_on_eight_devices[f"{codes}-{kind}"]
+        assert isinstance(difference, float), difference
+        assert difference <= 2e-6
 
 
 @pytest.mark.slow

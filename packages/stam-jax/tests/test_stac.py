@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 import stam_jax
-from stam_core import SIGN, SignHyperparams, int8, noise
-from stam_jax._rounding import _positions, _product
+from stam_core import SIGN, SignHyperparams, int4, int8, noise
+from stam_jax._rounding import _product, positions
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -96,6 +96,24 @@ def test_codes_are_those_of_the_reference(shape):
         np.testing.assert_array_equal(np.ravel(state.mu_scale["w"]), np.ravel(scale))
 
 
+@pytest.mark.parametrize("shape", [(64, 301), (33, 5, 65)])
+def test_codes_of_4_bits_are_those_of_the_reference(shape):
+    transformation = stam_jax.scale_by_sign_momentum(0.9, state_dtype="int4", rounding_seed=5)
+    state = transformation.init({"a": {"w": jnp.zeros(shape)}})
+    update = jax.jit(transformation.update)
+    hp, places = SignHyperparams(sign_momentum=0.9), np.arange(np.prod(shape), dtype=np.uint32)
+    key = np.full(1, noise.moment_key(noise.noise_key(5, "a.w")), np.uint32)
+    old = np.zeros(shape, np.float32)
+    for t, g in enumerate(coded_gradients(20, shape), start=1):
+        _, state = update({"a": {"w": g}}, state)
+        _, new = SIGN.update(g, {"mu": old}, {}, np.asarray(t), hp, xp=np)
+        bits = noise.random_bits(key, np.full(1, t, np.uint32), places, places * 0, xp=np)
+        codes, scale = int4.encode(new["mu"], bits.reshape(shape), xp=np)
+        old = int4.decode(codes, scale, shape, xp=np)
+        np.testing.assert_array_equal(np.ravel(state.mu["a"]["w"]), np.ravel(codes))
+        np.testing.assert_array_equal(np.ravel(state.mu_scale["a"]["w"]), np.ravel(scale))
+
+
 def test_a_moment_in_8_bits_is_close_to_one_in_32():
     shape = (64, 256)
     small, large = (
@@ -136,10 +154,18 @@ def llama_2_7b():
     )
 
 
-@pytest.mark.parametrize(("options", "bound"), [({}, 2.0), ({"sign_state_dtype": "int8"}, 1.2)])
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({}, 2.04),
+        ({"sign_state_dtype": "int8"}, 1.2),
+        ({"sign_state_dtype": "int4", "adamw_state_dtype": "int8"}, 0.6),
+    ],
+)
 def test_bytes_of_a_large_model(options, bound):
     params = llama_2_7b()
-    state = jax.eval_shape(stam_jax.stac(**options, partition=everywhere("sign")).init, params)
+    roles = {k: "adamw" if k == "output" else "sign" for k in params}
+    state = jax.eval_shape(stam_jax.stac(**options, partition=roles).init, params)
     entries, held = (
         sum(x.size * size(x) for x in jax.tree.leaves(tree))
         for tree, size in ((params, lambda _: 1), (state, lambda x: x.dtype.itemsize))
@@ -160,10 +186,11 @@ def test_a_moment_too_large_for_its_storage_is_the_largest(dtype):
     np.testing.assert_allclose(state.mu["w"].astype(jnp.float32), [largest, -largest], rtol=1e-2)
 
 
-def test_int8_needs_sizes():
+@pytest.mark.parametrize("code", ["int8", "int4"])
+def test_codes_need_sizes(code):
     (n,) = jax.export.symbolic_shape("n")
     params = {"w": jax.ShapeDtypeStruct((n, 64), jnp.float32)}
-    optimizer = stam_jax.stac(sign_state_dtype="int8", partition=everywhere("sign"))
+    optimizer = stam_jax.stac(sign_state_dtype=code, partition=everywhere("sign"))
     with pytest.raises(ValueError, match=r"leaf 'w' has the symbolic shape .* take \"bfloat16\""):
         jax.eval_shape(optimizer.init, params)
 
@@ -220,10 +247,10 @@ def test_positions_of_a_tensor_with_more_than_32_bits_of_entries():
         exact = [int(i) * n for i in index]
         assert [int(x) for x in low] == [x & 0xFFFFFFFF for x in exact]
         assert [int(x) for x in high] == [x >> 32 for x in exact]
-    low, high = _positions((3, 4, 5))
+    low, high = positions((3, 4, 5))
     assert low.ravel().tolist() == list(range(60))
     assert not high.any()
-    assert _positions(())[0].tolist() == 0
+    assert positions(())[0].tolist() == 0
 
 
 # The partition
@@ -339,22 +366,26 @@ def test_schedules_and_injected_rates():
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 
 
-def test_a_bad_gradient_leaves_everything_as_it_was():
-    optimizer = stam_jax.stac(1e-2, weight_decay=0.1, sign_state_dtype="int8")
-    params = {"a": {"w": jnp.ones((64, 64))}, "b": {"w": jnp.ones(3)}}
+@pytest.mark.parametrize("code", ["int8", "int4"])
+def test_a_bad_gradient_leaves_everything_as_it_was(code):
+    optimizer = stam_jax.stac(
+        1e-2, weight_decay=0.1, sign_state_dtype=code, adamw_state_dtype="int8"
+    )
+    params = {"a": {"w": jnp.ones((64, 64))}, "b": {"v": jnp.ones((65, 65)), "w": jnp.ones(3)}}
     _, state = drive(optimizer, params, gradients(2, params))
-    bad = {"a": {"w": jnp.ones((64, 64))}, "b": {"w": jnp.asarray([1.0, jnp.nan, 1.0])}}
+    bad = {**params, "b": {"v": jnp.ones((65, 65)), "w": jnp.asarray([1.0, jnp.nan, 1.0])}}
     updates, new = optimizer.update(bad, state, params)
     assert not any(u.any() for u in jax.tree.leaves(updates))
     assert all_equal(state, new)
 
 
 def test_a_state_is_stored_by_name_and_comes_back():
-    optimizer = stam_jax.stac(1e-2, sign_state_dtype="int8")
-    params = {"a": {"w": jnp.ones((64, 64))}, "b": {"w": jnp.ones(3)}}
+    optimizer = stam_jax.stac(1e-2, sign_state_dtype="int4", adamw_state_dtype="int8")
+    params = {"a": {"w": jnp.ones((64, 64))}, "b": {"v": jnp.ones((65, 65)), "w": jnp.ones(3)}}
     _, state = drive(optimizer, params, gradients(3, params))
     saved = stam_jax.state_to_dict(state)
-    assert "inner_states/sign/inner_state/0/mu_scale/a/w" in saved
+    assert saved["inner_states/sign/inner_state/0/mu/a/w"].shape == (64, 32)
+    assert "inner_states/adamw/inner_state/0/nu_scale/b/v" in saved
     assert all_equal(state, stam_jax.state_from_dict(optimizer.init(params), saved))
 
 

@@ -31,6 +31,7 @@ CAPABILITIES: Mapping[str, str] = {
     "lr": "`Run.step` takes a learning rate for the step",
     "lr0": "may be made with a learning rate of 0, as optimizers of torch may",
     "mu_dtype": 'stores a first moment of mu_dtype="bfloat16" or "float16"',
+    "codes": 'stores moments of mu_dtype="int8" or "int4", or moment_dtype="int8", in codes',
     "propagate": 'accepts nonfinite="propagate"',
     "zero": 'accepts nonfinite="zero"',
     "skip": 'accepts nonfinite="skip"',
@@ -52,6 +53,14 @@ class Run(Protocol):
 
     def state(self) -> Tree:
         """Return the state under the canonical slots: copies, in the dtype they are stored in."""
+        ...
+
+    def codes(self) -> Tree:
+        """Return moments in codes, as they are stored, with their scales.
+
+        `<slot>/<leaf>` and `<slot>_scale/<leaf>`, each of two dimensions: a row per row of the
+        leaf. Without the capability "codes" nobody asks.
+        """
         ...
 
     def save(self) -> bytes:

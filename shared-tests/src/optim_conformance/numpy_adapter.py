@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from optim_conformance._codes import Code, code_of
 from optim_conformance._compare import slot_of
 from optim_conformance.adapter import Array, Run, Tree, numpy_dtype
 from optim_conformance.oracle import Oracle
@@ -26,6 +27,8 @@ class NumpyRun:
         self.optimizer, self.hparams, self.dtype = opt, dict(hparams), dtype
         self._params = {leaf: np.array(p) for leaf, p in params.items()}
         self._state: dict[str, Array] = {}
+        self._codes: dict[str, Array] = {}
+        self._noise = np.random.default_rng(0)
         self._state = self.stored(self.oracle(self._params).state())
 
     def oracle(self, params: Tree) -> Oracle:
@@ -40,6 +43,8 @@ class NumpyRun:
         if kind.wide:
             wide = np.promote_types(own, np.float32)
             return np.dtype(f"f{wide.itemsize // 2}") if kind.real and wide.kind == "c" else wide
+        if code_of(self.hparams, slot) is not None:
+            return np.dtype(np.float64)
         return numpy_dtype(self.hparams.get("mu_dtype", self.dtype)) if slot == "mu" else own
 
     def stored(self, state: Tree) -> dict[str, Array]:
@@ -56,6 +61,26 @@ class NumpyRun:
         ]
         return {**rounded, **{k: self._state[k] for k in overflowed}}
 
+    def _coded(self, key: str, value: Array) -> Array:
+        """Return what the code of a moment stands for, once it is stored."""
+        slot, _, leaf = key.partition("/")
+        code = code_of(self.hparams, slot)
+        if code is None or slot not in ("mu", "nu", "nu_max") or not value.any():
+            return value
+        rows = value.reshape(len(value), -1)
+        stored, scale = self.encoded(code, rows)
+        self._codes |= {f"{slot}/{leaf}": stored, f"{slot}_scale/{leaf}": scale}
+        return code.value(code.unpacked(stored, rows.shape[1]), scale).reshape(value.shape)
+
+    def encoded(self, code: Code, rows: Array) -> tuple[Array, Array]:
+        """Return codes and scales; without noise to the nearest value."""
+        noise = self._noise.random(rows.shape) if code.stochastic else np.full(rows.shape, 0.5)
+        return code.encoded(rows, noise)
+
+    def codes(self) -> Tree:
+        """Return copies of the codes."""
+        return {k: v.copy() for k, v in self._codes.items()}
+
     def _rounded(self, slot: str, x: Array) -> Array:
         dtype = self.storage(slot)
         if slot == "count" or SLOTS[slot].scalar or not SLOTS[slot].signed:
@@ -70,7 +95,8 @@ class NumpyRun:
         oracle.step(grads, lr=lr)
         own = numpy_dtype(self.dtype)
         self._params = {k: v.astype(own) for k, v in oracle.params().items()}
-        self._state = self.stored(oracle.state())
+        state = {k: self._coded(k, v) for k, v in oracle.state().items()}
+        self._state = self.stored(state)
 
     def params(self) -> Tree:
         """Return copies of the parameters."""

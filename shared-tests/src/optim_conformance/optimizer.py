@@ -1,5 +1,6 @@
 """The suite of one optimizer implementation."""
 
+from optim_conformance._codes import CodeChecks
 from optim_conformance._contract import ContractChecks
 from optim_conformance._honesty import Honest
 from optim_conformance._hyperparameters import HyperparameterChecks
@@ -19,6 +20,7 @@ class OptimizerConformance(
     StructureChecks,
     OwnershipChecks,
     StorageChecks,
+    CodeChecks,
     SamplingChecks,
     HyperparameterChecks,
     PersistenceChecks,

@@ -157,6 +157,7 @@ class OptimizerRule:
         quick: Hyperparameters under which statistics forget soon.
         narrow: Hyperparameters beside `mu_dtype` of the checks of storage; None where the first
             moment cannot be stored narrower.
+        coded: Hyperparameters under which all moments of the leaves `w` and `cube` are in codes.
         signs: Whether every step under `narrow` is the sign of the first moment.
         limits: What it becomes in the limit.
         peak: Learning rate from which it solves the small problems.
@@ -183,6 +184,7 @@ class OptimizerRule:
     scale_free: Mapping[str, Any] | None = field(default_factory=lambda: {"eps": 1e-30})
     quick: Mapping[str, Any] = field(default_factory=dict)
     narrow: Mapping[str, Any] | None = None
+    coded: tuple[Mapping[str, Any], ...] = ()
     signs: bool = False
     limits: tuple[Limit, ...] = ()
     peak: float = 0.1
@@ -262,4 +264,4 @@ class OptimizerRule:
         return replace(case, hparams=hparams, optimizer=self.name)
 
 
-_TREE_WIDE = ("learning_rate", "nonfinite", "mu_dtype")
+_TREE_WIDE = ("learning_rate", "nonfinite", "mu_dtype", "moment_dtype")

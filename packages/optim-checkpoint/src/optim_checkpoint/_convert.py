@@ -6,7 +6,8 @@ the numbers are equal as they are; only the names differ. An optimizer that exis
 by one row.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,26 @@ ROWS = (
         True,
     ),
     Row(
+        "ScaleByCodedAdamState",
+        frozenset({"STAC"}),
+        {"mu": "exp_avg", "nu": "exp_avg_sq"},
+        "count",
+        True,
+        scales={"mu_scale": "exp_avg_scale", "nu_scale": "exp_avg_sq_scale"},
+    ),
+    Row(
+        "ScaleByCodedAmsgradState",
+        frozenset({"STAC"}),
+        {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"},
+        "count",
+        True,
+        scales={
+            "mu_scale": "exp_avg_scale",
+            "nu_scale": "exp_avg_sq_scale",
+            "nu_max_scale": "max_exp_avg_sq_scale",
+        },
+    ),
+    Row(
         "ScaleByStamState",
         frozenset({"STAM"}),
         {"mu": "exp_avg", "nu": "exp_avg_sq"},
@@ -99,6 +120,19 @@ def row_of(node: str, torch_kind: str) -> Row | None:
     if row is None or torch_kind.rpartition(".")[2] not in row.torch:
         return None
     return row
+
+
+def is_packed(dtype: str, shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Tell whether a moment holds codes of four bits, of a parameter of a shape.
+
+    There are two in a byte, row by row: in torch of two dimensions, and in optax of as many as the
+    parameter has. Rounding them draws noise by the step, which torch then keeps for the parameter.
+
+    >>> is_packed("U8", (16, 1, 150), (16, 10, 30)), is_packed("U8", (16, 300), (16, 300))
+    (True, False)
+    """
+    pairs = -(-math.prod(whole[1:]) // 2)
+    return dtype == "U8" and len(whole) >= 2 and math.prod(shape) == whole[0] * pairs
 
 
 def is_stateless(group: Mapping[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 Nothing is reimplemented: ``last_n_layers`` of all layers is ``torch.optim.AdamW`` bit for bit, with
 its loop, foreach and capturable forms. This module adds what torch's function lacks: moments in
-another dtype than the parameter's, a skip flag on the device, and stochastic rounding.
+another dtype than the parameter's, a skip flag on the device, and stochastic rounding. Moments in
+codes take the rule of ``stam_core``, whose sums have the same bits everywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from stac_torch._adamw_coded import coded_step_
 from stac_torch._dtypes import arithmetic_dtype
 from stac_torch._layout import laid_out_like
 from stac_torch._records import Slot, chunks
@@ -37,7 +39,9 @@ def adamw_step_(
     """
     own: list[Slot] = []
     for slot in slots:
-        if slot.state["exp_avg"].dtype is slot.param.dtype and slot.noise is None:
+        if "exp_avg_scale" in slot.state:
+            coded_step_(slot, skip=skip, grad_scale=grad_scale, **options)
+        elif slot.state["exp_avg"].dtype is slot.param.dtype and slot.noise is None:
             own.append(slot)
         else:
             given = {"skip": skip, "grad_scale": grad_scale, "clip": clip}

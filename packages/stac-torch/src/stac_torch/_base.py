@@ -17,7 +17,7 @@ from stac_torch._names import inherit_names, noise_keys
 from stac_torch._nonfinite import NonfiniteGuard, Policy
 from stac_torch._records import Flags, Slot, slots_of
 from stac_torch._report import Tally
-from stac_torch._state import rounds_stochastically
+from stac_torch._state import draws_noise, rounds_stochastically
 from stac_torch._state_dict import check_keys, check_names, check_state_dict, rebuilt, saved_names
 
 
@@ -165,7 +165,7 @@ class BaseOptimizer(Optimizer):
             # They may have been wrapped since.
             refuse_flat(group["params"])
         section = self._family.section(group)
-        keys = noise_keys(self.param_groups, group) if group["stochastic_rounding"] else None
+        keys: list[int] | None = None
         for position, parameter in enumerate(group["params"]):
             if parameter.grad is None:
                 continue
@@ -177,9 +177,12 @@ class BaseOptimizer(Optimizer):
                 # An empty entry would tell checkpointers that this parameter has a state.
                 if state:
                     self.state[parameter] = state
-            rounded = keys is not None and rounds_stochastically(group, parameter)
+            rounded = rounds_stochastically(group, parameter)
+            noisy = rounded or draws_noise(state)
+            if noisy and keys is None:
+                keys = noise_keys(self.param_groups, group)
             tensors += (parameter, parameter.grad, *state.values())
-            layout.append((keys[position] if keys and rounded else None, *state))
+            layout.append((keys[position] if keys and noisy else None, rounded, *state))
 
     def _new_tally(self) -> Tally | None:
         return None

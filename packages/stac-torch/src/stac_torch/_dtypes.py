@@ -4,12 +4,13 @@ Groups hold names and not ``torch.dtype``: they go through JSON, ``weights_only`
 flattened distributed checkpoints unchanged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 INT8 = "int8"
+INT4 = "int4"
 
 _ALIASES = {
     "bf16": "bfloat16",
@@ -28,30 +29,32 @@ _FLOATING = {
 }
 
 
-def dtype_name(option: str, value: torch.dtype | str | None, *, int8: bool) -> str | None:
+def dtype_name(
+    option: str, value: torch.dtype | str | None, *, codes: Sequence[str] = ()
+) -> str | None:
     """Return the canonical name of a state dtype, or None for the parameter's own.
 
     Args:
         option: The option's name, for messages.
         value: What the user gave.
-        int8: Whether the option takes "int8".
+        codes: The codes that the option takes beside floating dtypes.
 
     Raises:
         ValueError: ``value`` is not a dtype that this option takes.
 
     Example:
-        >>> dtype_name("sign_state_dtype", "bf16", int8=True)
+        >>> dtype_name("sign_state_dtype", "bf16")
         'bfloat16'
-        >>> dtype_name("sign_state_dtype", torch.int8, int8=True)
+        >>> dtype_name("sign_state_dtype", torch.int8, codes=[INT8])
         'int8'
     """
     if value is None:
         return None
     name = str(value).removeprefix("torch.").strip().lower()
     name = _ALIASES.get(name, name)
-    if name in _FLOATING or (int8 and name == INT8):
+    if name in _FLOATING or name in codes:
         return name
-    choices = [*_FLOATING, *([INT8] if int8 else [])]
+    choices = [*_FLOATING, *codes]
     msg = f"{option} must be None, a dtype among {choices} or its name, got {value!r}"
     raise ValueError(msg)
 
@@ -61,12 +64,23 @@ def state_dtype(name: str | None, parameter: torch.Tensor) -> torch.dtype:
     return parameter.dtype if name is None else _FLOATING[name]
 
 
-def check_state_dtype(group: Mapping[str, Any], option: str, parameter: torch.Tensor) -> None:
+def check_state_dtype(
+    group: Mapping[str, Any], option: str, parameter: torch.Tensor, *, unfused: str
+) -> None:
     """Raise if a parameter cannot have the state that an option of its group asks for.
 
+    Args:
+        group: The group.
+        option: The option.
+        parameter: The parameter.
+        unfused: The code that no kernel reads.
+
     Raises:
-        ValueError: It is complex and the state real.
+        ValueError: It is complex and the state real, or the step is fused.
     """
+    if group["fused"] and group[option] == unfused:
+        msg = f"fused=True has no kernel for {option}={unfused!r}: use fused=None"
+        raise ValueError(msg)
     if group[option] is not None and parameter.is_complex():
         msg = (
             f"{option}={group[option]!r} cannot hold the moment of a complex parameter of "

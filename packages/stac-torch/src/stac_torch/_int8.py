@@ -5,21 +5,11 @@ round these alike and the plain ones not: which library computes them depends on
 """
 
 import torch
-from stam_core.int8 import BLOCK, LEVELS, UNIT, has_int8_code, row_length, scale_shape
+from stam_core.int8 import BLOCK, LEVELS, UNIT, row_length, scale_shape
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["BLOCK", "decode", "encode", "is_quantized", "saturated_share", "scale_shape"]
-
-
-def is_quantized(parameter: Tensor) -> bool:
-    """Tell whether the momentum of a parameter is stored in 8 bits; decided on its global shape.
-
-    Example:
-        >>> [is_quantized(torch.empty(s)) for s in ((64, 64), (63, 65), (8192,), (4096, 1))]
-        [True, False, False, False]
-    """
-    return parameter.is_floating_point() and has_int8_code(parameter.shape)
+__all__ = ["BLOCK", "decode", "encode", "saturated_share", "scale_shape"]
 
 
 def encode(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stac_torch._codes import code_name, is_coded, scale_shape, stored_shape
 from stac_torch._family import Section
-from stac_torch._int8 import scale_shape
 
 
 def check_state(
@@ -47,21 +47,34 @@ def check_state(
         elif not isinstance(value, Tensor):
             msg = f"{where}: saved {key} must be a tensor, got {value!r}"
             raise ValueError(msg)
-    exp_avg = state.get("exp_avg")
-    quantized = exp_avg is not None and exp_avg.dtype is torch.int8
-    if quantized != ("exp_avg_scale" in state):
-        msg = f"{where}: an int8 exp_avg and exp_avg_scale come together, got {sorted(state)}"
-        raise ValueError(msg)
+    for key in section.keys & {f"{key}_scale" for key in section.keys}:
+        _check_code(where, key.removesuffix("_scale"), state, parameter)
     for key, value in state.items():
         if key not in section.numbers:
             wanted = (
                 "complex" if parameter.is_complex() and key not in section.reals else "floating"
             )
-            _check_shape(where, key, value, parameter)
+            _check_shape(where, key, state, parameter)
             fits = value.is_complex() if wanted == "complex" else value.is_floating_point()
-            if not fits and not (quantized and key == "exp_avg"):
+            if not fits and f"{key}_scale" not in state:
                 msg = f"{where}: saved {key} is {value.dtype}, the parameter needs a {wanted} dtype"
                 raise ValueError(msg)
+
+
+def _check_code(where: str, key: str, state: Mapping[str, Any], parameter: Tensor) -> None:
+    moment, scale = state.get(key), state.get(f"{key}_scale")
+    name = None if moment is None else code_name(moment, parameter.shape)
+    if (name is None) != (scale is None):
+        msg = (
+            f"{where}: an {name or 'int8'} {key} and {key}_scale come together, got {sorted(state)}"
+        )
+        raise ValueError(msg)
+    if name is not None and not is_coded(parameter):
+        msg = (
+            f"{where}: saved {key} is in {name}, which a parameter of shape "
+            f"{tuple(parameter.shape)} and {parameter.dtype} has no code in: the model has changed"
+        )
+        raise ValueError(msg)
 
 
 def _check_number(where: str, key: str, value: Any, parameter: Tensor) -> None:
@@ -77,9 +90,13 @@ def _check_number(where: str, key: str, value: Any, parameter: Tensor) -> None:
         raise ValueError(msg)
 
 
-def _check_shape(where: str, key: str, value: Tensor, parameter: Tensor) -> None:
-    scaled = key == "exp_avg_scale"
-    shape = scale_shape(parameter.shape) if scaled else tuple(parameter.shape)
+def _check_shape(where: str, key: str, state: Mapping[str, Any], parameter: Tensor) -> None:
+    value, moment = state[key], state.get(key.removesuffix("_scale"))
+    shape = tuple(parameter.shape)
+    if key.endswith("_scale") and moment is not None:
+        shape = scale_shape(moment, parameter.shape)
+    elif f"{key}_scale" in state:
+        shape = stored_shape(value, parameter.shape)
     if tuple(value.shape) != shape:
         msg = (
             f"{where}: saved {key} has shape {tuple(value.shape)}, the parameter needs "

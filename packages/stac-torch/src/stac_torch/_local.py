@@ -12,8 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from stac_torch import _int8
-
 DTensor: Any = None
 Shard: Any = None
 if dist.is_available():
@@ -74,30 +72,39 @@ def shard_groups(parameter: Any) -> tuple[Any, ...]:
     return tuple(mesh.get_group(dim) for dim, how in placements if not how.is_replicate())
 
 
-def scale_like(parameter: Any) -> Tensor:
-    """Return the zero scales of an int8 moment, sharded along dimension 0 as the parameter is.
+def first_entry(parameter: Any) -> int:
+    """Return the place in the whole parameter, in C order, of the first entry of this rank."""
+    if not is_dtensor(parameter) or local(parameter).numel() == 0:
+        return 0
+    (chunk,) = parameter.__create_chunk_list__()
+    place = 0
+    for offset, length in zip(chunk.offsets, parameter.shape, strict=True):
+        place = place * length + offset
+    return place
+
+
+def zero_rows(parameter: Any, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return zeros with the rows of a parameter, sharded along dimension 0 as it is.
 
     Raises:
-        ValueError: The parameter is sharded along another dimension, which would cut blocks.
+        ValueError: The parameter is sharded along another dimension, which would cut a row.
     """
-    shape = _int8.scale_shape(parameter.shape)
+    here = local(parameter)
     if not is_dtensor(parameter):
-        return torch.zeros(shape, dtype=torch.float32, device=parameter.device)
+        return torch.zeros((parameter.shape[0], columns), dtype=dtype, device=here.device)
     placements = parameter.placements
     if any(isinstance(p, Shard) and p.dim != 0 for p in placements):
         msg = (
-            "sign_state_dtype='int8' needs parameters sharded along dimension 0, got "
+            "moments in 'int8' and 'int4' need parameters sharded along dimension 0, got "
             f"{placements}: use 'bfloat16' for this one"
         )
         raise ValueError(msg)
-    shard = torch.zeros(
-        (local(parameter).shape[0], shape[1]), dtype=torch.float32, device=local(parameter).device
-    )
+    shape = torch.Size((parameter.shape[0], columns))
     return DTensor.from_local(
-        shard,
+        torch.zeros((here.shape[0], columns), dtype=dtype, device=here.device),
         parameter.device_mesh,
         placements,
         run_check=False,
-        shape=torch.Size(shape),
-        stride=(shape[1], 1),
+        shape=shape,
+        stride=(columns, 1),
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from stac_torch._local import local, local_grad, real
+from stac_torch._local import first_entry, local, local_grad, real
 from stac_torch._report import Tally
 from stac_torch._rounding import Noise
 
@@ -44,7 +44,7 @@ class Slot(NamedTuple):
         param: The parameter.
         grad: Its gradient.
         state: Its state, by key; what is 0-d belongs to the whole parameter.
-        noise: Where to draw the noise of stochastic rounding, None to round to nearest.
+        noise: Where to draw the noise of stochastic rounding, None where nothing needs it.
     """
 
     param: Tensor
@@ -59,7 +59,8 @@ class Slot(NamedTuple):
         if type(param) in _PLAIN and type(grad) is Tensor and not param.is_complex():
             return self
         state = {key: local(value) for key, value in self.state.items()}
-        return Slot(local(param), local_grad(param, grad), state, self.noise)
+        noise = self.noise and self.noise.shifted(first_entry(param))
+        return Slot(local(param), local_grad(param, grad), state, noise)
 
     def as_reals(self) -> "Slot":
         """Return complex tensors as their two parts."""
@@ -89,14 +90,15 @@ def slots_of(tensors: Sequence[Tensor], layout: Sequence[tuple[Any, ...]]) -> li
 
     Args:
         tensors: Parameter, gradient and state of one after the other.
-        layout: For each of them the key of its noise, or None, and the keys of its state.
+        layout: For each of them the key of its noise, or None, whether the parameter is rounded by
+            it, and the keys of its state.
     """
     slots: list[Slot] = []
     start = 0
-    for key, *names in layout:
+    for key, rounded, *names in layout:
         stop = start + 2 + len(names)
         state = dict(zip(names, tensors[start + 2 : stop], strict=True))
-        noise = None if key is None else Noise(key, state["step"])
+        noise = None if key is None else Noise(key, state["step"], parameter=rounded)
         slots.append(Slot(tensors[start], tensors[start + 1], state, noise))
         start = stop
     return slots

@@ -44,7 +44,7 @@ class Tally:
 def int8_saturation(states: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the share of 8-bit momentum entries at the end of the code; None without any."""
     codes = [local(s["exp_avg"]) for s in states if "exp_avg_scale" in s]
-    codes = [c for c in codes if c.numel() > 0]
+    codes = [c for c in codes if c.dtype is torch.int8 and c.numel() > 0]
     if not codes:
         return None
     entries = sum(c.numel() for c in codes)

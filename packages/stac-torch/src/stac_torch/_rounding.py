@@ -9,6 +9,7 @@ replica.
 from dataclasses import dataclass, replace
 
 import torch
+from stam_core.noise import moment_key
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
@@ -22,15 +23,21 @@ class Noise:
         key: Hash of seed and name, 32 bits.
         step: The step being taken, a 0-d tensor.
         offset: Position of the first entry in the tensor it was cut from.
+        parameter: Whether the parameter is rounded by it, or its moments alone.
     """
 
     key: int
     step: Tensor
     offset: int = 0
+    parameter: bool = True
 
     def shifted(self, entries: int) -> "Noise":
         """Return the noise of a piece that begins ``entries`` later."""
         return replace(self, offset=self.offset + entries)
+
+    def of_moment(self) -> "Noise":
+        """Return the noise of a moment, which is not that of the parameter."""
+        return replace(self, key=moment_key(self.key))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def _checked_group(group: Mapping[str, Any], section: RuleSection) -> dict[str, 
     check_flags(checked)
     for key in checked:
         if key.endswith("_dtype"):
-            checked[key] = dtype_name(key, checked[key], int8=False)
+            checked[key] = dtype_name(key, checked[key])
     check_parameters(checked, section)
     return checked
 

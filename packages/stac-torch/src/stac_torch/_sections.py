@@ -1,8 +1,9 @@
 """The two sections of STAC: the sign update, and torch's AdamW.
 
 Keys of state, as in ``torch.optim``: the sign section has ``exp_avg`` (with ``exp_avg_scale`` if it
-is int8, nothing without momentum), the AdamW section ``step``, ``exp_avg``, ``exp_avg_sq`` and,
-with amsgrad, ``max_exp_avg_sq``. Stochastic rounding adds ``step`` to the sign section.
+is a code, nothing without momentum), the AdamW section ``step``, ``exp_avg``, ``exp_avg_sq`` and,
+with amsgrad, ``max_exp_avg_sq``, each with its ``_scale`` if it is a code. Stochastic rounding, of
+the parameter or of 4-bit codes, adds ``step`` to the sign section.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -12,13 +13,12 @@ import torch
 from torch import Tensor
 
 from stac_torch._adamw import adamw_step_
-from stac_torch._dtypes import INT8, check_state_dtype, state_dtype
+from stac_torch._codes import SQUARES, new_moment
+from stac_torch._dtypes import INT4, INT8, check_state_dtype
 from stac_torch._fused import sign_fused_
-from stac_torch._int8 import is_quantized
-from stac_torch._local import scale_like
 from stac_torch._records import Flags, Slot
 from stac_torch._sign import SignOptions, can_foreach, sign_foreach_, sign_step_
-from stac_torch._state import new_step, rounds_stochastically, zeros
+from stac_torch._state import draws_noise, new_step, rounds_stochastically
 
 _FOREACH_DEVICES = frozenset({"cuda", "xpu"})
 
@@ -32,8 +32,8 @@ class SignSection:
     reals = frozenset({"exp_avg_scale"})
 
     def check(self, group: Mapping[str, Any], parameter: Tensor) -> None:
-        """Raise ValueError if a complex parameter is to have a real moment."""
-        check_state_dtype(group, "sign_state_dtype", parameter)
+        """Raise ValueError if a parameter cannot have the moment that its group asks for."""
+        check_state_dtype(group, "sign_state_dtype", parameter, unfused=INT4)
 
     def new_state(self, group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         """Return the state of a parameter before its first step; empty if it needs none."""
@@ -47,17 +47,21 @@ class SignSection:
         self, group: Mapping[str, Any], parameter: Tensor, state: MutableMapping[str, Tensor]
     ) -> None:
         """Give a state the counter and the moment that the group's options ask for."""
-        if rounds_stochastically(group, parameter) and "step" not in state:
-            state["step"] = new_step(group, parameter)
         if group["sign_momentum"] != 0 and "exp_avg" not in state:
-            state.update(_new_momentum(group["sign_state_dtype"], parameter))
+            state.update(new_moment("exp_avg", group["sign_state_dtype"], parameter))
+        noisy = rounds_stochastically(group, parameter) or draws_noise(state)
+        if noisy and "step" not in state:
+            state["step"] = new_step(group, parameter)
 
     def required(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> set[str]:
         """Return the keys that a saved state must have."""
         # Stochastic rounding without momentum leaves a counter alone, and momentum may have been
         # raised from 0 between the last step and the save.
         counter_alone = group["stochastic_rounding"] and set(state) == {"step"}
-        return {"exp_avg"} if group["sign_momentum"] != 0 and not counter_alone else set()
+        moment = group["sign_momentum"] != 0 and not counter_alone
+        exp_avg = state.get("exp_avg")
+        packed = isinstance(exp_avg, Tensor) and exp_avg.dtype is torch.uint8
+        return ({"exp_avg"} if moment else set[str]()) | ({"step"} if packed else set[str]())
 
     def step_(self, group: Mapping[str, Any], slots: list[Slot], flags: Flags) -> None:
         """Take one step in the form that the group asks for."""
@@ -95,20 +99,22 @@ class AdamWSection:
     """Torch's AdamW."""
 
     title = "the adamw section"
-    keys = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"})
+    keys = frozenset(
+        {key + end for key in ("exp_avg", *SQUARES) for end in ("", "_scale")} | {"step"}
+    )
     numbers = frozenset({"step"})
-    reals = frozenset[str]()
+    reals = frozenset(key for key in keys if key.endswith("_scale"))
 
     def check(self, group: Mapping[str, Any], parameter: Tensor) -> None:
-        """Raise ValueError if a complex parameter is to have real moments."""
-        check_state_dtype(group, "adamw_state_dtype", parameter)
+        """Raise ValueError if a parameter cannot have the moments that its group asks for."""
+        check_state_dtype(group, "adamw_state_dtype", parameter, unfused=INT8)
 
     def new_state(self, group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         """Return the state of a parameter before its first step."""
         self.check(group, parameter)
         state = {"step": new_step(group, parameter)}
         for key in sorted(self.required(group, state) - {"step"}):
-            state[key] = zeros(parameter, state_dtype(group["adamw_state_dtype"], parameter))
+            state.update(new_moment(key, group["adamw_state_dtype"], parameter))
         return state
 
     def complete_state(
@@ -116,7 +122,9 @@ class AdamWSection:
     ) -> None:
         """Give a state its maximum where amsgrad was switched on."""
         if group["amsgrad"] and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+            for key in ("exp_avg_sq", "exp_avg_sq_scale"):
+                if key in state:
+                    state[f"max_{key}"] = torch.zeros_like(state[key])
 
     def required(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> set[str]:
         """Return the keys that a saved state must have."""
@@ -142,11 +150,3 @@ class AdamWSection:
             eps=group["eps"],
             maximize=group["maximize"],
         )
-
-
-def _new_momentum(name: str | None, parameter: Tensor) -> dict[str, Tensor]:
-    if name != INT8:
-        return {"exp_avg": zeros(parameter, state_dtype(name, parameter))}
-    if not is_quantized(parameter):
-        return {"exp_avg": zeros(parameter, torch.float32)}
-    return {"exp_avg": zeros(parameter, torch.int8), "exp_avg_scale": scale_like(parameter)}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stac_torch import _int8
+from stac_torch._codes import decode, encode
 from stac_torch._dtypes import arithmetic_dtype
 from stac_torch._local import real
 from stac_torch._records import Slot, chunks
@@ -74,14 +74,14 @@ def _sign_update_(slot: Slot, options: SignOptions) -> None:
     if options.maximize:
         m = -m
     if exp_avg is not None:
-        old = load_moment(exp_avg, scale, dtype)
+        old = load_moment(exp_avg, scale, dtype, param.shape)
         in_place = old is exp_avg and options.skip is None
         decayed = old.mul_(options.momentum) if in_place else old * options.momentum
         # Not `alpha=`: some devices would fuse it, and have other bits than the rest.
         m = decayed.add_(m * (1 - options.momentum))
         if not in_place:
             kept = m if options.skip is None else torch.where(options.skip, old, m)
-            store_moment_(exp_avg, scale, kept)
+            store_moment_(exp_avg, scale, kept, noise=slot.noise, skip=options.skip)
 
     if options.propagate_nan:
         direction = (m * _huge(dtype)).mul_(_huge(dtype)).clamp_(-1, 1)
@@ -114,17 +114,34 @@ def _huge(dtype: torch.dtype) -> float:
     return 2.0**1023 if dtype is torch.float64 else 2.0**127
 
 
-def load_moment(exp_avg: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def load_moment(
+    exp_avg: Tensor, scale: Tensor | None, dtype: torch.dtype, shape: torch.Size
+) -> Tensor:
     """Return a stored moment in the arithmetic dtype; the tensor itself where it has it."""
-    return exp_avg.to(dtype) if scale is None else _int8.decode(exp_avg, scale).to(dtype)
+    return exp_avg.to(dtype) if scale is None else decode(exp_avg, scale, shape).to(dtype)
 
 
-def store_moment_(exp_avg: Tensor, scale: Tensor | None, value: Tensor) -> None:
-    """Round a moment to its storage, to the largest finite value where it is too large for it."""
+def store_moment_(
+    exp_avg: Tensor,
+    scale: Tensor | None,
+    value: Tensor,
+    *,
+    noise: Noise | None = None,
+    skip: Tensor | None = None,
+) -> None:
+    """Round a moment to its storage, to the largest finite value where it is too large for it.
+
+    Args:
+        exp_avg: The storage.
+        scale: The scales of a code.
+        value: The moment; under ``skip`` the one that was there.
+        noise: Where a code that is rounded stochastically draws its noise.
+        skip: None, or a 0-d boolean tensor: where true a code stays as it is.
+    """
     if scale is not None:
-        codes, new_scale = _int8.encode(value.to(torch.float32))
-        exp_avg.copy_(codes)
-        scale.copy_(new_scale)
+        for stored, new in zip((exp_avg, scale), encode(value, exp_avg, noise), strict=True):
+            # What is decoded and encoded is not always itself.
+            stored.copy_(new if skip is None else torch.where(skip, stored, new))
         return
     largest = torch.finfo(exp_avg.dtype).max
     if largest < torch.finfo(value.dtype).max:
@@ -134,7 +151,7 @@ def store_moment_(exp_avg: Tensor, scale: Tensor | None, value: Tensor) -> None:
 
 def store_parameter_(param: Tensor, value: Tensor, noise: Noise | None) -> None:
     """Round a parameter to its storage, to nearest or, given noise, stochastically."""
-    if noise is None:
+    if noise is None or not noise.parameter:
         param.copy_(value)
     else:
         round_stochastically_(param, value, noise)

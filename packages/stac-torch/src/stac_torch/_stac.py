@@ -56,11 +56,14 @@ class STAC(BaseOptimizer):
         sign_lr_scale: lr_s over lr, >= 0; None is 0.75 for a model with both sections, else 1.0.
         sign_state_dtype: Storage of m: None for the parameter's dtype, a floating dtype, or
             ``"int8"``: 1.02 bytes per entry, for tensors of two dimensions, 4,096 entries and rows
-            of 16 entries or more; float32 for the others. float16 is unsafe: small gradients never
-            move it, and large ones stop at 65,504.
+            of 16 entries or more; float32 for the others. ``"int4"``: 0.53 bytes per entry of the
+            same tensors, rounded stochastically. float16 is unsafe: small gradients never move it,
+            and large ones stop at 65,504.
         betas: Decays of the AdamW section, each in [0, 1).
         eps: Added to the root of its second moment, >= 0.
-        adamw_state_dtype: Storage of its moments, None or a floating dtype.
+        adamw_state_dtype: Storage of its moments: None for the parameter's dtype, a floating dtype,
+            or ``"int8"``: 2.03 bytes per entry for both, of tensors as above, the second one
+            rounded stochastically.
         weight_decay: Decoupled weight decay of both sections, >= 0.
         sign_weight_decay: That of the sign section; None for ``weight_decay``.
         adamw_weight_decay: That of the AdamW section; None for ``weight_decay``.
@@ -82,7 +85,7 @@ class STAC(BaseOptimizer):
         write_clipped: Rewrite the gradients, for those who read them after the step.
         stochastic_rounding: Round bfloat16 parameters stochastically, so that steps below half a
             unit in the last place are not lost. Equal on replicas, and repeatable.
-        rounding_seed: Its seed.
+        rounding_seed: Its seed, and that of the noise by which moments in codes are rounded.
         foreach: Multi-tensor form; None chooses it for plain CUDA and XPU tensors.
         fused: One pass over memory in one kernel: on the CPU a C kernel, which the system's C
             compiler builds at the first use of a machine in a second or two; on CUDA a Triton

@@ -6,7 +6,7 @@ from typing import Any
 from stam_core import ROLES, STACHyperparams, STACRole
 from torch import Tensor
 
-from stac_torch._dtypes import dtype_name
+from stac_torch._dtypes import INT4, INT8, dtype_name
 from stac_torch._family import Family
 from stac_torch._fused import check_fused_group
 from stac_torch._options import check_flags, check_numbers, check_parameters, checked_betas
@@ -58,8 +58,8 @@ def checked_group(group: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(msg)
     checked = dict(group)
     checked["betas"] = betas
-    for key, int8 in (("sign_state_dtype", True), ("adamw_state_dtype", False)):
-        checked[key] = dtype_name(key, group[key], int8=int8)
+    for key, codes in (("sign_state_dtype", (INT8, INT4)), ("adamw_state_dtype", (INT8,))):
+        checked[key] = dtype_name(key, group[key], codes=codes)
     check_parameters(checked, FAMILY.section(checked))
     return checked
 

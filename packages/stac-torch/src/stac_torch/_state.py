@@ -16,6 +16,12 @@ def rounds_stochastically(group: Mapping[str, Any], parameter: Tensor) -> bool:
     return group["stochastic_rounding"] and parameter.dtype is torch.bfloat16
 
 
+def draws_noise(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a moment of a state is rounded stochastically: those in uint8 are."""
+    coded = "exp_avg_scale" in state
+    return coded and any(value.dtype is torch.uint8 for value in state.values())
+
+
 def new_step(group: Mapping[str, Any], parameter: Tensor) -> Tensor:
     """Return the counter of a parameter before its first step."""
     return torch.zeros((), dtype=step_dtype(group), device=step_device(group, parameter))

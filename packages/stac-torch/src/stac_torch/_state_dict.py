@@ -61,6 +61,7 @@ def check_state_dict(
             if state:
                 where = f"group {index}, parameter {position}"
                 check_state(where, state, parameter, section, options)
+                section.check(options, parameter)
 
 
 def check_keys(state_dict: Mapping[str, Any]) -> None:
@@ -207,9 +208,9 @@ def placed_number(key: str, value: Any, parameter: Tensor, group: Mapping[str, A
 def placed(key: str, value: Tensor, parameter: Tensor) -> Tensor:
     """Return a copy of a loaded moment on its parameter's device, in its own dtype."""
     value = value.detach()
-    scales = key == "exp_avg_scale"
     if (
-        not scales
+        value.shape == parameter.shape
+        and not key.endswith("_scale")
         and is_dtensor(value) == is_dtensor(parameter)
         and not same_layout(value, parameter)
     ):

@@ -5,7 +5,7 @@ the mean that the statistics use (``mean=``). Importing this package loads NumPy
 deep-learning framework.
 """
 
-from stam_core import int8, noise
+from stam_core import int4, int8, noise
 from stam_core._adamw import ADAMW, AdamWHyperparams
 from stam_core._hyperparams import Hyperparams
 from stam_core._means import local_mean, sample_stride, strided_sample
@@ -61,6 +61,7 @@ __all__ = [
     "Slots",
     "Statistic",
     "decayed_step",
+    "int4",
     "int8",
     "local_mean",
     "noise",

@@ -65,10 +65,13 @@ def accumulate(
     xp: Namespace,
     exact: Exact,
 ) -> dict[str, Array]:
-    """Return the moments after a step, equations (1) and (2)."""
-    del statistics, exact
-    mu = hp.b1 * moments["mu"] + (1 - hp.b1) * g
-    nu = hp.b2 * moments["nu"] + (1 - hp.b2) * (g * g)
+    """Return the moments after a step, equations (1) and (2).
+
+    Sums of two rounded products have the same bits everywhere.
+    """
+    del statistics
+    mu = exact.keep(hp.b1 * moments["mu"]) + exact.keep((1 - hp.b1) * g)
+    nu = exact.keep(hp.b2 * moments["nu"]) + exact.keep((1 - hp.b2) * (g * g))
     if "nu_max" not in moments:
         return {"mu": mu, "nu": nu}
     return {"mu": mu, "nu": nu, "nu_max": xp.maximum(moments["nu_max"], nu)}
@@ -98,8 +101,8 @@ ADAMW = Rule(
     hyperparams=AdamWHyperparams,
     moments=(
         Moment("mu", "exp_avg"),
-        Moment("nu", "exp_avg_sq"),
-        Moment("nu_max", "max_exp_avg_sq", given="amsgrad"),
+        Moment("nu", "exp_avg_sq", square=True),
+        Moment("nu_max", "max_exp_avg_sq", given="amsgrad", square=True),
     ),
     prepare=prepare,
     accumulate=accumulate,

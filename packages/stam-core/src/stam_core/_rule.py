@@ -39,6 +39,7 @@ class Moment(NamedTuple):
         real: Whether it holds magnitudes, which are real for a complex parameter.
         wide: Whether it is stored in at least float32 unless asked otherwise.
         given: The hyperparameter without which there is no such slot: False, or the number 0.
+        square: Whether it holds squares, of which a code keeps that they are not 0.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Moment(NamedTuple):
     real: bool = False
     wide: bool = False
     given: str | None = None
+    square: bool = False
 
 
 class Statistic(NamedTuple):

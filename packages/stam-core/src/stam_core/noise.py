@@ -19,6 +19,16 @@ def noise_key(seed: int, name: str) -> int:
     return crc32(f"{seed}:{name}".encode())
 
 
+def moment_key(key: int) -> int:
+    """Return the key of the noise of a parameter's moment, which is not that of the parameter.
+
+    Example:
+        >>> moment_key(noise_key(0, "head.weight"))
+        2211002813
+    """
+    return key ^ 0x9E3779B9
+
+
 def mix(x: Array, *, xp: Namespace) -> Array:
     """Scramble uint32 numbers.
 
@@ -53,4 +63,4 @@ def random_bits(key: Array, step: Array, low: Array, high: Array, *, xp: Namespa
     return mix(word, xp=xp) >> 16
 
 
-__all__ = ["mix", "noise_key", "random_bits"]
+__all__ = ["mix", "moment_key", "noise_key", "random_bits"]

@@ -6,7 +6,7 @@ statistics packed for storage, and state.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from stam_core import Rule
+from stam_core.noise import moment_key, noise_key, random_bits
 
 from stam_jax import _dtypes, _hyperparams, _storage, _tree
 from stam_jax._batches import alone, batches, cut, gather, scatter
 from stam_jax._means import AxisName
+from stam_jax._rounding import positions
 from stam_jax._statistics import Config, first_statistics, if_taken, own_of, update_statistics
 from stam_jax._storage import Coded, Stored
 from stam_jax._tree import Layout, StatAxes
@@ -31,6 +33,7 @@ def lift(
     stat_axes: StatAxes | None = None,
     axis_name: AxisName | None = None,
     wide: bool = False,
+    seed: int = 0,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return a rule as a transformation, without learning rate, sign and weight decay.
@@ -45,6 +48,7 @@ def lift(
         stat_axes: A callable (path, leaf) -> axes along which statistics are kept apart.
         axis_name: Mapped axes over which a tensor is spread.
         wide: Return the direction in the dtype of the arithmetic, and not in the gradient's.
+        seed: Of the noise by which moments are rounded that are stored in a code that needs it.
         **options: Hyperparameters of the rule, and ``<moment>_dtype``, a floating dtype or None.
 
     Returns:
@@ -109,6 +113,7 @@ def lift(
                 [jax.tree.leaves(leaf) for leaf in zip(grads, held, strict=True)], layout
             )
 
+        keys = _noise_keys(updates, held, seed)
         leaves: list[Any] = [None] * len(grads)
         vectors: list[dict[str, jax.Array]] = []
         for batch in found:
@@ -125,7 +130,7 @@ def lift(
                 vectors.append(new)
             for i, start in zip(batch.leaves, batch.starts(), strict=True):
                 leaves[i] = _update_leaf(
-                    grads[i], held[i], new, start, count, taken, dynamic, config
+                    grads[i], held[i], new, start, count, taken, keys[i], dynamic, config
                 )
 
         fields: dict[str, Any] = {"count": if_taken(taken, count, before)}
@@ -147,6 +152,7 @@ def _update_leaf(
     start: jax.typing.ArrayLike,
     count: jax.Array,
     taken: jax.Array | None,
+    key: jax.Array | None,
     dynamic: dict[str, Any],
     config: Config,
 ) -> tuple[jax.Array, dict[str, Stored]]:
@@ -159,6 +165,7 @@ def _update_leaf(
         start: See there.
         count: The step being taken.
         taken: Whether it is; None for yes.
+        key: That of the noise by which moments are rounded; None for those that need none.
         dynamic: Hyperparameters that are arrays.
         config: The constants.
     """
@@ -176,7 +183,9 @@ def _update_leaf(
 
     kinds = {moment.name: real if moment.real else dtype for moment in rule.moments}
     g_wide = parts(rule.prepare(g.astype(dtype), hp, xp=jnp))
-    old = {name: parts(_storage.load(x, kinds[name], exact)) for name, x in moments.items()}
+    old = {
+        name: parts(_storage.load(x, g.shape, kinds[name], exact)) for name, x in moments.items()
+    }
     own = {
         name: cut(own_of(x, config), start, config.shape).astype(_dtypes.like(x.dtype, real))
         for name, x in statistics.items()
@@ -186,7 +195,12 @@ def _update_leaf(
     # moments, the old one would be copied before it is overwritten.
     new = {name: if_taken(taken, x, old[name]) for name, x in new.items()}
     d = rule.direction(g_wide, new, own, count, hp, xp=jnp)
-    stored = {name: _storage.store(whole(new[name]), x, exact) for name, x in moments.items()}
+    noise = None
+    if key is not None:
+        noise = random_bits(key, count.astype(jnp.uint32), *positions(g.shape), xp=jnp)
+    stored = {
+        name: _storage.store(whole(new[name]), x, exact, noise) for name, x in moments.items()
+    }
     # Codes that are decoded and encoded are not always themselves.
     stored = {
         name: Coded(*(if_taken(taken, *pair) for pair in zip(x, moments[name], strict=True)))
@@ -195,6 +209,20 @@ def _update_leaf(
         for name, x in stored.items()
     }
     return whole(d).astype(dtype if config.wide else g.dtype), stored
+
+
+def _noise_keys(
+    updates: Any, held: Sequence[Mapping[str, Stored]], seed: int
+) -> list[jax.Array | None]:
+    """Return the key of each leaf's noise, by its dotted path; None where no moment needs it."""
+    noisy = [any(map(_storage.draws_noise, moments.values())) for moments in held]
+    if not any(noisy):
+        return [None] * len(noisy)
+    names = [name.replace("/", ".") for name in _tree.leaf_names(updates)]
+    return [
+        jnp.asarray(moment_key(noise_key(seed, name)), jnp.uint32) if drawn else None
+        for name, drawn in zip(names, noisy, strict=True)
+    ]
 
 
 def _compute_dtype(g: jax.Array, moments: Mapping[str, Stored]) -> np.dtype:

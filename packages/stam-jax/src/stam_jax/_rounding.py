@@ -135,7 +135,7 @@ def round_updates_stochastically(seed: int) -> optax.GradientTransformationExtra
                 return u
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             key = jnp.asarray(stam_core.noise.noise_key(seed, name), jnp.uint32)
-            low, high = _positions(jnp.shape(p))
+            low, high = positions(jnp.shape(p))
             noise = stam_core.noise.random_bits(key, count.astype(jnp.uint32), low, high, xp=jnp)
             wide = p.astype(jnp.float32)
             return _carried(wide + u, noise).astype(jnp.float32) - wide
@@ -148,7 +148,7 @@ def round_updates_stochastically(seed: int) -> optax.GradientTransformationExtra
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
 
 
-def _positions(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def positions(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Return the C-order position of every entry, its lower and its higher 32 bits."""
     low = jnp.zeros(shape, jnp.uint32)
     high = jnp.zeros(shape, jnp.uint32)

@@ -74,14 +74,16 @@ def stac(
         adamw_weight_decay: That of the AdamW section; None for ``weight_decay``.
         mask: Which leaves are decayed: a tree of booleans, or a callable from parameters to one.
         sign_state_dtype: See ``state_dtype`` of :func:`stam_jax.scale_by_sign_momentum`.
-        adamw_state_dtype: Storage dtype of the AdamW section's moments; None for the parameter's.
+        adamw_state_dtype: Storage of the AdamW section's moments: None for the parameter's dtype, a
+            floating dtype, or ``"int8"``: 2.03 bytes per entry for both moments of the leaves that
+            have codes in the sign section, the second one rounded stochastically.
         amsgrad: Divide by the running maximum of the second moment.
         maximize: Ascend.
         stochastic_rounding: Round bfloat16 leaves stochastically, so that steps below half a unit
             in the last place are not lost: their updates come in float32, and lead to a number that
             bfloat16 holds. The noise depends on seed, step, dotted path and position alone, so
             that replicas agree.
-        rounding_seed: Its seed.
+        rounding_seed: Its seed, and that of the noise of moments in codes.
         axis_name: Mapped axes of ``jax.shard_map`` over which gradients are spread, for
             ``nonfinite="skip"`` to agree on.
         nonfinite: "skip" leaves out the whole step, as ``stac_torch.STAC`` does; "zero" replaces
@@ -128,12 +130,15 @@ def stac(
     decays = [weight_decay if value is None else value for value in own]
     ordered = partition is None or isinstance(partition, LastLayers)
     wide = stochastic_rounding
-    by_sign = sign_section(sign_momentum, sign_state_dtype, maximize=maximize, wide=wide)
+    by_sign = sign_section(
+        sign_momentum, sign_state_dtype, maximize=maximize, wide=wide, seed=rounding_seed
+    )
     by_adam = adamw_section(
         b1=b1,
         b2=b2,
         eps=eps,
         state_dtype=adamw_state_dtype,
+        seed=rounding_seed,
         amsgrad=amsgrad,
         maximize=maximize,
         wide=wide,

@@ -1,4 +1,4 @@
-"""How moments are stored: in a floating dtype, or in the 8-bit code of ``stam_core.int8``.
+"""How moments are stored: in a floating dtype, or in a code of ``stam_core.int8`` or ``int4``.
 
 Codes have scales beside them, in the field of the state that is called as the moment with
 ``_scale``. XLA merges a product with the sum that it goes into, and 1/sqrt(x) with an approximation
@@ -11,16 +11,21 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from stam_core import AS_WRITTEN, Exact, Moment, int8
+from stam_core import AS_WRITTEN, Exact, Moment, int4, int8
 
 from stam_jax import _dtypes, _tree
 
-INT8 = "int8"
+INT8, INT4 = "int8", "int4"
+_CODES = {INT8: int8, INT4: int4}
 _WORDS = {4: jnp.uint32, 8: jnp.uint64}
 
 
 class Coded(NamedTuple):
-    """The 8-bit moment of a leaf: codes, and scales in as many dimensions as the parameter."""
+    """The moment of a leaf in a code: codes and scales, each in as many dimensions as the leaf.
+
+    8-bit codes have the shape of the leaf, int8 or of squares uint8; 4-bit ones are uint8 of
+    ``(rows, 1, ..., pairs)``.
+    """
 
     codes: jax.Array
     scale: jax.Array
@@ -29,14 +34,16 @@ class Coded(NamedTuple):
 Stored: TypeAlias = jax.Array | Coded
 
 
-def canonical(name: str, dtype: Any) -> Any:
-    """Return a storage dtype that may be "int8": a floating dtype, "int8", or None.
+def canonical(name: str, dtype: Any, *, codes: Sequence[str] = (INT8,)) -> Any:
+    """Return a storage dtype that may be a code: a floating dtype, the name of a code, or None.
 
     Raises:
         ValueError: It is another.
     """
-    if dtype is not None and jnp.dtype(dtype) == jnp.int8:
-        return INT8
+    for code in codes:
+        # A string, because not every release of NumPy and JAX knows a dtype of 4 bits.
+        if dtype is not None and str(getattr(dtype, "__name__", dtype)) == code:
+            return code
     return _dtypes.canonical_float(name, dtype)
 
 
@@ -49,36 +56,59 @@ def start(moment: Moment, requested: Any, params: Any) -> dict[str, Any]:
         params: The parameters.
 
     Raises:
-        ValueError: A row of an int8 moment would be cut, or its size is not known.
+        ValueError: A row of a moment in a code would be cut, or its size is not known.
     """
+    code = requested if requested in _CODES else None
 
     def zeros(leaf: Any) -> jax.Array:
-        coded = requested == INT8 and is_coded(leaf)
-        wanted = jnp.float32 if requested == INT8 else requested
+        if code == INT4 and is_coded(leaf):
+            pairs = int4.packed_shape(jnp.shape(leaf))[1]
+            return jnp.zeros(_with_rows(jnp.shape(leaf), pairs), jnp.uint8)
+        if code and is_coded(leaf):
+            return jnp.zeros_like(leaf, dtype=jnp.uint8 if moment.square else jnp.int8)
+        wanted = jnp.float32 if code else requested
         own = _dtypes.slot_dtype(moment, wanted, _dtypes.dtype_of(leaf))
-        return jnp.zeros_like(leaf, dtype=jnp.int8 if coded else own)
+        return jnp.zeros_like(leaf, dtype=own)
 
-    if requested != INT8:
+    def scales(leaf: Any) -> jax.Array:
+        shape = jnp.shape(leaf)
+        if is_coded(leaf):
+            blocks = _CODES[requested].scale_shape(shape)[1]
+            return jnp.zeros(_with_rows(shape, blocks), jnp.float32)
+        # Nothing, in as many dimensions: any sharding of the parameter divides it.
+        return jnp.zeros((0,) * len(shape), jnp.float32) if shape else jnp.zeros((0,), jnp.float32)
+
+    if not code:
         return {moment.name: jax.tree.map(zeros, params)}
-    check_rows_whole(params)
-    scales = jax.tree.map(_zero_scale, params)
-    return {moment.name: jax.tree.map(zeros, params), f"{moment.name}_scale": scales}
+    check_rows_whole(params, code)
+    fields = {moment.name: zeros, f"{moment.name}_scale": scales}
+    return {name: jax.tree.map(make, params) for name, make in fields.items()}
 
 
 def leaves_of(state: Any, name: str, treedef: Any, grads: Sequence[jax.Array]) -> list[Stored]:
     """Return a moment of a state, leaf by leaf in the order of the gradients.
 
     Raises:
-        ValueError: The state has other leaves, or a row of an int8 moment would be cut.
+        ValueError: The state has other leaves, or a row of a moment in a code would be cut.
     """
-    arrays = _tree.flatten_like(treedef, grads, getattr(state, name), "the optimizer state")
+    arrays = _tree.flatten_like(
+        treedef, grads, getattr(state, name), "the optimizer state", _shape_of
+    )
     scales = getattr(state, f"{name}_scale", None)
     if scales is None:
         return arrays
-    check_rows_whole(treedef.unflatten(grads))
+    check_rows_whole(treedef.unflatten(grads), "int8 or int4")
     pairs = zip(arrays, treedef.flatten_up_to(scales), strict=True)
-    # Where the moment is not in 8 bits, its scale is empty.
-    return [Coded(x, scale) if x.dtype == jnp.int8 else x for x, scale in pairs]
+    # Where the moment is not in a code, its scale is empty.
+    return [Coded(x, scale) if x.dtype in (jnp.int8, jnp.uint8) else x for x, scale in pairs]
+
+
+def _shape_of(leaf: Any, stored: Any) -> tuple[int, ...]:
+    """Return the shape in which the moment of a leaf is stored."""
+    shape = jnp.shape(leaf)
+    if jnp.shape(stored) == shape or _dtypes.dtype_of(stored) != jnp.uint8 or not is_coded(leaf):
+        return shape
+    return _with_rows(shape, int4.packed_shape(shape)[1])
 
 
 def fields_of(state: Any, name: str, treedef: Any, leaves: Sequence[Stored]) -> dict[str, Any]:
@@ -93,20 +123,44 @@ def fields_of(state: Any, name: str, treedef: Any, leaves: Sequence[Stored]) -> 
     return fields
 
 
-def load(x: Stored, dtype: Any, exact: Exact) -> jax.Array:
-    """Return a stored moment in the dtype of the arithmetic."""
+def draws_noise(x: Stored) -> bool:
+    """Tell whether a moment is rounded stochastically."""
+    return isinstance(x, Coded) and x.codes.dtype == jnp.uint8
+
+
+def load(x: Stored, shape: tuple[int, ...], dtype: Any, exact: Exact) -> jax.Array:
+    """Return the stored moment of a leaf of a shape in the dtype of the arithmetic."""
     if not isinstance(x, Coded):
         return x.astype(dtype)
-    flat = x.scale.reshape(int8.scale_shape(x.codes.shape))
-    return int8.decode(x.codes, flat, xp=jnp, exact=exact).astype(dtype)
+    if x.codes.shape == shape:
+        decode = int8.decode_squares if draws_noise(x) else int8.decode
+        flat = x.scale.reshape(int8.scale_shape(shape))
+        return decode(x.codes, flat, xp=jnp, exact=exact).astype(dtype)
+    packed, flat = (
+        x.codes.reshape(int4.packed_shape(shape)),
+        x.scale.reshape(int4.scale_shape(shape)),
+    )
+    return int4.decode(packed, flat, shape, xp=jnp, exact=exact).astype(dtype)
 
 
-def store(x: jax.Array, like: Stored, exact: Exact) -> Stored:
-    """Return a moment as another is stored; a finite one stays finite."""
+def store(x: jax.Array, like: Stored, exact: Exact, noise: jax.Array | None) -> Stored:
+    """Return a moment as another is stored; a finite one stays finite.
+
+    Args:
+        x: The moment.
+        like: The other one.
+        exact: How to keep operations apart.
+        noise: 16 random bits for each entry, where :func:`draws_noise` asks for them.
+    """
     if not isinstance(like, Coded):
         return _dtypes.stored(x, like.dtype)
-    codes, flat = int8.encode(x.astype(jnp.float32), xp=jnp, exact=exact)
-    return Coded(codes, flat.reshape(like.scale.shape))
+    x = x.astype(jnp.float32)
+    if draws_noise(like):
+        encode = int8.encode_squares if like.codes.shape == x.shape else int4.encode
+        codes, flat = encode(x, noise, xp=jnp, exact=exact)
+    else:
+        codes, flat = int8.encode(x, xp=jnp, exact=exact)
+    return Coded(codes.reshape(like.codes.shape), flat.reshape(like.scale.shape))
 
 
 def exact_for(moments: Any, count: jax.Array) -> Exact:
@@ -140,12 +194,12 @@ def exact_for(moments: Any, count: jax.Array) -> Exact:
 
 
 def is_coded(leaf: Any) -> bool:
-    """Tell whether the moment of a leaf is stored in 8 bits where these are asked for."""
-    return not _dtypes.is_complex(_dtypes.dtype_of(leaf)) and int8.has_int8_code(jnp.shape(leaf))
+    """Tell whether the moment of a leaf is stored in a code where one is asked for."""
+    return not _dtypes.is_complex(_dtypes.dtype_of(leaf)) and int8.has_code(jnp.shape(leaf))
 
 
-def check_rows_whole(tree: Any) -> None:
-    """Raise where a row of an int8 moment would be cut, and shardings are part of the types.
+def check_rows_whole(tree: Any, code: str) -> None:
+    """Raise where a row of a moment in a code would be cut, and shardings are part of the types.
 
     With automatic axes the compiler puts the pieces of a row together.
 
@@ -156,7 +210,7 @@ def check_rows_whole(tree: Any) -> None:
         if not all(isinstance(length, int) for length in jnp.shape(leaf)):
             msg = (
                 f"leaf {name!r} has the symbolic shape {jnp.shape(leaf)}, and its size decides "
-                'whether its moment is stored in "int8": take "bfloat16", or export for fixed '
+                f'whether its moment is stored in {code}: take "bfloat16", or export for fixed '
                 "shapes"
             )
             raise ValueError(msg)
@@ -164,7 +218,8 @@ def check_rows_whole(tree: Any) -> None:
         if any(part is not None for part in spec[1:]):
             msg = (
                 f"leaf {name!r} is sharded as {spec} on a mesh with explicit axes, and blocks of "
-                'an int8 moment lie along its rows: shard it along dimension 0, or leave "int8" out'
+                f"a moment in {code} lie along its rows: shard it along dimension 0, or take "
+                '"bfloat16"'
             )
             raise ValueError(msg)
 
@@ -176,10 +231,6 @@ def _explicit_spec(leaf: Any) -> Any:
     return jax.typeof(leaf).sharding.spec
 
 
-def _zero_scale(leaf: Any) -> jax.Array:
-    shape = jnp.shape(leaf)
-    if not is_coded(leaf):
-        # Nothing, in as many dimensions: any sharding of the parameter divides it.
-        return jnp.zeros((0,) * len(shape), jnp.float32) if shape else jnp.zeros((0,), jnp.float32)
-    rows, blocks = int8.scale_shape(shape)
-    return jnp.zeros((rows, *[1] * (len(shape) - 2), blocks), jnp.float32)
+def _with_rows(shape: tuple[int, ...], columns: int) -> tuple[int, ...]:
+    """Return a shape with the rows of a leaf, in as many dimensions, and so many columns."""
+    return (shape[0], *[1] * (len(shape) - 2), columns)

@@ -105,7 +105,13 @@ def check_sampled(tree: Any) -> None:
             raise ValueError(msg)
 
 
-def flatten_like(treedef: Any, leaves: Sequence[Any], tree: Any, what: str) -> list[Any]:
+def flatten_like(
+    treedef: Any,
+    leaves: Sequence[Any],
+    tree: Any,
+    what: str,
+    shape_of: Callable[[Any, Any], tuple[int, ...]],
+) -> list[Any]:
     """Return the leaves of ``tree``, which must have the structure and the shapes of the gradients.
 
     Args:
@@ -113,6 +119,8 @@ def flatten_like(treedef: Any, leaves: Sequence[Any], tree: Any, what: str) -> l
         leaves: Leaves of the gradients.
         tree: The other tree.
         what: Its name in messages.
+        shape_of: Returns the shape that a leaf of ``tree`` must have, from that of the gradients
+            and itself.
 
     Raises:
         ValueError: Structure or shape differ; the message names the first such leaf.
@@ -126,7 +134,7 @@ def flatten_like(treedef: Any, leaves: Sequence[Any], tree: Any, what: str) -> l
     for i, (leaf, other) in enumerate(zip(leaves, others, strict=True)):
         if not hasattr(other, "shape") and not isinstance(other, (int, float, complex)):
             raise ValueError(_structure_message(jax.tree.unflatten(treedef, leaves), tree, what))
-        if jnp.shape(leaf) != jnp.shape(other):
+        if shape_of(leaf, other) != jnp.shape(other):
             name = leaf_names(jax.tree.unflatten(treedef, leaves))[i]
             msg = (
                 f"gradient leaf {name!r} has shape {jnp.shape(leaf)} and {what} has "

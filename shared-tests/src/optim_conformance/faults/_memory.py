@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
+from optim_conformance._codes import SQUARES, Code
 from optim_conformance.adapter import Array, Tree, numpy_dtype
 from optim_conformance.faults._plant import is_moment, moments, plant
 from optim_conformance.numpy_adapter import NumpyRun
@@ -178,3 +179,34 @@ class Noisy(NumpyRun):
         super().step(grads, lr=lr)
         for leaf, p in self._params.items():
             self._params[leaf] = (p * (1 + 1e-6 * self._noise.random(p.shape))).astype(p.dtype)
+
+
+def coded(rule: OptimizerRule) -> bool:
+    """Tell whether a rule has moments in codes."""
+    return bool(rule.coded)
+
+
+@plant("test_codes", coded)
+class CodesToNearest(NumpyRun):
+    """Every code is the nearest, also where noise should decide."""
+
+    def encoded(self, code: Code, rows: Array) -> tuple[Array, Array]:
+        return code.encoded(rows, np.full(rows.shape, 0.5))
+
+
+@plant("test_codes", lambda rule: "nu" in moments(rule) and rule.part_of and rule.coded)
+class SquaresToZero(NumpyRun):
+    """A small second moment is stored as 0."""
+
+    def encoded(self, code: Code, rows: Array) -> tuple[Array, Array]:
+        stored, scale = super().encoded(code, rows)
+        return np.where(stored < 2, 0, stored) if code is SQUARES else stored, scale
+
+
+@plant("test_codes", coded)
+class ScalesOfRows(NumpyRun):
+    """A row has one scale for all of its blocks."""
+
+    def encoded(self, code: Code, rows: Array) -> tuple[Array, Array]:
+        stored, scale = super().encoded(code, rows)
+        return stored, np.broadcast_to(scale.max(axis=1, keepdims=True), scale.shape)

@@ -88,5 +88,9 @@ RULE = OptimizerRule(
     capabilities={"amsgrad": "stac or adamw accepts amsgrad=True"},
     betas=("b1", "b2"),
     part_of=("stac", "adamw"),
-    renamed={"jax": {"roles": "partition"}},
+    coded=({"moment_dtype": "int8"}, {"moment_dtype": "int8", "amsgrad": True}),
+    renamed={
+        "jax": {"roles": "partition", "moment_dtype": "adamw_state_dtype"},
+        "torch": {"moment_dtype": "adamw_state_dtype"},
+    },
 )

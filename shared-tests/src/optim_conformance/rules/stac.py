@@ -208,6 +208,10 @@ RULE = OptimizerRule(
     plain={"sign_lr_scale": 0.75},
     nonfinite={"": "skip"},
     narrow={**all_on("sign"), "weight_decay": 0.0},
+    coded=tuple(
+        {"roles": dict.fromkeys(("w", "cube"), "sign"), "mu_dtype": code}
+        for code in ("int8", "int4")
+    ),
     signs=True,
     limits=(
         Limit(all_on("adamw"), AdamW()),

@@ -36,7 +36,7 @@ STAM_LITE = {
     "beta1_update_interval": Parameter(5, 1),
     "stat_sample": Parameter(4096, 1, optional=True),
 }
-SIGN_STATE_DTYPE = Parameter(None, choices=(None, "float32", "bfloat16", "int8"))
+SIGN_STATE_DTYPE = Parameter(None, choices=(None, "float32", "bfloat16", "int8", "int4"))
 # Those of STAC that both have; where the AdamW section begins is said in each framework's own way.
 STAC = {
     "sign_momentum": decay(0.9),

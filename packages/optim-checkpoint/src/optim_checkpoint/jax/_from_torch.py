@@ -109,7 +109,9 @@ def state_tree(
         if isinstance(key, str):
             unused.discard((param, slot))
             array = staging.array(key)
-            fits = field in row.scales and array.size == math.prod(leaf.shape)
+            # Of two dimensions in torch: scales, and the codes of four bits.
+            fits = array.shape[:1] == leaf.shape[:1] and array.size == math.prod(leaf.shape)
+            fits = fits and (field in row.scales or leaf.dtype == np.uint8)
             table[path] = SavedLeaf(Pending(array.reshape(leaf.shape) if fits else array))
         elif field in row.scales and 0 in leaf.shape:
             table[path] = SavedLeaf(Pending(np.zeros(leaf.shape, leaf.dtype)))
@@ -120,11 +122,12 @@ def state_tree(
         row = row_of(nodes[cut], kind)
         if row is None and nodes[cut] not in COUNTERS:
             continue
-        owners = members.get(cut, []) if row is not None and row.step else list(state)
-        found = [
-            state[name]["step"] for name in owners if state.get(name, {}).get("step") is not None
-        ]
-        steps = [staging.array(value) if isinstance(value, str) else value for value in found]
+        counted: list[Any] = []
+        # Where none of its own parameters counts, any will do.
+        for owners in (members.get(cut, []) if row is not None else [], list(state)):
+            own = [state.get(name, {}).get("step") for name in owners]
+            counted = counted or [each for each in own if each is not None]
+        steps = [staging.array(value) if isinstance(value, str) else value for value in counted]
         table[path] = SavedLeaf(PendingCount(steps or [step], f"opt_state {text(path)}"))
     differences += [
         f"{slot} of {param} in {kind} has no counterpart in opt_state"

@@ -9,6 +9,7 @@ from optim_checkpoint._convert import (
     COUNTERS,
     MAX_STEP,
     counts_steps,
+    is_packed,
     is_stateless,
     row_of,
 )
@@ -96,14 +97,20 @@ def convert_optimizer(
         name = "" if cut is None else text(path[len(cut) + 1 :])
         if cut is not None and row is not None and field in row.slots:
             key = _array_key(leaf, text(path), staging)
-            order = state_order(live.get(name), staging.staging.info(key).shape)
-            tensor = state.setdefault(name, {})[row.slots[field]] = staging.tensor(key, order)
-            if name in shapes and tuple(tensor.shape) != shapes[name][1]:
+            info = staging.staging.info(key)
+            whole = shapes[name][1] if name in shapes else info.shape
+            packed = is_packed(info.dtype, info.shape, whole)
+            order = None if packed else state_order(live.get(name), info.shape)
+            tensor = staging.tensor(key, order)
+            # Codes of four bits, in torch of two dimensions as their scales.
+            tensor = tensor.reshape(tensor.shape[0], -1) if packed else tensor
+            state.setdefault(name, {})[row.slots[field]] = tensor
+            if not packed and tuple(tensor.shape) != tuple(whole):
                 differences.append(
                     f"{row.slots[field]} of {name} has shape {list(tensor.shape)} in the "
                     f"checkpoint, its parameter {list(shapes[name][1])}"
                 )
-            if row.count is not None and counts_steps(groups_of.get(name, {}), row):
+            if row.count is not None and (packed or counts_steps(groups_of.get(name, {}), row)):
                 counted[name] = (*cut, ("attr", row.count))
         elif cut is not None and row is not None and field in row.scales:
             tensor = staging.tensor(_array_key(leaf, text(path), staging))
