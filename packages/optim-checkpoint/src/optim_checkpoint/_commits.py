@@ -94,6 +94,11 @@ class Commit:
         return sorted(self.generations)
 
 
+def retention_notes(sections: Mapping[str, object]) -> dict[str, object]:
+    """Return of a manifest's sections what retention goes by."""
+    return {key: sections[key] for key in (METRICS, RETENTION) if key in sections}
+
+
 def folder_of(name: GenerationName, epoch: int) -> str:
     """Return a folder for a generation that nothing else has."""
     return f"{name}-{epoch}-{secrets.token_hex(8)}"
@@ -122,9 +127,7 @@ def encode(commit: Commit) -> bytes:
             str(name): {
                 "folder": stored.folder,
                 "files": dict(stored.files),
-                "notes": {
-                    key: stored.notes[key] for key in (METRICS, RETENTION) if key in stored.notes
-                },
+                "notes": dict(stored.notes),
             }
             for name, stored in commit.generations.items()
         },
@@ -252,20 +255,28 @@ def _last_number(store: Store) -> int:
     return low
 
 
-def change(store: Store, edit: Callable[[Commit], Commit]) -> Commit:
+def change(store: Store, edit: Callable[[Commit], Commit | None]) -> Commit:
     """Commit what `edit` makes of the newest commit, which others may have changed meanwhile.
 
     Args:
         store: The store.
-        edit: Returns the new one; called again where another writer was quicker.
+        edit: Returns the new one, or None where there is nothing to do. It is called again where
+            the commit is not found under its number: another writer was quicker, or was followed
+            so soon that it is emptied already. So it has to know its own work.
+
+    Returns:
+        The new one, or the newest where there was nothing to do.
 
     Raises:
         OSError: If it cannot be read or written. A put that failed may arrive yet.
     """
     for _ in range(_ATTEMPTS):
         old, number = _newest(store)
+        edited = edit(old)
+        if edited is None:
+            return old
         previous = old.number if old.number >= 0 else None
-        new = replace(edit(old), number=number, previous=previous)
+        new = replace(edited, number=number, previous=previous)
         raw = encode(new)
         if store.settle(_key(number), raw) == raw:
             _seen[store.url] = number

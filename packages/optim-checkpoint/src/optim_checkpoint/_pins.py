@@ -74,14 +74,14 @@ def unpin(path: StrPath, step: int) -> None:
     """
     number = check_step(step)
     if is_store(path):
-        _change(path, partial(_unpinned, path, number))
+        _change(path, _unpinned(path, number))
         return
     path = local(path)
     with _fs.opened(open_root(path)) as root:
         _when_free(root, path, lambda: _remove(root, path, number))
 
 
-def _change(path: StrPath, edit: Callable[[Commit], Commit]) -> None:
+def _change(path: StrPath, edit: Callable[[Commit], Commit | None]) -> None:
     store = open_store(path)
     store.require_conditional()
     try:
@@ -99,10 +99,19 @@ def _pinned(path: StrPath, step: int, reason: str, now: Commit) -> Commit:
     return replace(now, pins={**now.pins, step: text})
 
 
-def _unpinned(path: StrPath, step: int, now: Commit) -> Commit:
-    if step not in now.pins:
-        raise _not_pinned(path, step)
-    return replace(now, pins={other: why for other, why in now.pins.items() if other != step})
+def _unpinned(path: StrPath, step: int) -> Callable[[Commit], Commit | None]:
+    found = False
+
+    def edit(now: Commit) -> Commit | None:
+        nonlocal found
+        if step in now.pins:
+            found = True
+            return replace(now, pins={s: why for s, why in now.pins.items() if s != step})
+        if not found:
+            raise _not_pinned(path, step)
+        return None
+
+    return edit
 
 
 def _check_there(path: StrPath, step: int, names: Sequence[GenerationName]) -> None:

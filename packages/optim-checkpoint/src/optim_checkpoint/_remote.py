@@ -22,7 +22,15 @@ from pathlib import Path
 from optim_checkpoint import _fs
 from optim_checkpoint._commit import Document, check_not_spread, with_policy
 from optim_checkpoint._commit import commit as commit_to_folder
-from optim_checkpoint._commits import Commit, Stored, change, epoch_of, folder_of, newest
+from optim_checkpoint._commits import (
+    Commit,
+    Stored,
+    change,
+    epoch_of,
+    folder_of,
+    newest,
+    retention_notes,
+)
 from optim_checkpoint._errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -73,7 +81,7 @@ def commit_to_store(
             sizes = {name: path.stat().st_size for name, path in files.items()}
     except OSError as error:
         raise _write_error(store, step, error) from error
-    stored = Stored(folder, sizes, document.sections)
+    stored = Stored(folder, sizes, retention_notes(document.sections))
     _sound[store.url, folder] = True
     try:
         done = change(store, partial(_with, store, begun, target, stored, policy))
@@ -104,8 +112,10 @@ def _with(
     stored: Stored,
     policy: Policy,
     now: Commit,
-) -> Commit:
-    """Return what follows a commit when a generation is saved."""
+) -> Commit | None:
+    """Return what follows a commit when a generation is saved; None where it is in it."""
+    if now.generations.get(target) == stored:
+        return None
     if now.epoch != begun.epoch:
         raise _OvertakenError
     every = {**now.generations, target: stored}

@@ -36,6 +36,12 @@ def _as_os(error: BaseException) -> OSError:
     )
 
 
+def _wait(seconds: float) -> None:
+    # A sleep of no time gives the processor away, and a busy machine comes back late.
+    if seconds:
+        time.sleep(seconds)
+
+
 def _tried(work: Callable[[], T]) -> T:
     """Return what `work` returns, tried again after an error that may pass.
 
@@ -50,7 +56,7 @@ def _tried(work: Callable[[], T]) -> T:
         except Exception as error:
             if pause is None:
                 raise _as_os(error) from error
-            time.sleep(pause)
+            _wait(pause)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -135,7 +141,7 @@ class Store:
         size = source.stat().st_size
         failed: BaseException | None = None
         for pause in (0.0, *PAUSES):
-            time.sleep(pause)
+            _wait(pause)
             try:
                 self._fs.put_file(str(source), self._path(key))
             except Exception as error:  # noqa: BLE001 - whether it is there counts
@@ -162,7 +168,7 @@ class Store:
         """
         failed: BaseException | None = None
         for pause in (0.0, *PAUSES):
-            time.sleep(pause)
+            _wait(pause)
             try:
                 self._fs.pipe_file(self._path(key), data, mode="create")
             except Exception as error:  # noqa: BLE001 - what is there counts
