@@ -51,8 +51,10 @@ class Bucket:
         chance: How likely a put meets a fault.
         refusing: How likely another call does.
         lag: By how many changes a listing may be late.
+        delay: How many calls what is late waits for at most.
         conditional: Whether it heeds puts that must not overwrite; None refuses them.
         seed: Of the plan.
+        plan: Says which fault each put meets, by its key, instead of chance.
         hook: Called before each call with its number, as a second writer is.
         injected: How often each fault was.
         written: Bytes put.
@@ -62,8 +64,10 @@ class Bucket:
     chance: float = 0.0
     refusing: float = 0.0
     lag: int = 0
+    delay: int = 60
     conditional: bool | None = True
     objects: dict[str, bytes] = field(default_factory=dict)
+    plan: Callable[[str], str] | None = None
     hook: Callable[[int], None] | None = None
     injected: Counter[str] = field(default_factory=Counter)
     written: int = 0
@@ -111,18 +115,22 @@ class Bucket:
     @contextmanager
     def sound(self) -> Iterator[None]:
         """Let nothing go wrong meanwhile; what is late stays late."""
-        kept = self.chance, self.refusing, self.lag, self.kill_at, self.hook
+        kept = self.chance, self.refusing, self.lag, self.kill_at, self.hook, self.plan
         late, self._late = self._late, []
-        self.chance, self.refusing, self.lag, self.kill_at, self.hook = 0.0, 0.0, 0, None, None
+        self.chance, self.refusing, self.lag = 0.0, 0.0, 0
+        self.kill_at = self.hook = self.plan = None
         try:
             yield
         finally:
-            self.chance, self.refusing, self.lag, self.kill_at, self.hook = kept
+            self.chance, self.refusing, self.lag, self.kill_at, self.hook, self.plan = kept
             self._late = late
 
     def put(self, key: str, data: bytes, *, create: bool) -> None:
         """Put an object."""
-        fault = self._random.choice(PUT_FAULTS) if self.begin(self.chance) else ""
+        faulty = self.begin(self.chance)
+        fault = self._random.choice(PUT_FAULTS) if faulty else ""
+        if self.plan is not None:
+            fault = self.plan(key)
         if fault:
             self.injected[fault] += 1
         kind = fault.removesuffix(" told")
@@ -139,13 +147,13 @@ class Bucket:
 
         made = True
         if kind == "late":
-            self._late.append((self.calls + self._random.randint(1, 60), arrive))
+            self._late.append((self.calls + self._random.randint(1, self.delay), arrive))
         elif kind == "torn":
             made = arrive(data[: self._random.randrange(max(len(data), 1))])
         elif kind != "lost":
             made = arrive()
         if kind == "twice":
-            self._late.append((self.calls + self._random.randint(1, 60), arrive))
+            self._late.append((self.calls + self._random.randint(1, self.delay), arrive))
         self.end()
         if kind in ("lost", "late", "torn", "answer lost") and not fault.endswith("told"):
             raise StoreError(f"injected: {fault}")

@@ -107,8 +107,10 @@ class Store:
 
     def read(self, key: str, end: int | None = None) -> bytes | None:
         """Return the bytes of an object, or its first `end` ones; None where there is none."""
+        # By name: libraries have arguments of their own in between.
+        limits = {} if end is None else {"start": 0, "end": end}
         try:
-            return bytes(_tried(lambda: self._fs.cat_file(self._path(key), 0, end)))
+            return bytes(_tried(lambda: self._fs.cat_file(self._path(key), **limits)))
         except FileNotFoundError:
             return None
 
@@ -242,16 +244,17 @@ class Store:
             self._check_plain_put(key, first)
             raise self._unconditional(str(error.strerror)) from error
         try:
-            if found == first and self.settle(key, second) == second:
-                raise self._unconditional("it overwrites all the same")
-            if found != first:
-                raise CheckpointWriteError(f"{self.name}: what is put comes back as something else")
+            over = self.settle(key, second)
             self.remove([key])
         except OSError as error:
             raise CheckpointWriteError(
                 f"{self.name} cannot be read back or removed from: {error.strerror}",
                 errno=error.errno,
             ) from error
+        if over == second:
+            raise self._unconditional("it overwrites all the same")
+        if found != first:
+            raise CheckpointWriteError(f"{self.name}: what is put comes back as something else")
         _conditional.add(self.url)
 
     def _check_plain_put(self, key: str, data: bytes) -> None:
