@@ -1,5 +1,6 @@
 """Runs in an object store: everything that works in a folder, and one sentence where it cannot."""
 
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -358,3 +359,29 @@ def test_bytes_are_put_once(bucket, make_document):
     _place.commit(URL, make_document(1, 30_000))
     nbytes = np.prod((10_000, 3)) * 4 * 2 + 30_000 * 8
     assert nbytes < bucket.written < nbytes + 20_000
+
+
+ENDING = """
+import atexit, concurrent.futures, sys, time
+sys.path.insert(0, sys.argv[1])
+import optim_checkpoint as oc
+from conftest import document_of
+from optim_checkpoint._background import BackgroundCheckpointer
+from optim_conformance.object_store import BUCKETS, Bucket
+
+def library(call):
+    if call == 1:
+        time.sleep(0.5)  # until the main thread has ended
+    concurrent.futures.ThreadPoolExecutor(1).submit(int).result()
+
+bucket = BUCKETS["ending"] = Bucket(hook=library)
+atexit.register(lambda: print(sum("manifest" in key for key in bucket.objects)))
+BackgroundCheckpointer("faulty://ending/run")._submit(document_of(1))
+"""
+
+
+def test_a_save_in_the_background_outlasts_the_script():
+    """Python ends executors, which libraries of stores use, before it waits for threads."""
+    command = [sys.executable, "-c", ENDING, str(Path(__file__).parent)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")

@@ -22,6 +22,7 @@ from optim_checkpoint._numpy import copy_bytes
 from optim_checkpoint._place import Place, absolute, commit
 from optim_checkpoint._policy import Best, Policy
 from optim_checkpoint._shard import Entry
+from optim_checkpoint._urls import is_store
 
 # What is read on the training's own thread before the copies of it run: the host copies of tensors
 # on another device, all at once, would be a second copy of the state.
@@ -107,6 +108,8 @@ class BackgroundCheckpointer:
                 "working folder; give an absolute path",
                 errno=error.errno,
             ) from error
+        if is_store(path):
+            _unreported.wait_before_executors()
         self._process = os.getpid()
         self._policy = Policy.of(keep, keep_every, keep_best)
         self._replace = replace

@@ -2,7 +2,7 @@
 """The place of a run, a folder or a store: what every other module asks of it.
 
 A folder is what `_commit`, `_select` and `_generation` know. A store is reached through them, too:
-what is saved goes through a local folder, and what is read is copied to one (`_remote`).
+what is saved goes through a local folder, and what is read is copied to one (`_remote`, `_copied`).
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
-from optim_checkpoint import _commit, _fs, _proof, _reading, _remote
+from optim_checkpoint import _commit, _copied, _fs, _proof, _reading, _remote
 from optim_checkpoint._commit import Document
 from optim_checkpoint._commits import newest
 from optim_checkpoint._errors import CheckpointWriteError
@@ -114,7 +114,7 @@ def opened(path: StrPath, name: GenerationName, *, data: bool = True) -> Generat
         data: Whether its data is wanted, and not its manifest and headers alone.
     """
     if is_store(path):
-        with _remote.opened(open_store(path), name, data=data) as generation:
+        with _copied.opened(open_store(path), name, data=data) as generation:
             yield generation
         return
     with _fs.opened(open_root(local(path))) as root, Generation(root, name) as generation:

@@ -1,25 +1,21 @@
 # pyright: strict
-"""Saving a run to a store and reading it: through a local folder, and a commit in the end.
+"""Saving a run to a store: through a local folder, and a commit in the end.
 
 1. the generation is written to a local folder as it would be to the run's, and checked there;
 2. its files are put into a folder of the store that nothing else has, and found there;
 3. a commit (`_commits`) lists it, and lists no more what retention lets go: this is the commit;
 4. only then what is listed no more is removed.
 
-A kill before 3 leaves objects that no reader looks at and the next save removes. To read one, its
-files are copied to a local folder and read there as those of a run, with every check.
+A kill before 3 leaves objects that no reader looks at and the next save removes.
 """
 
 import contextlib
-import errno
-import os
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from optim_checkpoint import _fs
 from optim_checkpoint._commit import Document, check_not_spread, with_policy
 from optim_checkpoint._commit import commit as commit_to_folder
 from optim_checkpoint._commits import (
@@ -31,6 +27,7 @@ from optim_checkpoint._commits import (
     newest,
     retention_notes,
 )
+from optim_checkpoint._copied import opened
 from optim_checkpoint._errors import (
     CheckpointError,
     CheckpointExistsError,
@@ -40,8 +37,6 @@ from optim_checkpoint._errors import (
     CorruptCheckpointError,
 )
 from optim_checkpoint._folder import GenerationName, check_step
-from optim_checkpoint._generation import Generation
-from optim_checkpoint._header import MAX_HEADER
 from optim_checkpoint._policy import Notes, Policy, decide
 from optim_checkpoint._stage import staging
 from optim_checkpoint._store import Store
@@ -246,85 +241,3 @@ def _clean(store: Store, begun: Commit, done: Commit, step: int) -> None:
             CheckpointWarning,
             stacklevel=5,
         )
-
-
-@contextlib.contextmanager
-def opened(store: Store, name: GenerationName, *, data: bool = True) -> Generator[Generation]:
-    """Open a generation of a store, of which a local folder gets a copy.
-
-    Args:
-        store: The store.
-        name: The generation.
-        data: Whether its data is wanted; else the manifest and the headers are copied alone.
-
-    Raises:
-        CorruptCheckpointError: If it is damaged, or retention removed it meanwhile.
-        CheckpointReadError: If something cannot be read, or has no room locally.
-    """
-    stored = newest(store).generations.get(name)
-    if stored is None:
-        raise CorruptCheckpointError(str(name), "was removed by retention while it was read")
-    with contextlib.ExitStack() as stack:
-        try:
-            local = stack.enter_context(staging())
-            _fetch(store, name, stored, local, data=data)
-            root = stack.enter_context(_fs.opened(_fs.open_folder(local)))
-        except CheckpointReadError:
-            raise
-        except OSError as error:
-            raise CheckpointReadError(
-                f"{store}/{name}", "cannot be copied to a local folder", error
-            ) from error
-        yield stack.enter_context(Generation(root, name))
-
-
-def _fetch(store: Store, name: GenerationName, stored: Stored, local: Path, *, data: bool) -> None:
-    needed, status = sum(stored.files.values()), os.statvfs(local)
-    free = status.f_bavail * status.f_frsize
-    if data and free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{needed} bytes are needed, {free} are free in {local.parent}, which TMPDIR chooses",
-        )
-    with _fs.opened(_fs.open_folder(local)) as root:
-        _fs.ops.make_folder(str(name), root)
-    with _fs.opened(_fs.open_folder(local / str(name))) as folder:
-        for part in sorted({file.partition("/")[0] for file in stored.files if "/" in file}):
-            _fs.ops.make_folder(part, folder)
-        for file, size in stored.files.items():
-            key = f"{stored.folder}/{file}"
-            if data or not file.endswith(".safetensors"):
-                there = _fetch_file(store, key, local / str(name) / file, size)
-            else:
-                there = _fetch_header(store, key, file, folder)
-            if not there:
-                gone = newest(store).generations.get(name) != stored
-                raise CorruptCheckpointError(
-                    f"{name}/{file}",
-                    "was removed by retention while it was read" if gone else "is missing",
-                )
-
-
-def _fetch_file(store: Store, key: str, target: Path, size: int) -> bool:
-    there = store.download(key, target)
-    # One that was cut off on the way says nothing about what is there.
-    for _ in range(3):
-        if not there or target.stat().st_size == size or store.size(key) != size:
-            return there
-        there = store.download(key, target)
-    return there
-
-
-def _fetch_header(store: Store, key: str, file: str, folder: int) -> bool:
-    """Make a file that has its size and its header, and else no data."""
-    size, length = store.size(key), store.read(key, 8)
-    if size is None or length is None:
-        return False
-    raw = store.read(key, 8 + min(int.from_bytes(length, "little"), MAX_HEADER, size)) or length
-    part, _, base = file.partition("/")
-    with _fs.opened(_fs.open_folder(part, folder)) as inner:
-        fd = _fs.ops.create(base, inner)
-        with _fs.opened(fd):
-            _fs.write_all(fd, memoryview(raw))
-            _fs.ops.extend(fd, size)
-    return True
