@@ -151,7 +151,6 @@ MUTANTS = {
         "found = self.read(key)\n",
         "found = data if failed is None else self.read(key)\n",
     ),
-    "a commit overwrites nothing": (_store, 'data, mode="create")', "data)"),
     "what was put has its size": (
         _store,
         "if self.size(key) == size:",
