@@ -52,6 +52,7 @@ def test_a_run_in_s3(bucket, make_document, load, check):
     assert len([name for name in folders if name.startswith("step-")]) == 2
 
 
+@pytest.mark.slow
 def test_torch_in_s3(bucket):
     torch = pytest.importorskip("torch")
     from optim_checkpoint import torch as ckpt
