@@ -22,7 +22,7 @@ PACKAGES = tuple(SIBLINGS)
 ADDRESS = "https://project.invalid/optimizers"
 UNKNOWN = ".invalid/"
 # The extras with which a package is tested, where it has some.
-EXTRAS = {"optim-checkpoint": "[cli,jax,torch]", "optim-bench": "[jax,torch,parquet]"}
+EXTRAS = {"optim-checkpoint": "[cli,fsspec,jax,torch]", "optim-bench": "[jax,torch,parquet]"}
 
 
 def project(folder: Path) -> dict:

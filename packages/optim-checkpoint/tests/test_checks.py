@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optim_checkpoint as oc
 import pytest
-from optim_checkpoint import _generation, _manifest, _reading, _select
+from optim_checkpoint import _generation, _manifest, _place, _reading
 
 # For each check: its module, the code, what stands there without it, and the damage it alone finds.
 MUTANTS = {
@@ -117,7 +117,6 @@ def test_without_the_check_the_damage_would_pass(run_folder, monkeypatch, name, 
     elif module is _reading:
         monkeypatch.setattr(_reading, "open_regular", namespace["open_regular"])
     else:
-        monkeypatch.setattr(_select, "Generation", namespace["Generation"])
-        monkeypatch.setattr(oc._api, "Generation", namespace["Generation"])
+        monkeypatch.setattr(_place, "Generation", namespace["Generation"])
     assert newest_is_sound(run_folder)
     tally("check taken out of the reader", trials=1)

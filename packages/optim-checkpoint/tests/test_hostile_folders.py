@@ -6,7 +6,7 @@ import resource
 
 import optim_checkpoint as oc
 import pytest
-from optim_checkpoint import _fs, _generation, _select
+from optim_checkpoint import _fs, _generation, _place
 from optim_checkpoint._commit import commit
 from optim_checkpoint._folder import parse_name
 
@@ -74,14 +74,14 @@ def test_a_generation_that_is_retired_before_it_is_opened_makes_way_for_the_new_
 ):
     """With keep=1 a reader can list a step that is gone when it opens it."""
     commit(tmp_path, make_document(1))
-    opened = _select.Generation
+    opened = _place.Generation
 
     def open_late(root, name):
         if name.step == 1:
             commit(tmp_path, make_document(2), keep=1)
         return opened(root, name)
 
-    monkeypatch.setattr(_select, "Generation", open_late)
+    monkeypatch.setattr(_place, "Generation", open_late)
     with pytest.warns(oc.CheckpointWarning, match="skipped .* step-00000001"):
         chosen = load(tmp_path)
     check(chosen.value, 2)
@@ -92,13 +92,13 @@ def test_a_step_that_is_retired_before_it_is_opened_is_not_exchanged(
     tmp_path, make_document, load, monkeypatch
 ):
     commit(tmp_path, make_document(1))
-    opened = _select.Generation
+    opened = _place.Generation
 
     def open_late(root, name):
         commit(tmp_path, make_document(2), keep=1)
         return opened(root, name)
 
-    monkeypatch.setattr(_select, "Generation", open_late)
+    monkeypatch.setattr(_place, "Generation", open_late)
     with pytest.raises(oc.CorruptCheckpointError, match="step-00000001: is not a folder"):
         load(tmp_path, 1)
 

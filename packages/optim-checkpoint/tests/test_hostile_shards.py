@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import optim_checkpoint as oc
 import pytest
-from optim_checkpoint import _generation, _manifest
+from optim_checkpoint import _generation, _manifest, _place
 from optim_checkpoint._boxes import Region, grid_fault, whole
 from optim_checkpoint._commit import Document
 from optim_checkpoint._digest import digest
@@ -343,7 +343,7 @@ def test_each_check_is_needed(copied, monkeypatch, name):
     assert source.count(old) == 1
     namespace = dict(vars(_generation))
     exec(compile(source.replace(old, new), "mutant", "exec"), namespace)
-    monkeypatch.setattr(oc._api, "Generation", namespace["Generation"])
+    monkeypatch.setattr(_place, "Generation", namespace["Generation"])
     assert oc.inspect(copied.parent, 1).step == 1
 
 

@@ -3,16 +3,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar, cast
 
-from optim_checkpoint import _fs, _reading
+from optim_checkpoint import _place, _reading
 from optim_checkpoint._errors import CorruptCheckpointError
-from optim_checkpoint._folder import StrPath, check_step, find_root, generations, open_root
+from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_object
-from optim_checkpoint._proof import examine
-from optim_checkpoint._retention import reasons
+from optim_checkpoint._place import Place
 from optim_checkpoint._select import candidates
 
 T = TypeVar("T")
@@ -22,7 +20,7 @@ T = TypeVar("T")
 class VerifyReport:
     """A generation of which every bit matched its digest."""
 
-    path: Path
+    path: Place
     step: int
     files: int
     tensors: int
@@ -45,7 +43,7 @@ class TensorSummary:
 class Inspection:
     """What a generation holds, from its manifest and headers alone."""
 
-    path: Path
+    path: Place
     step: int
     checkpoint_id: str
     framework: dict[str, object]
@@ -65,15 +63,9 @@ def steps(path: StrPath) -> list[int]:
         CheckpointNotFoundError: If `path` is one generation of a run.
         CheckpointReadError: If the folder is there and cannot be listed.
     """
-
-    def listed() -> list[int]:
-        root = find_root(path)
-        if root is None:
-            return []
-        with _fs.opened(root):
-            return sorted({name.step for name in generations(root, path)})
-
-    return _reading.afresh(listed)
+    return _reading.afresh(
+        lambda: sorted({name.step for name in _place.present(path, must_exist=False)})
+    )
 
 
 def latest_step(path: StrPath) -> int | None:
@@ -88,16 +80,12 @@ def latest_step(path: StrPath) -> int | None:
     """
 
     def newest() -> int | None:
-        root = find_root(path)
-        if root is None:
-            return None
-        with _fs.opened(root):
-            for name in reversed(generations(root, path)):
-                try:
-                    with Generation(root, name):
-                        return name.step
-                except CorruptCheckpointError:
-                    continue
+        for name in reversed(_place.present(path, must_exist=False)):
+            try:
+                with _place.opened(path, name, data=False):
+                    return name.step
+            except CorruptCheckpointError:
+                continue
         return None
 
     return _reading.afresh(newest)
@@ -114,7 +102,7 @@ class Retained:
         metrics: What was saved as its metrics.
     """
 
-    path: Path
+    path: Place
     step: int
     reasons: tuple[str, ...]
     metrics: Mapping[str, float]
@@ -129,34 +117,10 @@ def retained(path: StrPath) -> list[Retained]:
         CheckpointReadError: If the folder is there and cannot be listed.
         CheckpointNotFoundError: If `path` is one generation of a run.
     """
-
-    def listed() -> list[Retained]:
-        root = find_root(path)
-        if root is None:
-            return []
-        with _fs.opened(root):
-            present = generations(root, path)
-            notes = {name: examine(root, name)[1] for name in present}
-            left = {name for each in notes.values() for name in each.abandoned}
-            last = max((name for name in present if name not in left), default=None)
-            if last is None:
-                return []
-            policy = notes[last].policy
-            stays = reasons(root, present, last, policy)
-            if policy.keep is None:
-                for name in present:
-                    stays.setdefault(name, []).append("the last save was told to keep all")
-        return [
-            Retained(
-                Path(path) / str(name),
-                name.step,
-                tuple(stays.get(name, ())),
-                notes[name].metrics,
-            )
-            for name in present
-        ]
-
-    return _reading.afresh(listed)
+    return [
+        Retained(_place.inside(path, name), name.step, tuple(reasons), notes.metrics)
+        for name, reasons, notes in _place.kept(path)
+    ]
 
 
 def verify(path: StrPath, step: int | None = None) -> VerifyReport:
@@ -177,19 +141,20 @@ def verify(path: StrPath, step: int | None = None) -> VerifyReport:
     return _on_one(path, step, _verify)
 
 
-def _on_one(path: StrPath, step: int | None, use: Callable[[Generation, Path], T]) -> T:
+def _on_one(
+    path: StrPath, step: int | None, use: Callable[[Generation, Place], T], *, data: bool = True
+) -> T:
     wanted = None if step is None else check_step(step)
 
     def attempt() -> T:
-        with _fs.opened(open_root(path)) as root:
-            name = candidates(root, path, wanted)[0]
-            with Generation(root, name) as generation:
-                return use(generation, Path(path) / str(name))
+        name = candidates(path, wanted)[0]
+        with _place.opened(path, name, data=data) as generation:
+            return use(generation, _place.inside(path, name))
 
     return _reading.afresh(attempt)
 
 
-def _verify(generation: Generation, path: Path) -> VerifyReport:
+def _verify(generation: Generation, path: Place) -> VerifyReport:
     nbytes = generation.read(lambda part, key, info: None)
     return VerifyReport(
         path,
@@ -216,10 +181,10 @@ def inspect(path: StrPath, step: int | None = None) -> Inspection:
         CorruptCheckpointError: If its manifest, a size or a header is damaged.
         CheckpointReadError: If something cannot be read; it may be sound.
     """
-    return _on_one(path, step, _describe)
+    return _on_one(path, step, _describe, data=False)
 
 
-def _describe(generation: Generation, path: Path) -> Inspection:
+def _describe(generation: Generation, path: Place) -> Inspection:
     manifest = generation.manifest
     tensors = tuple(
         TensorSummary(part, key, info.dtype, info.shape, info.nbytes)

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -16,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from optim_checkpoint import _parallel, _unreported
-from optim_checkpoint._commit import Document, check_not_spread, commit
+from optim_checkpoint._commit import Document, check_not_spread
 from optim_checkpoint._errors import CheckpointWarning, CheckpointWriteError
 from optim_checkpoint._folder import StrPath
 from optim_checkpoint._numpy import copy_bytes
+from optim_checkpoint._place import Place, absolute, commit
 from optim_checkpoint._policy import Best, Policy
 from optim_checkpoint._shard import Entry
+from optim_checkpoint._urls import is_store
 
 # What is read on the training's own thread before the copies of it run: the host copies of tensors
 # on another device, all at once, would be a second copy of the state.
@@ -99,7 +100,7 @@ class BackgroundCheckpointer:
     ) -> None:
         try:
             # A later change of the working folder must not split the run.
-            self._path = Path(path).absolute()
+            self._path = absolute(path)
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, "an error")
             raise CheckpointWriteError(
@@ -107,13 +108,15 @@ class BackgroundCheckpointer:
                 "working folder; give an absolute path",
                 errno=error.errno,
             ) from error
+        if is_store(path):
+            _unreported.wait_before_executors()
         self._process = os.getpid()
         self._policy = Policy.of(keep, keep_every, keep_best)
         self._replace = replace
         self._writer: _Writer | None = None
         self._error: BaseException | None = None
         self._failure = object()
-        self._last: Path | None = None
+        self._last: Place | None = None
         self._staging: Memory = np.empty(0, np.uint8)
 
     def __enter__(self) -> Self:
@@ -134,7 +137,7 @@ class BackgroundCheckpointer:
         except Exception as failed:  # noqa: BLE001 - whatever it was, the block's own error counts
             warnings.warn(f"the pending save failed: {failed}", CheckpointWarning, stacklevel=2)
 
-    def wait(self) -> Path | None:
+    def wait(self) -> Place | None:
         """Wait for the pending save.
 
         Returns:

@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Folder = Annotated[str, typer.Argument(help="The folder of a run, or a URL of fsspec.")]
 Step = Annotated[int | None, typer.Option(help="The step; the newest where left out.")]
 
 

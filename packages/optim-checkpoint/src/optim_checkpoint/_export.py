@@ -6,14 +6,14 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from optim_checkpoint import _fs, _reading
+from optim_checkpoint import _fs, _place, _reading
 from optim_checkpoint._collect import Staging, read_staged
 from optim_checkpoint._errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     CheckpointWriteError,
 )
-from optim_checkpoint._folder import StrPath, check_step, open_root
+from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._header import TensorInfo
 from optim_checkpoint._json import as_array, as_object
@@ -57,10 +57,7 @@ def export(
     wanted = None if step is None else check_step(step)
 
     def read() -> tuple[Mapping[str, TensorInfo], Mapping[str, memoryview], Mapping[str, str]]:
-        with (
-            _fs.opened(open_root(path)) as root,
-            Generation(root, candidates(root, path, wanted)[0]) as generation,
-        ):
+        with _place.opened(path, candidates(path, wanted)[0]) as generation:
             infos = generation.tensors(part)
             if not infos:
                 raise CheckpointNotFoundError(f"step {generation.name.step} has no part {part}")

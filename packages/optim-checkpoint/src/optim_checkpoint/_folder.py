@@ -22,9 +22,9 @@ MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
 MAX_STEP = 10**18
-_GENERATION = r"step-([0-9]{8,19})(?:\.g([1-9][0-9]{0,8}))?"
-_NAME = re.compile(rf"{_GENERATION}\Z", re.ASCII)
-_LEFTOVER = re.compile(rf"\.(?:tmp|trash)-({_GENERATION})-[0-9a-f]{{16}}\Z", re.ASCII)
+GENERATION = r"step-([0-9]{8,19})(?:\.g([1-9][0-9]{0,8}))?"
+_NAME = re.compile(rf"{GENERATION}\Z", re.ASCII)
+_LEFTOVER = re.compile(rf"\.(?:tmp|trash)-({GENERATION})-[0-9a-f]{{16}}\Z", re.ASCII)
 StrPath = str | os.PathLike[str]
 
 

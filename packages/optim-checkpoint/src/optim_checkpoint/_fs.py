@@ -55,6 +55,10 @@ class FileOps:
         if _sync_file_range is not None:
             _sync_file_range(fd, start, size, _SYNC_FILE_RANGE_WRITE)
 
+    def extend(self, fd: int, size: int) -> None:
+        """Make a file `size` bytes long without writing them."""
+        os.ftruncate(fd, size)
+
     def sync(self, fd: int) -> None:
         """Make a file or a folder durable."""
         if sys.platform == "darwin":

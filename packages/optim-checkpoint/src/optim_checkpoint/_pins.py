@@ -10,9 +10,12 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 from optim_checkpoint import _fs, _reading
+from optim_checkpoint._commits import Commit, change
 from optim_checkpoint._errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -27,6 +30,8 @@ from optim_checkpoint._folder import (
     locked,
     open_root,
 )
+from optim_checkpoint._store import open_store
+from optim_checkpoint._urls import is_store, local
 
 _PIN = re.compile(r"\.pin-step-([0-9]{8,19})\Z", re.ASCII)
 MAX_REASON = 1000
@@ -52,6 +57,10 @@ def pin(path: StrPath, step: int, reason: str) -> None:
         raise ValueError(
             f"reason is {shown(reason)}; it must be a text of 1 to {MAX_REASON} characters"
         )
+    if is_store(path):
+        _change(path, partial(_pinned, path, number, reason))
+        return
+    path = local(path)
     with _fs.opened(open_root(path)) as root:
         _when_free(root, path, lambda: _write(root, path, number, reason))
 
@@ -64,8 +73,54 @@ def unpin(path: StrPath, step: int) -> None:
         CheckpointWriteError: If it cannot be removed, or a save goes on for over a minute.
     """
     number = check_step(step)
+    if is_store(path):
+        _change(path, _unpinned(path, number))
+        return
+    path = local(path)
     with _fs.opened(open_root(path)) as root:
         _when_free(root, path, lambda: _remove(root, path, number))
+
+
+def _change(path: StrPath, edit: Callable[[Commit], Commit | None]) -> None:
+    store = open_store(path)
+    store.require_conditional()
+    try:
+        change(store, edit)
+    except OSError as error:
+        raise CheckpointWriteError(
+            f"{store}: a pin cannot be changed: {error.strerror}", errno=error.errno
+        ) from error
+
+
+def _pinned(path: StrPath, step: int, reason: str, now: Commit) -> Commit:
+    _check_there(path, step, now.names)
+    # As it comes back from a folder, where it is a file.
+    text = shown(reason.encode("utf-8", "replace").decode())[1:-1]
+    return replace(now, pins={**now.pins, step: text})
+
+
+def _unpinned(path: StrPath, step: int) -> Callable[[Commit], Commit | None]:
+    found = False
+
+    def edit(now: Commit) -> Commit | None:
+        nonlocal found
+        if step in now.pins:
+            found = True
+            return replace(now, pins={s: why for s, why in now.pins.items() if s != step})
+        if not found:
+            raise _not_pinned(path, step)
+        return None
+
+    return edit
+
+
+def _check_there(path: StrPath, step: int, names: Sequence[GenerationName]) -> None:
+    if all(name.step != step for name in names):
+        raise CheckpointNotFoundError(f"{os.fspath(path)} has no step {step} to pin")
+
+
+def _not_pinned(path: StrPath, step: int) -> CheckpointNotFoundError:
+    return CheckpointNotFoundError(f"{os.fspath(path)}: step {step} is not pinned")
 
 
 def pins(root: int) -> dict[int, str]:
@@ -114,8 +169,7 @@ def _when_free(root: int, path: StrPath, work: Callable[[], None]) -> None:
 
 
 def _write(root: int, path: StrPath, step: int, reason: str) -> None:
-    if all(name.step != step for name in generations(root, path)):
-        raise CheckpointNotFoundError(f"{os.fspath(path)} has no step {step} to pin")
+    _check_there(path, step, generations(root, path))
     temporary = f"{_name(step)}.{secrets.token_hex(8)}"
     fd = _fs.ops.create(temporary, root)
     try:
@@ -131,5 +185,5 @@ def _remove(root: int, path: StrPath, step: int) -> None:
     try:
         _fs.ops.remove(_name(step), root)
     except FileNotFoundError:
-        raise CheckpointNotFoundError(f"{os.fspath(path)}: step {step} is not pinned") from None
+        raise _not_pinned(path, step) from None
     _fs.ops.sync(root)

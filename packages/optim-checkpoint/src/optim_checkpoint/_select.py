@@ -5,26 +5,19 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar, cast
 
-from optim_checkpoint import _fs, _proof, _reading
+from optim_checkpoint import _place, _reading
 from optim_checkpoint._errors import (
     CheckpointNotFoundError,
     CheckpointWarning,
     CorruptCheckpointError,
     IncompatibleCheckpointError,
 )
-from optim_checkpoint._folder import (
-    GenerationName,
-    StrPath,
-    check_step,
-    generations,
-    open_root,
-    parse_name,
-)
+from optim_checkpoint._folder import GenerationName, StrPath, check_step, parse_name
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._peers import Answer, Team, alone
+from optim_checkpoint._place import Place
 
 T = TypeVar("T")
 
@@ -33,7 +26,7 @@ T = TypeVar("T")
 class Skipped:
     """A generation that was passed over, and why."""
 
-    path: Path
+    path: Place
     reason: str
 
 
@@ -42,18 +35,18 @@ class Chosen(Generic[T]):
     """What was read, from where, and what was passed over for it."""
 
     value: T
-    path: Path
+    path: Place
     step: int
     skipped: tuple[Skipped, ...]
 
 
-def candidates(root: int, path: StrPath, step: int | None) -> list[GenerationName]:
+def candidates(path: StrPath, step: int | None) -> list[GenerationName]:
     """Return the generations to try, best first.
 
     Raises:
         CheckpointNotFoundError: If there is none.
     """
-    present = generations(root, path)
+    present = _place.present(path)
     wanted = present if step is None else [name for name in present if name.step == step]
     if wanted:
         return wanted[::-1]
@@ -91,14 +84,14 @@ def choose(
             value = _read_together(path, name, read, readers)
         except CorruptCheckpointError as error:
             first = first or error
-            _proof.note_damage(path, name)
-            skipped.append(Skipped(Path(path) / str(name), str(error)))
+            _place.note_damage(path, name)
+            skipped.append(Skipped(_place.inside(path, name), str(error)))
             continue
         for item in skipped:
             warnings.warn(
                 f"skipped a damaged checkpoint: {item.reason}", CheckpointWarning, stacklevel=4
             )
-        return Chosen(value, Path(path) / str(name), name.step, tuple(skipped))
+        return Chosen(value, _place.inside(path, name), name.step, tuple(skipped))
     if first is None:
         raise AssertionError("candidates() returned nothing")
     raise first
@@ -123,8 +116,7 @@ def _until_one_fits(path: StrPath, step: int | None, team: Team) -> Iterator[Gen
 def _agreed_candidates(path: StrPath, step: int | None, team: Team) -> list[GenerationName]:
     def listed() -> Answer:
         wanted = None if step is None else check_step(step)
-        with _fs.opened(open_root(path)) as root:
-            return {"names": [str(name) for name in candidates(root, path, wanted)]}
+        return {"names": [str(name) for name in candidates(path, wanted)]}
 
     # A folder may change while the processes look: they go by what the first one saw.
     answers = team.agree(lambda: _reading.afresh(listed))
@@ -147,7 +139,7 @@ def _read_together(
         nonlocal damage
         answer: Answer = {}
         try:
-            with _fs.opened(open_root(path)) as root, Generation(root, name) as generation:
+            with _place.opened(path, name) as generation:
                 answer["id"] = generation.manifest.checkpoint_id
                 values.append(read(generation))
         except CorruptCheckpointError as error:

@@ -37,6 +37,7 @@ from optim_checkpoint._digest import new_tensor_digest
 from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError, shown
 from optim_checkpoint._folder import StrPath, check_in_place, locked, make_root
 from optim_checkpoint._peers import Answer, Team
+from optim_checkpoint._place import on_disk
 from optim_checkpoint._plan import Place, Plan, Ranked, check_same, describe, make_plan, place_of
 from optim_checkpoint._policy import Best, Policy
 from optim_checkpoint._retention import discard, try_retire
@@ -76,6 +77,7 @@ def save_together(
         CheckpointWriteError: If one process cannot write or is gone. Nothing was committed then,
             unless that happened at the very end; process 0 says so where it did.
     """
+    path = on_disk(path, "a save by several processes")
     made: list[Document] = []
     policies: list[Policy] = []
 

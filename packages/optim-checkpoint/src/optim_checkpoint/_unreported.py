@@ -8,8 +8,10 @@ multiprocessing ends in a way of its own, without what `atexit` has.
 
 import atexit
 import contextlib
+import importlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ _failures: dict[object, str] = {}
 _begun: dict[object, Callable[[], None]] = {}
 # The process whose end multiprocessing was asked to tell of.
 _followed: set[int] = set()
+_waits = False
 
 
 def begun(owner: object, join: Callable[[], None]) -> None:
@@ -32,6 +35,27 @@ def begun(owner: object, join: Callable[[], None]) -> None:
         # After all others: the least priority runs last.
         util.Finalize(None, _end_of_child, exitpriority=-1_000_000)
         _followed.add(os.getpid())
+
+
+def wait_before_executors() -> None:
+    """See that what is begun may use executors of `concurrent.futures` until it is over.
+
+    Python ends them before it waits for threads, and libraries of stores look up names in them.
+    """
+    global _waits
+    register = getattr(threading, "_register_atexit", None)
+    if register is None or _waits:
+        return
+    # What is registered last is called first, and these register when they are imported.
+    importlib.import_module("concurrent.futures.thread")
+    with contextlib.suppress(RuntimeError):
+        register(_wait)
+        _waits = True
+
+
+def _wait() -> None:
+    for join in list(_begun.values()):
+        join()
 
 
 def ended(owner: object) -> None:
@@ -91,8 +115,7 @@ def _report() -> None:
 
 def _end_of_child() -> None:
     # Threads are waited for later, in Python 3.11 and 3.12.
-    for join in list(_begun.values()):
-        join()
+    _wait()
     if not _say():
         return
     if sys.version_info < (3, 13):

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from optim_checkpoint._partial import Fit, Only, Rename, Report, Selection
 from optim_checkpoint._paths import Path as TreePath
 from optim_checkpoint._paths import text
 from optim_checkpoint._peers import Team
+from optim_checkpoint._place import Place
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint.jax._from_torch import params_tree, state_tree
 from optim_checkpoint.jax._leaves import decode_leaf, pending_leaf, settle_jax
@@ -54,7 +54,7 @@ class Restored:
     opt_state: Any
     rng: Any
     extra: dict[str, Any] | None
-    path: Path
+    path: Place
     skipped: tuple[Skipped, ...]
     report: Mapping[str, Report] = field(default_factory=dict)
 

@@ -1,16 +1,16 @@
 """Saving a JAX training run."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypedDict
 
 import jax
 
 from optim_checkpoint._collect import Collector
-from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._commit import Document
 from optim_checkpoint._data import Data, data_by_key
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._place import Place, commit
 from optim_checkpoint._policy import METRICS, Best, Metrics, encode_metrics
 from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import encode_exact
@@ -88,7 +88,7 @@ def save(
     keep_best: Best | None = None,
     replace: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
-) -> Path:
+) -> Place:
     """Save a training run; when this returns, it survives a kill and a power cut.
 
     Where an array is spread over several processes, every process makes this call: each writes its
@@ -96,7 +96,8 @@ def save(
     durable. All return then, or all raise. What is not sharded must be equal in all of them.
 
     Args:
-        path: The folder of the run; created where missing.
+        path: The folder of the run, created where missing, or a URL of fsspec, such as
+            ``s3://bucket/run``.
         step: The training step, from 0 to 10**18; one generation per step.
         params: Any pytree of arrays.
         opt_state: Any optax state, or any pytree of arrays and numbers. With `params` given, its

@@ -4,7 +4,6 @@ import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +22,7 @@ from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._partial import Only, Rename, Report, Selection
 from optim_checkpoint._peers import Team
+from optim_checkpoint._place import Place
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint.torch import _rng
 from optim_checkpoint.torch._assign import Undo
@@ -63,7 +63,7 @@ class Restored:
 
     step: int
     extra: dict[str, Any] | None
-    path: Path
+    path: Place
     skipped: tuple[Skipped, ...]
     report: Mapping[str, Report] = field(default_factory=dict)
 

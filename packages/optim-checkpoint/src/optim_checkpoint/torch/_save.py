@@ -1,17 +1,17 @@
 """Saving a torch training run."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
 from optim_checkpoint._collect import Collector
-from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._commit import Document
 from optim_checkpoint._data import Data, Stateful, stateful_data
 from optim_checkpoint._errors import UnsupportedStateError
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._place import Place, commit
 from optim_checkpoint._policy import METRICS, Best, Metrics, encode_metrics
 from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import Typed, encode, encode_exact
@@ -161,7 +161,7 @@ def save(
     replace: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
     process_group: Any = None,
-) -> Path:
+) -> Place:
     """Save a training run; when this returns, it survives a kill and a power cut.
 
     Where the model or the optimizer has DTensors, as FSDP2 and tensor parallelism make them, every
@@ -170,7 +170,8 @@ def save(
     generators are stored; everything else that is not sharded must be equal in all of them.
 
     Args:
-        path: The folder of the run; created where missing.
+        path: The folder of the run, created where missing, or a URL of fsspec, such as
+            ``s3://bucket/run``.
         step: The training step, from 0 to 10**18; one generation per step.
         model: Its whole state dict is stored, tied tensors once. Several are given by name, as in
             ``{"generator": g, "critic": d}``; so are several optimizers, schedulers and scalers.

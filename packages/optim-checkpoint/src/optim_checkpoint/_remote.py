@@ -1,0 +1,243 @@
+# pyright: strict
+"""Saving a run to a store: through a local folder, and a commit in the end.
+
+1. the generation is written to a local folder as it would be to the run's, and checked there;
+2. its files are put into a folder of the store that nothing else has, and found there;
+3. a commit (`_commits`) lists it, and lists no more what retention lets go: this is the commit;
+4. only then what is listed no more is removed.
+
+A kill before 3 leaves objects that no reader looks at and the next save removes.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from optim_checkpoint._commit import Document, check_not_spread, with_policy
+from optim_checkpoint._commit import commit as commit_to_folder
+from optim_checkpoint._commits import (
+    Commit,
+    Stored,
+    change,
+    epoch_of,
+    folder_of,
+    newest,
+    retention_notes,
+)
+from optim_checkpoint._copied import opened
+from optim_checkpoint._errors import (
+    CheckpointError,
+    CheckpointExistsError,
+    CheckpointReadError,
+    CheckpointWarning,
+    CheckpointWriteError,
+    CorruptCheckpointError,
+)
+from optim_checkpoint._folder import GenerationName, check_step
+from optim_checkpoint._policy import Notes, Policy, decide
+from optim_checkpoint._stage import staging
+from optim_checkpoint._store import Store
+
+# What this process found out about folders of stores, which never change.
+_sound: dict[tuple[str, str], bool] = {}
+
+
+def commit_to_store(
+    store: Store, document: Document, policy: Policy, *, replace_step: bool, max_shard_size: int
+) -> GenerationName:
+    """Write a generation to a store.
+
+    Returns:
+        Its name. When this returns, a restore finds it.
+
+    Raises:
+        CheckpointExistsError: If the step exists undamaged and `replace_step` is false.
+        CheckpointWriteError: If it cannot be written, another writer saved meanwhile, or the store
+            takes no conditional puts. What was committed before is untouched.
+    """
+    step = check_step(document.step)
+    check_not_spread(document)
+    store.require_conditional()
+    begun = newest(store)
+    target = _target(store, begun, step, replace_step=replace_step)
+    document = with_policy(document, policy, begun.names)
+    folder = folder_of(target, begun.epoch)
+    try:
+        with staging() as local:
+            try:
+                files = _stage(local, document, max_shard_size)
+                _upload(store, files, folder)
+            except BaseException:
+                _try_remove(store, [f"{folder}/{name}" for name in files_of(local)])
+                raise
+            sizes = {name: path.stat().st_size for name, path in files.items()}
+    except OSError as error:
+        raise _write_error(store, step, error) from error
+    stored = Stored(folder, sizes, retention_notes(document.sections))
+    _sound[store.url, folder] = True
+    try:
+        done = change(store, partial(_with, store, begun, target, stored, policy))
+    except _OvertakenError:
+        _try_remove(store, stored.keys)
+        raise CheckpointWriteError(
+            f"step {step} was not saved: another writer saved to {store} meanwhile; one place has "
+            "one writer: give each run its own"
+        ) from None
+    except OSError as error:
+        raise CheckpointWriteError(
+            f"step {step} was put to {store}, and its commit could not be confirmed "
+            f"({error.strerror}): it is there whole or not at all, and earlier steps are untouched",
+            errno=error.errno,
+        ) from error
+    _clean(store, begun, done, step)
+    return target
+
+
+class _OvertakenError(Exception):
+    """Another writer saved after this save had begun."""
+
+
+def _with(
+    store: Store,
+    begun: Commit,
+    target: GenerationName,
+    stored: Stored,
+    policy: Policy,
+    now: Commit,
+) -> Commit | None:
+    """Return what follows a commit when a generation is saved; None where it is in it."""
+    if now.generations.get(target) == stored:
+        return None
+    if now.epoch != begun.epoch:
+        raise _OvertakenError
+    every = {**now.generations, target: stored}
+    stays = every
+    if policy.keep is not None:
+        kept = reasons(store, replace(now, generations=every), target, policy)
+        stays = {name: item for name, item in every.items() if name in kept}
+    return replace(now, epoch=now.epoch + 1, generations=stays)
+
+
+def reasons(
+    store: Store, commit: Commit, last: GenerationName, policy: Policy
+) -> dict[GenerationName, list[str]]:
+    """Return why each generation of a commit stays that does."""
+    return decide(
+        policy,
+        commit.names,
+        last,
+        sound=lambda name: is_sound(store, commit.generations[name]),
+        notes=lambda name: Notes.of(commit.generations[name].notes),
+        pins=commit.pins,
+    )
+
+
+def is_sound(store: Store, stored: Stored) -> bool:
+    """Say whether every file has its size, and no restore of this process found damage."""
+    key = store.url, stored.folder
+    if key not in _sound:
+        try:
+            sizes = [store.size(f"{stored.folder}/{name}") for name in stored.files]
+        except OSError:
+            return False
+        _sound[key] = sizes == [*stored.files.values()]
+    return _sound[key]
+
+
+def note_damage(store: Store, name: GenerationName) -> None:
+    """Note that a restore found a generation damaged, so that no save counts it as sound."""
+    with contextlib.suppress(CheckpointError):
+        stored = newest(store).generations.get(name)
+        if stored is not None:
+            _sound[store.url, stored.folder] = False
+
+
+def _target(store: Store, begun: Commit, step: int, *, replace_step: bool) -> GenerationName:
+    same = [name for name in begun.names if name.step == step]
+    if not same:
+        return GenerationName(step)
+    if not replace_step:
+        # One that was damaged must not end a training that comes here again.
+        try:
+            with opened(store, same[-1]) as generation:
+                generation.read(lambda part, key, info: None)
+        except CorruptCheckpointError:
+            pass
+        except CheckpointReadError as error:
+            raise CheckpointWriteError(
+                f"{store} already holds step {step}, and whether it is sound cannot be read: "
+                f"{error}; pass replace=True to write a newer generation of it",
+                errno=error.errno,
+            ) from error
+        else:
+            raise CheckpointExistsError(
+                f"{store} already holds step {step} ({same[-1]}); pass replace=True to write a "
+                "newer generation of it"
+            )
+    return GenerationName(step, same[-1].index + 1)
+
+
+def files_of(local: Path) -> dict[str, Path]:
+    """Return the files of the one generation in a local folder, by name."""
+    return {
+        str(path.relative_to(folder)): path
+        for folder in local.glob("step-*")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _stage(local: Path, document: Document, max_shard_size: int) -> dict[str, Path]:
+    try:
+        commit_to_folder(local, document, max_shard_size=max_shard_size)
+    except CheckpointWriteError as error:
+        raise CheckpointWriteError(
+            f"a save to a store goes through a local folder, which TMPDIR chooses: {error}",
+            needed=error.needed,
+            free=error.free,
+            errno=error.errno,
+        ) from error
+    return files_of(local)
+
+
+def _upload(store: Store, files: Mapping[str, Path], folder: str) -> None:
+    for name, path in files.items():
+        store.upload(path, f"{folder}/{name}")
+
+
+def _write_error(store: Store, step: int, error: OSError) -> CheckpointWriteError:
+    own = isinstance(error, CheckpointReadError) or not error.strerror
+    reason = str(error) if own else error.strerror
+    return CheckpointWriteError(
+        f"step {step} was not saved to {store}: {reason}; earlier steps are untouched",
+        errno=error.errno,
+    )
+
+
+def _try_remove(store: Store, keys: Sequence[str]) -> None:
+    """Remove what was never committed, as far as it goes; the next save removes the rest."""
+    with contextlib.suppress(OSError):
+        store.remove(keys)
+
+
+def _clean(store: Store, begun: Commit, done: Commit, step: int) -> None:
+    """Remove what the new commit lists no more, and what no commit can list any more."""
+    kept = {stored.folder for stored in done.generations.values()}
+    gone = [s for s in begun.generations.values() if s.folder not in kept]
+    try:
+        for stored in gone:
+            store.remove(stored.keys)
+        for folder in store.names():
+            epoch = epoch_of(folder)
+            if epoch is not None and epoch < done.epoch and folder not in kept:
+                store.remove(store.keys(folder))
+    except OSError as error:
+        warnings.warn(
+            f"step {step} is saved, but older objects could not be removed from {store} "
+            f"({error.strerror}); every save tries again",
+            CheckpointWarning,
+            stacklevel=5,
+        )

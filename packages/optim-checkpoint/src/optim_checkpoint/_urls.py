@@ -1,0 +1,40 @@
+# pyright: strict
+"""Telling folders and stores apart by what they are called."""
+
+import os
+import re
+
+from optim_checkpoint._errors import CheckpointError
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://")
+_LOCAL = ("file", "local")
+# What pathlib makes of a URL.
+_SHORTENED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")
+
+
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Say whether a path is the URL of a store, which `file://` is not."""
+    match = _URL.match(os.fspath(path))
+    return match is not None and match[1].lower() not in _LOCAL
+
+
+def local(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return the path of a folder that is given as a path or as ``file://``.
+
+    Raises:
+        CheckpointError: If it is a URL that lost a slash on its way through `pathlib`.
+    """
+    text = os.fspath(path)
+    match = _URL.match(text)
+    if match is not None:
+        return text[match.end() :]
+    if _SHORTENED.match(text) and not os.path.lexists(text.partition("/")[0]):
+        raise CheckpointError(
+            f"{text} is a URL that lost a slash, as pathlib.Path drops one: give the URL as a str"
+        )
+    return path
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without the password that it may hold."""
+    return re.sub(r"//[^/@:]*:[^/@]*@", "//***@", url)
