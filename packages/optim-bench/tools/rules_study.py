@@ -18,6 +18,7 @@ from typing import Any
 
 import rules_optimizers as research
 import rules_tasks
+import torch
 from optim_bench.optimizers import OptimizerInfo, enter_optimizer, resolve
 from optim_bench.optimizers._info import learning_rate
 from optim_bench.protocol import Budget, Cell, known_specs, next_specs, tuning_of
@@ -187,7 +188,7 @@ def collect(store: Path, budget: Budget) -> dict[str, Any]:
                 "under_tuned": tuning.under_tuned,
                 "test": [_short(r.metrics["test_loss"]) for r in fresh],
                 "errors": sorted({r.error for r in fresh if r.error}),
-                "state_bytes": [r.state_bytes / r.parameter_bytes for r in fresh[:1]],
+                "state": _short(state_per_parameter(cell)),
             }
     some = next(iter(records.values()))
     return {
@@ -198,6 +199,23 @@ def collect(store: Path, budget: Budget) -> dict[str, Any]:
         "environment": dict(some.environment),
         "coin": hex(0x38BBC7E),
     }
+
+
+def state_per_parameter(cell: Cell) -> float:
+    """Return the entries of an optimizer's state, counters left out, over those of the model."""
+    module = rules_tasks.task(cell.workload.removesuffix(" short")).model(0)
+    info = resolve(cell.optimizer, "torch")
+    optimizer = info.load_factory()(module, **info.validate(cell.hyperparameters))
+    for _ in range(3):
+        for p in module.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    if hasattr(optimizer, "entries"):
+        found = optimizer.entries()
+    else:
+        kept = (x for state in optimizer.state.values() for x in state.values())
+        found = sum(x.numel() for x in kept if isinstance(x, torch.Tensor) and x.ndim)
+    return found / sum(p.numel() for p in module.parameters())
 
 
 def _short(x: float | None) -> float | None:
