@@ -31,14 +31,12 @@ PAGE = """\
 # One-buffer rules: a first look, and no verdict
 
 The question, the rules and what would count are in [the plan](rules-plan.md), which was committed
-before the runs. This page is made from `rules.json` by
-
-    python packages/optim-bench/tools/rules_page.py
+before the runs. This page is made from `rules.json` by `tools/rules_page.py`.
 
 What was run: {cells} cells (an entry on a workload), {runs} runs, {hours:.2f} core-hours, with
-python {python}, torch {torch}, numpy {numpy}. Each cell has {rates} to {most} rates, tuning seeds: \
-{tuning}, fresh seeds:
-{fresh}, at a fraction of the evidence page's steps. The registered budget has 2 and 4.
+python {python}, torch {torch}, numpy {numpy}. Each cell has {rates} to {most} rates;
+seeds for tuning: {tuning}, fresh: {fresh}, of the registered 2 and 4, at a fraction of the evidence
+page's steps.
 
 **The goal is neither met nor refuted: the held-out workloads were not run,** and no candidate was
 chosen. The load of the machine cut the time, as the plan's notes say. With three seeds an interval

@@ -144,9 +144,9 @@ def run(store: Path, budget: Budget, workloads: list[str], names: list[str], unt
     """Train entry after entry on each workload, until a time of day."""
     store.mkdir(parents=True, exist_ok=True)
     enter_research()
-    records = load(store)
     for name in names:
         for workload in workloads:
+            records = load(store)  # others may have added to it
             cell = cell_of(workload, name)
             while specs := next_specs(cell, budget, records):
                 for spec in specs:
