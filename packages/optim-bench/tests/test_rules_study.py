@@ -87,6 +87,29 @@ def test_a_diverged_seed_is_no_number_that_helps(pages):
     assert logs["b"].mean() == math.inf
 
 
+def test_the_flights_are_judged_on_what_has_not_passed_by(torch):
+    tasks = tool("rules_tasks")
+    rows = np.arange(9000.0)
+    stream = tasks.Flights(rows[:, None], rows[:, None], steps=100)
+    trained_on = np.concatenate([y for _, y in stream.chunks(0, [32, 32, 36])])
+    for step in (20, 60, 100):
+        val, test = (stream.evaluation(split, 0, step)[0] for split in ("val", "test"))
+        assert trained_on[:step].max() < min(val.min(), test.min())
+        assert (len(val), len(test)) == (512, 512)
+        assert not set(val.ravel()) & set(test.ravel())
+    assert trained_on.max() > 6800
+
+
+def test_the_words_of_the_splits_are_apart(torch):
+    tasks = tool("rules_tasks")
+    text = tasks.Words(np.arange(5000))
+    trained_on = max(y.max() for _, y in text.chunks(0, [50]))
+    (first, val), (second, test) = (text.evaluation(split, 0, 0) for split in ("val", "test"))
+    assert trained_on < first.min() <= val.max() < second.min()
+    assert test.max() == 4999
+    np.testing.assert_array_equal(first[:, -1] + 1, val)
+
+
 def trained(torch, optimizer_of, steps=30):
     """Return the parameters after steps on one fixed stream of gradients."""
     torch.manual_seed(0)
@@ -165,13 +188,12 @@ def test_innovations_fall_after_a_step_and_return(torch, research):
 def test_the_alignment_is_high_on_drift_and_0_on_noise(torch, research):
     p = torch.zeros(16, 64)
     generator = torch.Generator().manual_seed(0)
+    m = torch.ones(16, 64)
     for per_row in (False, True):
         signal = research.Alignment(p, per_row=per_row)
-        m = torch.ones(16, 64)
-        for _ in range(60):
-            drift = signal.next(torch.ones(16, 64), m, 1.0)
+        drift = [signal.next(m, m, 1.0) for _ in range(60)][-1]
         assert float(torch.as_tensor(drift).max()) < 0.01
         signal = research.Alignment(p, per_row=per_row)
-        for _ in range(60):
-            noise = signal.next(torch.randn(16, 64, generator=generator), m, 1.0)
+        gradients = torch.randn(60, 16, 64, generator=generator)
+        noise = [signal.next(g, m, 1.0) for g in gradients][-1]
         assert float(torch.as_tensor(noise).mean()) > 0.85

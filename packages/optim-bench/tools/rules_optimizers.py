@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-Rate = float | torch.Tensor
 EPS = 1e-8
 SIGNAL_DECAY = 0.95
 SAMPLED = 128
@@ -31,7 +30,7 @@ def whitening_b1(c: float, b1: float) -> float:
         (0.95, 0.0)
     """
     k = 1 - b1
-    error = c + k * 1.0
+    error = c + k
     noise = 1 - error
     if noise <= 0:
         return 0.0
@@ -140,12 +139,11 @@ class Rows(torch.optim.Optimizer):
 
     def _direction(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> Any:
         state, g = self.state[p], rows_of(grad)
-        over = "entry" if group["over"] == "row" and p.ndim < 2 else group["over"]
         squares = {
             "row": lambda: (g * g).mean(1, keepdim=True),
             "entry": lambda: g * g,
             "tensor": lambda: (g * g).mean().view(1, 1),
-        }[over]()
+        }[group["over"]]()
         if not state:
             state["step"], state["left"] = 0, 1.0
             state["m"], state["v"] = torch.zeros_like(g), torch.zeros_like(squares)
@@ -154,7 +152,7 @@ class Rows(torch.optim.Optimizer):
         state["step"] += 1
         m, v = state["m"], state["v"]
         signal = state.get("signal")
-        b1 = group["b1"] if signal is None else signal.next(grad, m, 1 - state["left"])
+        b1: Any = group["b1"] if signal is None else signal.next(grad, m, 1 - state["left"])
         m.copy_(b1 * m + (1 - b1) * g)
         state["left"] = state["left"] * b1
         v.lerp_(squares, 1 - group["b2"])
@@ -164,7 +162,7 @@ class Rows(torch.optim.Optimizer):
         if group["power"] == 0:
             return m.sign()
         size = (m / (1 - state["left"])).abs()
-        scale = size if over == "entry" else size.mean(1, keepdim=True)
+        scale = size.mean(1, keepdim=True)
         return m.sign() * (scale / root) ** group["power"]
 
     def entries(self) -> int:
@@ -179,7 +177,7 @@ class Rows(torch.optim.Optimizer):
 class HeadMomentum(torch.optim.Optimizer):
     """Gradients normalised per row; momentum in the last matrix only (the idea of SCALE)."""
 
-    def __init__(self, params: list[torch.Tensor], lr: float, head: torch.Tensor) -> None:
+    def __init__(self, params: Any, lr: float, head: torch.Tensor) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": 0.01})
         self.head = head
 

@@ -18,6 +18,8 @@ DEVELOPMENT = ("digits-noisy", "patches-denoise", "diamonds-mlp", "shakespeare-c
 SAMPLES, SEED = 10_000, 18
 # What each hypothesis compares; the second is the one to beat.
 PAIRS = (
+    ("", "row_norm(0.7)", "AdamW 0.7"),
+    ("", "row_sign(0.7, 1)", "AdamW 0.7"),
     ("H2", "row_norm(0.7)", "row_sign(0.7, 1)"),
     ("H3", "row_norm(innovation)", "row_norm(0.7)"),
     ("H3", "row_norm(innovation)", "AdamW 0.9"),
