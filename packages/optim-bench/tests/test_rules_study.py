@@ -54,6 +54,13 @@ def test_the_chart_shows_the_stored_scores(pages, results):
         assert name in svg
 
 
+def test_the_page_counts_the_registered_entries(torch, pages):
+    study = tool("rules_study")
+    assert len(study.ENTRIES) == pages.REGISTERED
+    assert set(study.FIRST) < set(study.ENTRIES)
+    assert set(study.ADAMW) < set(study.ENTRIES)
+
+
 def test_the_coin_gives_the_development_workloads(pages):
     seven = ["digits-cnn", "diamonds-mlp", "permuted-digits", "digits-noisy"]
     seven += ["shifted-mlp", "patches-denoise", "shakespeare-char"]
