@@ -26,14 +26,14 @@ def generators():
     return {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "np": np.random.get_state(),
+        "np": np.random.get_state(),  # noqa: NPY002 - the global generator
     }
 
 
 def set_generators(states):
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
-    np.random.set_state(states.get("np") or states["numpy"])
+    np.random.set_state(states.get("np") or states["numpy"])  # noqa: NPY002 - the global generator
 
 
 def save_by_torch(run, file):
@@ -188,9 +188,10 @@ def test_names_in_another_order_are_refused(tmp_path):
         import_checkpoint(tmp_path / "x", tmp_path, 3, optimizer=ADAMW, names=names[::-1])
     with pytest.raises(UnsupportedStateError, match=r"names are for \[3\]"):
         import_checkpoint(tmp_path / "x", tmp_path, 3, optimizer=ADAMW, names=names[:3])
-    with pytest.raises(UnsupportedStateError, match="that the model has not: 9.weight"):
-        bad = ["9.weight", *names[1:]]
-        import_checkpoint(tmp_path / "x", tmp_path, 3, optimizer=ADAMW, names=bad)
+    with pytest.raises(UnsupportedStateError, match=r"that the model has not: 9\.weight"):
+        import_checkpoint(
+            tmp_path / "x", tmp_path, 3, optimizer=ADAMW, names=["9.weight", *names[1:]]
+        )
 
 
 def test_several_models_and_optimizers_keep_their_keys(tmp_path):

@@ -35,6 +35,9 @@ _CLASSES = {
     "builtins": {"dict", "list", "tuple", "set", "int", "str"},
 }  # fmt: skip
 _PATHS = {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path"}
+# What reading a description that was damaged runs into.
+_FAULTS = (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ValueError,
+           ImportError, RuntimeError, OverflowError, MemoryError)  # fmt: skip
 _DIGITS = re.compile(r"(0|[1-9][0-9]*)\Z", re.ASCII)
 
 
@@ -62,12 +65,15 @@ def read(source: Path, keys: _torch_save.Keys) -> Found:
         UnsupportedStateError: If it holds pickled objects or code, or extensions of the format.
         CorruptCheckpointError: If it is damaged.
     """
-    metadata = _metadata(source / METADATA)
-    flat = dict(_entries(source, metadata))
-    paths = metadata.planner_data or {}
-    tree: dict[Any, Any] = {}
-    for key, value in flat.items():
-        _put(tree, tuple(paths.get(key, (key,))), value, source)
+    try:
+        metadata = _Unpickler(io.BytesIO((source / METADATA).read_bytes())).load()
+        paths = metadata.planner_data or {}
+        tree: dict[Any, Any] = {}
+        for key, value in _entries(source, metadata):
+            _put(tree, tuple(paths.get(key, (key,))), value, source)
+    except _FAULTS as error:
+        detail = f"is damaged: {type(error).__name__} ({shown(str(error))})"
+        raise CorruptCheckpointError(f"{source}/{METADATA}", detail) from None
     loaded = _settled(tree)
     notes = _numbered(loaded)
     found = _torch_save.sort_parts(loaded, source, keys, "dcp")
@@ -75,19 +81,6 @@ def read(source: Path, keys: _torch_save.Keys) -> Found:
     # The entries come in the order in which processes were given them.
     found.ordered = False
     return found
-
-
-def _metadata(file: Path) -> Any:
-    try:
-        metadata = _Unpickler(io.BytesIO(file.read_bytes())).load()
-        metadata.state_dict_metadata.items()
-        metadata.storage_data.items()
-    except UnsupportedStateError:
-        raise
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError,
-            ValueError, ImportError) as error:  # fmt: skip
-        raise CorruptCheckpointError(str(file), f"is damaged: {shown(str(error))}") from None
-    return metadata
 
 
 def _entries(source: Path, metadata: Any) -> Any:

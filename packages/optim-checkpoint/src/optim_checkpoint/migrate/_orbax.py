@@ -4,6 +4,7 @@ Differs from `StandardCheckpointer.restore` with a template in: the arrays come 
 stored, and shapes, dtypes and paths are compared with the template by this package.
 """
 
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,12 @@ def _restored(folder: Path) -> dict[str, Any]:
             str(folder), "needs orbax-checkpoint, which is not installed"
         ) from None
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with (
+            warnings.catch_warnings(),
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+        ):
+            # That no template says where the arrays are to be.
+            warnings.simplefilter("ignore")
             tree = checkpointer.restore(folder.absolute())
     except Exception as error:
         text = " ".join(str(error).split())

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def load(source: Any, where: str | None = None) -> Any:
     """
     name = str(source) if where is None else where
     try:
-        with torch.serialization.safe_globals(_NUMPY):
+        with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+            # Of a plain pickle torch warns before it refuses.
+            warnings.simplefilter("ignore")
             return torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{name} is not there") from None
