@@ -126,6 +126,22 @@ def test_moments_keep_a_dtype_that_torch_would_cast(tmp_path):
     import_checkpoint(tmp_path / "x", tmp_path, 1, optimizer=ADAMW)
     ckpt.restore(tmp_path, model=model, optimizer=optimizer)
     assert torch.equal(optimizer.state[model.weight]["exp_avg"], moment)
+    # What the table of the guide says of torch and of DCP.
+    optimizer.load_state_dict(state)
+    assert optimizer.state[model.weight]["exp_avg"].dtype == torch.bfloat16
+    _, by_name = get_state_dict(model, optimizer)
+    by_name["state"]["weight"]["exp_avg"] = moment
+    set_state_dict(model, optimizer, model_state_dict={}, optim_state_dict=by_name)
+    assert optimizer.state[model.weight]["exp_avg"].dtype == torch.bfloat16
+
+
+def test_dcp_makes_text_of_numbers(tmp_path):
+    state = {"model": {"w": torch.ones(1)}, "table": {4: torch.ones(1)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state, checkpoint_id=tmp_path / "x")
+    import_checkpoint(tmp_path / "x", tmp_path, 1)
+    assert list(ckpt.restore(tmp_path).extra["table"]) == ["4"]
 
 
 def shared():

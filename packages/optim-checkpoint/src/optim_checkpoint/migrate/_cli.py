@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from optim_checkpoint._errors import printable
-from optim_checkpoint._json import as_array
+from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint.migrate._export import export_checkpoint
 from optim_checkpoint.migrate._found import Report
 from optim_checkpoint.migrate._import import import_checkpoint
@@ -28,8 +28,8 @@ def _names(file: Path | None) -> Any:
         return None
     from optim_checkpoint.migrate._safe import load_json
 
-    names = load_json(file)
-    if as_array(names) is None and not isinstance(names, dict):
+    names: object = load_json(file)
+    if as_array(names) is None and as_object(names) is None:
         raise ValueError(f"{file} holds no list of names, as names_of() returns it")
     return names
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from optim_checkpoint._boxes import grid_fault
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
@@ -199,4 +200,4 @@ def write(found: Found, target: Path) -> None:
     with warnings.catch_warnings():
         # That nothing is distributed here.
         warnings.simplefilter("ignore")
-        dcp.save(document, storage_writer=dcp.FileSystemWriter(target), no_dist=True)
+        save(document, storage_writer=FileSystemWriter(target), no_dist=True)

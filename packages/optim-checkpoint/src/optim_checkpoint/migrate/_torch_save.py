@@ -131,7 +131,11 @@ def _read_own(found: Found, rest: dict[Any, Any], source: Path) -> None:
     if rng is not None:
         state = mapping(rng, str(source))
         found.rng = generators(
-            *(state.get(key) for key in ("torch", "python", "numpy", "cuda")), str(source)
+            state.get("torch"),
+            state.get("python"),
+            state.get("numpy"),
+            state.get("cuda"),
+            str(source),
         )
 
 

@@ -50,7 +50,7 @@ class _Model(torch.nn.Module):
 def _optimizer(found: Found, name: str, path: str, names: list[list[str]]) -> Any:
     """Return what stands for an optimizer: its class by name, its state dict, its parameters."""
     module, _, class_name = path.rpartition(".")
-    stand_in = type(class_name, (_State,), {"__module__": module})(found.optimizers[name])
+    stand_in: Any = type(class_name, (_State,), {"__module__": module})(found.optimizers[name])
     stand_in.state = found.optimizers[name]["state"]
     stand_in.param_groups = [
         {"params": [found.model[each] for each in group], "param_names": group} for group in names
