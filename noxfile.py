@@ -232,6 +232,15 @@ def peers(session: nox.Session) -> None:
     done(session)
 
 
+@nox.session(python=NEWEST, tags=["optim-checkpoint"])
+def migrations(session: nox.Session) -> None:
+    """Imports of what Lightning, transformers' Trainer, Accelerate and Orbax write themselves."""
+    steps.install_editable(session, "optim-checkpoint")
+    session.install(*steps.group("integrations"), *steps.group("bench-optim-checkpoint"))
+    steps.pytest(session, "packages/optim-checkpoint/tests_migrate", markers="")
+    done(session)
+
+
 @nox.session(python=NEWEST, tags=["stac-torch"])
 def integrations(session: nox.Session) -> None:
     """stac-torch under transformers' Trainer, Accelerate and Lightning."""

@@ -1,5 +1,5 @@
 # pyright: strict
-"""The commands: look at checkpoints, verify them, pin them, export plain safetensors."""
+"""The commands: look at checkpoints, verify, pin, export and import them."""
 
 import json
 import sys
@@ -21,9 +21,10 @@ from optim_checkpoint._errors import (
 )
 from optim_checkpoint._export import export
 from optim_checkpoint._pins import pin, unpin
+from optim_checkpoint.migrate import _cli as migration
 
 app = typer.Typer(
-    help="Look at, verify and export checkpoints written by optim-checkpoint.",
+    help="Look at, verify, export and import checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -180,12 +181,30 @@ def export_part(
     folder: Folder,
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     step: Step = None,
-    part: Annotated[Part, typer.Option(help="What to write.")] = Part.MODEL,
+    part: Annotated[
+        Part | None, typer.Option(help="What of it to write, for safetensors; model if left out.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="safetensors, torch, lightning or dcp.")
+    ] = "safetensors",
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="What is not wanted; not for safetensors.")
+    ] = None,
 ) -> None:
-    """Write one part as a plain .safetensors file that any tool opens."""
-    count = export(folder, target, step, part=part.value, force=force)
+    """Write one part as a plain .safetensors file, or all of it for another tool."""
+    if format_ != "safetensors":
+        if part is not None:
+            raise ValueError(f"--part is for safetensors; {format_} takes every part")
+        migration.export_step(folder, target, step, format_, leave_out or [], force=force)
+        return
+    if leave_out:
+        raise ValueError("--leave-out is not for safetensors, which takes one --part")
+    count = export(folder, target, step, part=(part or Part.MODEL).value, force=force)
     typer.echo(f"wrote {count} tensors to {target}")
+
+
+app.command("import")(migration.import_step)
 
 
 def run() -> None:
