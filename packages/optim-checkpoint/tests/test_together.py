@@ -54,6 +54,8 @@ class Member:
     def exchange(self, message):
         return self.group.exchange(self.rank, message)
 
+    gather = exchange
+
 
 def values(step):
     return np.random.default_rng(step).standard_normal(WHOLE).astype(np.float32)

@@ -32,18 +32,33 @@ class GroupProcesses:
 
     def exchange(self, message: bytes) -> list[bytes]:
         """Give every process the messages of all, in the order of their ranks."""
+        padded, sizes = self._padded(message)
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self._group)
+        return _cut(gathered, sizes)
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """Give process 0 the messages of all, in the order of their ranks."""
+        padded, sizes = self._padded(message)
+        if self.rank:
+            dist.gather(padded, group=self._group, group_dst=0)
+            return []
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.gather(padded, gathered, group=self._group, group_dst=0)
+        return _cut(gathered, sizes)
+
+    def _padded(self, message: bytes) -> tuple[torch.Tensor, list[int]]:
         length = torch.tensor([len(message)], device=self._device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
         dist.all_gather(lengths, length, group=self._group)
         sizes = [int(item.item()) for item in lengths]
         padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
         padded[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        padded = padded.to(self._device)
-        gathered = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(gathered, padded, group=self._group)
-        return [
-            item[:size].cpu().numpy().tobytes() for item, size in zip(gathered, sizes, strict=True)
-        ]
+        return padded.to(self._device), sizes
+
+
+def _cut(gathered: list[torch.Tensor], sizes: list[int]) -> list[bytes]:
+    return [item[:size].cpu().numpy().tobytes() for item, size in zip(gathered, sizes, strict=True)]
 
 
 def _tensors(value: Any) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from optim_checkpoint._json import as_array
 from optim_checkpoint._numpy import axis_order, copy_bytes, invert, is_order
 from optim_checkpoint._typed import EXACT, Leaf, Typed, decode
 from optim_checkpoint._views import View
-from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of
+from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of, replica_of
 from optim_checkpoint.torch._layout import Order, empty_in, row_major
 
 DTYPES: dict[torch.dtype, str] = {
@@ -181,8 +181,9 @@ def _add_shards(collector: Collector, key: str, tensor: torch.Tensor, path: str)
     dtype, shape = DTYPES[local.dtype], tuple(tensor.shape)
     if tensor.numel() == 0:
         return collector.add(key, dtype, shape, lambda: memoryview(b""))
+    replica = replica_of(tensor)
     boxes = [
-        (offset, tuple(local[cut].shape), partial(to_bytes, local[cut]))
+        (offset, tuple(local[cut].shape), partial(to_bytes, local[cut]), replica)
         for offset, cut in pieces_of(tensor, path)
     ]
     return collector.add_shards(key, dtype, shape, boxes, identity(tensor))
