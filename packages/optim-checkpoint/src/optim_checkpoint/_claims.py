@@ -59,6 +59,7 @@ def claim(document: Document, rank: int, limit: int) -> tuple[Plan, Answer]:
             plan.shards[part] = wholes
         groups = split(mine, limit)
         plan.counts[part] = len(groups)
+        check_file_count(sum(plan.counts.values()), limit)
         plan.files += [plan_file(part, 0, 1, group) for group in groups]
     plan.needed = sum(file.layout.size for file in plan.files)
     shards = {part: sorted(wholes.items()) for part, wholes in plan.shards.items()}

@@ -16,7 +16,8 @@ from optim_checkpoint._header import MAX_HEADER, MAX_METADATA, MAX_TENSORS
 from optim_checkpoint._json import CONTAINER_BYTES, ELEMENT_BYTES, MEMORY, dumps
 from optim_checkpoint._shard import Entry, Layout, lay_out
 
-MAX_FILES = 4096
+# Three parts of some 5,000 processes that save together.
+MAX_FILES = 1 << 14
 # What Hugging Face's loaders write by default.
 MAX_SHARD_SIZE = 5 * 10**9
 SHARDING = "DCP_SHARDING_INFO"
