@@ -205,7 +205,18 @@ def two_background(folder):
         checkpointer.save(2, **state)
     files = [file for file in sorted(path.rglob("*")) if file.is_file()]
     front = [folder / "front" / path.name / file.relative_to(path) for file in files]
+    # Without staging the shards are read into the live memory.
+    end = fingerprint(model, optimizer)
+    train(model, optimizer, 2 * STEPS)
+    slots = [v for p in model.parameters() for v in optimizer.state.get(p, {}).values()]
+    live = [getattr(t, "_local_tensor", t) for t in (*model.parameters(), *slots)]
+    where = [t.data_ptr() for t in live]
+    ckpt.restore(folder / "back", 2, staging=False, **state)
+    slots = [v for p in model.parameters() for v in optimizer.state.get(p, {}).values()]
+    live = [getattr(t, "_local_tensor", t) for t in (*model.parameters(), *slots)]
     return {
+        "restored": gathered(fingerprint(model, optimizer) == end),
+        "moved": gathered(sum(a != t.data_ptr() for a, t in zip(where, live, strict=True))),
         "files": [file.name for file in files],
         "equal": [a.read_bytes() == b.read_bytes() for a, b in zip(files, front, strict=True)],
         "steps": gathered(oc.steps(folder / "back")),

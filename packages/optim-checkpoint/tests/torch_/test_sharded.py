@@ -222,6 +222,12 @@ def test_a_save_in_the_background_writes_what_one_in_front_does(two):
     assert found["steps"] == [[1, 2], [1, 2]]
 
 
+def test_shards_are_read_into_the_live_memory_without_staging(two):
+    found = two[1]["background"]
+    assert found["restored"] == [True, True]
+    assert found["moved"] == [0, 0]
+
+
 def test_all_take_the_older_generation_where_one_finds_damage(two):
     found = two[1]["damage"]
     assert found["step"] == [1, 1]
