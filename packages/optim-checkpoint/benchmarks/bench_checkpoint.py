@@ -145,11 +145,10 @@ def loaders(model: Bag, folder: Path) -> dict[str, Callable[[], object]]:
         "torch.load and copy": lambda: model.load_state_dict(
             torch.load(folder / "torch", weights_only=True)
         ),
+        # By itself load_file maps the file and reads nothing.
         "safetensors and copy": lambda: model.load_state_dict(
             safetensors.torch.load_file(folder / "safetensors")
         ),
-        # What it returns are other tensors than the model's.
-        "safetensors.torch.load_file": lambda: safetensors.torch.load_file(folder / "safetensors"),
         "torch DCP": lambda: dcp.load(
             state, storage_reader=dcp.FileSystemReader(folder / "dcp"), no_dist=True
         ),

@@ -31,10 +31,11 @@ FASTER = [
     # At most 1.1 times its time.
     (
         DIRECT,
-        "safetensors.torch.load_file",
+        "safetensors and copy",
         0.91,
-        "verified load without staging against safetensors.torch.load_file",
+        "verified load without staging against safetensors load_file and copy",
     ),
+    ("load", "safetensors and copy", 0.91, "verified load against safetensors load_file and copy"),
     (DIRECT, "torch DCP", 1.0, "verified load without staging against torch DCP"),
     (DIRECT, "Orbax", 1.0, "verified load without staging against Orbax"),
 ]
