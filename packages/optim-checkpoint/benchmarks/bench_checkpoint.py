@@ -28,14 +28,20 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from optim_checkpoint import torch as ckpt
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 TENSORS = 96
 OURS = "optim-checkpoint"
+DIRECT = "optim-checkpoint, staging=False"
+SHARDED = "optim-checkpoint, DTensors"
 RAW = "raw write and fsync"
 WARM = "readinto, memory that is reused"
 FRESH = "readinto, new tensors"
+OPERATIONS = ("save", "async save", "restore", "restore, staging=False")
 Table = dict[str, list[float]]
 
 
@@ -124,23 +130,53 @@ def loaders(model: Bag, folder: Path) -> dict[str, Callable[[], object]]:
     ckpt.save(folder / "ours", 1, model=model, rng=False)
     torch.save(state, folder / "torch")
     safetensors.torch.save_file(state, folder / "safetensors")
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(folder / "dcp"), no_dist=True)
     reused = [torch.zeros_like(tensor) for tensor in state.values()]
 
     def fresh() -> None:
         read_into(folder / "raw", [torch.empty_like(tensor) for tensor in state.values()])
 
-    return {
+    found: dict[str, Callable[[], object]] = {
         WARM: lambda: read_into(folder / "raw", reused),
         f"{WARM}, again": lambda: read_into(folder / "raw", reused),
         FRESH: fresh,
         OURS: lambda: ckpt.restore(folder / "ours", model=model),
+        DIRECT: lambda: ckpt.restore(folder / "ours", model=model, staging=False),
         "torch.load and copy": lambda: model.load_state_dict(
             torch.load(folder / "torch", weights_only=True)
         ),
+        # By itself load_file maps the file and reads nothing.
         "safetensors and copy": lambda: model.load_state_dict(
             safetensors.torch.load_file(folder / "safetensors")
         ),
+        "torch DCP": lambda: dcp.load(
+            state, storage_reader=dcp.FileSystemReader(folder / "dcp"), no_dist=True
+        ),
     }
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        return found
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / "orbax").absolute(), arrays)
+
+    def orbax_load() -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.restore((folder / "orbax").absolute(), arrays)
+
+    found["Orbax"] = orbax_load
+    return found
+
+
+def sharded_of(model: Bag) -> torch.nn.Module:
+    """Return a module whose tensors are DTensors of the same memory, on a mesh of this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
+    sharded = torch.nn.Module()
+    for name, tensor in model.state_dict().items():
+        sharded.register_buffer(name, DTensor.from_local(tensor, mesh, [Shard(0)]))
+    return sharded
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -156,6 +192,9 @@ def measure(mib: int, rounds: int, folder: Path) -> dict[str, Table]:
     seconds: dict[str, Table] = {"save": {}, "load": {}, "stall": {}}
     contenders, hot = savers(model), loaders(model, folder)
     background = ckpt.AsyncCheckpointer(folder / "async", keep=1)
+    together = ckpt.AsyncCheckpointer(folder / "together", keep=1)
+    shards = sharded_of(model)
+    contenders[SHARDED] = lambda path: ckpt.save(path, 1, model=shards, rng=False)
     for number in range(rounds + 1):
         taken: dict[str, dict[str, float]] = {"save": {}, "load": {}, "stall": {}}
         order = random.Random(number)  # noqa: S311 - the order only has to differ
@@ -171,6 +210,11 @@ def measure(mib: int, rounds: int, folder: Path) -> dict[str, Table]:
             lambda number=number: background.save(number, model=model, rng=False)
         )
         background.wait()
+        os.sync()
+        taken["stall"][SHARDED] = timed(
+            lambda number=number: together.save(number, model=shards, rng=False)
+        )
+        together.wait()
         # The first round warms up caches and staging memory and does not count.
         if number:
             for kind, row in taken.items():
@@ -185,14 +229,15 @@ def memory_of(what: str, mib: int, folder: Path) -> int:
     small = torch.nn.Linear(2, 2)
     # Imports and the first thread are not what a save costs.
     ckpt.save(folder / "small", 1, model=small)
-    if what == "restore":
+    restores = what.startswith("restore")
+    if restores:
         ckpt.save(folder / "run", 1, model=model, rng=False)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     if what == "save":
         ckpt.save(folder / "run", 1, model=model, rng=False)
-    elif what == "restore":
-        ckpt.restore(folder / "run", model=model)
+    elif restores:
+        ckpt.restore(folder / "run", model=model, staging=what == "restore")
     else:
         with ckpt.AsyncCheckpointer(folder / "run") as background:
             background.save(1, model=model, rng=False)
@@ -211,7 +256,7 @@ def measured_memory(mib: int, folder: Path) -> dict[str, float]:
     if sys.platform != "linux":
         sys.stderr.write("peak memory is read from /proc and is left out\n")
         return found
-    for what in ("save", "async save", "restore"):
+    for what in OPERATIONS:
         with tempfile.TemporaryDirectory(dir=folder) as own:
             command = [sys.executable, __file__, "--mib", str(mib), "--folder", own]
             command += ["--memory-of", what]
@@ -233,7 +278,13 @@ def ratios_of(seconds: dict[str, Table]) -> dict[str, dict[str, dict[str, float]
     return {
         "save": {name: paired(row, save[OURS]) for name, row in save.items() if name != OURS},
         "load": {name: paired(row, load[OURS]) for name, row in load.items() if name != OURS},
-        "stall": {"share of the durable save": paired(seconds["stall"][OURS], save[OURS])},
+        "load, staging=False": {
+            name: paired(row, load[DIRECT]) for name, row in load.items() if name != DIRECT
+        },
+        "stall": {
+            "share of the durable save": paired(seconds["stall"][OURS], save[OURS]),
+            "share of the durable save, DTensors": paired(seconds["stall"][SHARDED], save[SHARDED]),
+        },
         "A/A": {
             "save": paired(save[f"{RAW}, again"], save[RAW]),
             "load": paired(load[f"{WARM}, again"], load[WARM]),
@@ -279,8 +330,10 @@ def report(document: dict[str, object], seconds: dict[str, Table]) -> str:
             lines.append(line)
         band = ratios["A/A"][kind]
         lines.append(f"  A/A band {band['low']:.2f} to {band['high']:.2f}")
-    stall = ratios["stall"]["share of the durable save"]
-    lines.append(f"async stall: {stall['median']:.2f} of the durable save")
+    for name, ratio in ratios["load, staging=False"].items():
+        lines.append(f"  {DIRECT} is {ratio['median']:5.2f}x as fast as {name}")
+    for name, stall in ratios["stall"].items():
+        lines.append(f"async stall, {name}: {stall['median']:.2f}")
     lines.append(f"memory beside the state, MiB: {document['memory MiB']}")
     lines.append(f"machine: {document['machine']}, load {document['load average']}")
     return "\n".join(lines) + "\n"
@@ -293,7 +346,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, default=None, help="a folder on the disk to measure")
     parser.add_argument("--json", type=Path, default=None, help="where to write the result")
-    parser.add_argument("--memory-of", choices=["save", "async save", "restore"], default=None)
+    parser.add_argument("--memory-of", choices=OPERATIONS, default=None)
     args = parser.parse_args()
     if args.mib < 1 or args.rounds < 2:
         parser.error("--mib must be at least 1 and --rounds at least 2")
@@ -305,6 +358,7 @@ def main() -> None:
         load_before = os.getloadavg()[0]
         memory = measured_memory(args.mib, folder)
         seconds = measure(args.mib, args.rounds, folder)
+        dist.destroy_process_group()
     document = {
         "mib": args.mib,
         "rounds": args.rounds,

@@ -97,10 +97,10 @@ REFUSED = {
         "^a: cannot be stored: its header: .*too many to parse.*are the limit",
     ),
     "too many files": (
-        document(2, *(entry(f"t{i}") for i in range(5000))),
+        document(2, *(entry(f"t{i}") for i in range(17_000))),
         {"max_shard_size": 1},
         (
-            "^the state: takes 5000 files of at most 1 bytes of tensors, the limit is 4096; save "
+            "^the state: takes 17000 files of at most 1 bytes of tensors, the limit is 16384; save "
             "with a greater max_shard_size$"
         ),
     ),

@@ -47,6 +47,8 @@ class Threads:
                     raise RuntimeError("a member is gone") from None
                 return answers
 
+            gather = exchange
+
         return Member()
 
 

@@ -54,6 +54,8 @@ class Member:
     def exchange(self, message):
         return self.group.exchange(self.rank, message)
 
+    gather = exchange
+
 
 def values(step):
     return np.random.default_rng(step).standard_normal(WHOLE).astype(np.float32)
@@ -310,6 +312,35 @@ def test_what_the_ranks_do_not_agree_on_is_refused_by_all(tmp_path, case):
         assert isinstance(result, oc.UnsupportedStateError), result
         assert re.search(message, str(result)), str(result)
     assert oc.steps(tmp_path / "run") == []
+
+
+def test_a_shard_that_two_take_for_theirs_is_written_once(tmp_path):
+    """As where a tensor is sharded in groups of processes of which none knows the others."""
+    rows = values(1)
+    whole = ShardEntry("t", "F32", (7, 2), lambda: memoryview(rows).cast("B"), (0, 0), (7, 2))
+    parts = {"parts": {"model": [whole]}}
+    paths = save(tmp_path, 1, changes=dict.fromkeys(range(RANKS), parts))
+    assert paths == [tmp_path / "step-00000001"] * RANKS
+    assert oc.verify(tmp_path).files == 1
+
+
+def test_overlaps_that_a_hole_makes_up_for_are_found_before_the_commit(tmp_path):
+    moved = ShardEntry("t", "F32", (3, 2), lambda: memoryview(bytes(24)), (2, 0), (7, 2))
+    shared = Entry("shared", "F32", (7, 2), lambda: memoryview(values(101)).cast("B"))
+    for result in save(tmp_path, 1, changes={1: {"parts": {"model": [moved, shared]}}}):
+        assert isinstance(result, CheckpointWriteError), result
+        assert "cannot be read back" in str(result)
+        assert "its shards overlap at 2 along dimension 0" in str(result)
+    assert names(tmp_path) == [".lock"]
+
+
+def test_another_dtype_in_one_process_is_found_before_the_commit(tmp_path):
+    other = ShardEntry("t", "I32", (3, 2), lambda: memoryview(bytes(24)), (3, 0), (7, 2))
+    shared = Entry("shared", "F32", (7, 2), lambda: memoryview(values(101)).cast("B"))
+    for result in save(tmp_path, 1, changes={1: {"parts": {"model": [other, shared]}}}):
+        assert isinstance(result, CheckpointWriteError), result
+        assert "cannot be read back" in str(result)
+    assert names(tmp_path) == [".lock"]
 
 
 def test_keep_and_replace_hold_for_all(tmp_path):

@@ -54,6 +54,8 @@ class Pair:
             raise RuntimeError(str(error)) from None
         return [message, other] if self.rank == 0 else [other, message]
 
+    gather = exchange
+
 
 class Killing(_fs.FileOps):
     """Kills the process before or after its n-th call."""

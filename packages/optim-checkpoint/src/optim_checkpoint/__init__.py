@@ -24,6 +24,7 @@ from optim_checkpoint._errors import (
     CheckpointWriteError,
     CorruptCheckpointError,
     IncompatibleCheckpointError,
+    TornRestoreError,
     UnsupportedStateError,
 )
 from optim_checkpoint._pins import pin, unpin
@@ -42,6 +43,7 @@ __all__ = [
     "Retained",
     "Skipped",
     "TensorSummary",
+    "TornRestoreError",
     "UnsupportedStateError",
     "VerifyReport",
     "inspect",

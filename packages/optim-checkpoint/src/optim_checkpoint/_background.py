@@ -1,6 +1,7 @@
 # pyright: strict
 """Saving in the background: training waits for a copy in memory, not for the disk."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -16,12 +17,15 @@ import numpy.typing as npt
 
 from optim_checkpoint import _parallel, _unreported
 from optim_checkpoint._commit import Document, check_not_spread
-from optim_checkpoint._errors import CheckpointWarning, CheckpointWriteError
+from optim_checkpoint._errors import CheckpointError, CheckpointWarning, CheckpointWriteError
+from optim_checkpoint._files import MAX_SHARD_SIZE
 from optim_checkpoint._folder import StrPath
 from optim_checkpoint._numpy import copy_bytes
+from optim_checkpoint._peers import Team
 from optim_checkpoint._place import Place, absolute, commit
 from optim_checkpoint._policy import Best, Policy
 from optim_checkpoint._shard import Entry
+from optim_checkpoint._together import save_together
 from optim_checkpoint._urls import is_store
 
 # What is read on the training's own thread before the copies of it run: the host copies of tensors
@@ -31,15 +35,14 @@ Memory = npt.NDArray[np.uint8]
 
 
 class _Writer:
-    """A thread that calls `work` with what it is given before `go`, or ends without.
+    """A thread that does the work it is given before `go`, or ends without.
 
     It is started before there is anything to do: an interrupt inside of `Thread.start` leaves open
     whether there is a thread, and then there is nothing that it could do.
     """
 
-    def __init__(self, work: Callable[[Document, Memory], None]) -> None:
-        self._work = work
-        self._given: list[tuple[Document, Memory]] = []
+    def __init__(self) -> None:
+        self._given: list[Callable[[], None]] = []
         self._waits = threading.Lock()
         self._waits.acquire()
         self._works = threading.Lock()
@@ -61,8 +64,8 @@ class _Writer:
     def _run(self) -> None:
         try:
             self._waits.acquire()
-            for document, memory in self._given:
-                self._work(document, memory)
+            for work in self._given:
+                work()
         finally:
             self._ended = True
             self._works.release()
@@ -128,14 +131,18 @@ class BackgroundCheckpointer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.wait()
-            return
-        # The error that ended the block must not be hidden by a second one.
         try:
             self.wait()
-        except Exception as failed:  # noqa: BLE001 - whatever it was, the block's own error counts
+        except Exception as failed:
+            if error is None:
+                raise
+            # The error that ended the block must not be hidden by a second one.
             warnings.warn(f"the pending save failed: {failed}", CheckpointWarning, stacklevel=2)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Give back what only a pending save needs."""
 
     def wait(self) -> Place | None:
         """Wait for the pending save.
@@ -163,8 +170,9 @@ class BackgroundCheckpointer:
 
     # An interrupt, or what a signal handler raises, may come after any call. So what a `finally`
     # has to undo is seen by it whether or not the call that did it has come back.
-    def _submit(self, document: Document) -> None:
-        check_not_spread(document)
+    def _submit(self, document: Document, team: Team | None = None) -> None:
+        if team is None:
+            check_not_spread(document)
         self._check_process(document.step)
         claim = object()
         try:
@@ -176,13 +184,26 @@ class BackgroundCheckpointer:
                     "signal handler set a flag and save after the step, and save from one thread"
                 )
             self.wait()
-            self._start(document)
+            self._start(document, team)
         finally:
             if self._submitting is claim:
                 del self._submitting
 
-    def _start(self, document: Document) -> None:
-        writer = _Writer(self._commit)
+    def _submit_together(self, build: Callable[[], Document], team: Team) -> None:
+        """Save what this process holds together with others, which make the same call.
+
+        What goes wrong here until the copy is there is raised here, and told to the others, who may
+        be writing already.
+        """
+        try:
+            document = build()
+        except Exception as error:
+            self._refuse(error, team)
+            raise
+        self._submit(document, team)
+
+    def _start(self, document: Document, team: Team | None) -> None:
+        writer = _Writer()
         try:
             try:
                 writer.start()
@@ -191,10 +212,15 @@ class BackgroundCheckpointer:
                     f"step {document.step} was not saved: {error}; save() needs no thread"
                 ) from error
             _unreported.begun(self._failure, writer.join)
-            given = self._stage(document)
+            try:
+                given = self._stage(document)
+            except Exception as error:
+                if team is not None:
+                    self._refuse(error, team)
+                raise
             # Known before it has work, so that no work is ever unknown.
             self._writer = writer
-            writer.give(given)
+            writer.give(partial(self._commit, *given, team))
         finally:
             writer.go()
 
@@ -240,10 +266,32 @@ class BackgroundCheckpointer:
         _parallel.run(jobs)
         return replace(document, parts=parts), memory
 
-    def _commit(self, document: Document, memory: Memory) -> None:
+    def _refuse(self, error: BaseException, team: Team) -> None:
+        """Fail a save by several processes in the others; here the error will be raised."""
+
+        def fail() -> Document:
+            raise error
+
+        with contextlib.suppress(CheckpointError, type(error)):
+            self._save_together(fail, team)
+
+    def _save_together(self, build: Callable[[], Document], team: Team) -> Place:
+        return save_together(
+            self._path,
+            build,
+            team,
+            replace=self._replace,
+            max_shard_size=MAX_SHARD_SIZE,
+            **asdict(self._policy),
+        )
+
+    def _commit(self, document: Document, memory: Memory, team: Team | None) -> None:
         try:
-            options = asdict(self._policy)
-            self._last = commit(self._path, document, replace=self._replace, **options)
+            if team is not None:
+                self._last = self._save_together(lambda: document, team)
+            else:
+                options = asdict(self._policy)
+                self._last = commit(self._path, document, replace=self._replace, **options)
         except BaseException as error:  # noqa: BLE001 - raised by the next wait
             self._error = error
             text = f"a save in the background failed, and nothing has asked for it since: {error}"

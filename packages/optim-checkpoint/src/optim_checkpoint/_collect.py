@@ -78,7 +78,7 @@ class Collector:
         key: str,
         dtype: str,
         shape: Shape,
-        boxes: Sequence[tuple[Offset, Shape, Callable[[], memoryview]]],
+        boxes: Sequence[tuple[Offset, Shape, Callable[[], memoryview], int]],
         identity: Hashable = None,
     ) -> str:
         """Add what this process holds of a tensor that is spread over several.
@@ -87,14 +87,16 @@ class Collector:
             key: The key it should have.
             dtype: Its safetensors dtype.
             shape: The shape of the whole.
-            boxes: Offset, shape and bytes of each part; none where this process has none.
+            boxes: Offset, shape, bytes and number of the replica, as in `ShardEntry`, of each part;
+                none where this process has none.
             identity: As in `add`; equal in all processes or in none.
         """
         unique, new = self._key(key, identity)
         if new:
             self.shards[unique] = shape
             self.entries += [
-                ShardEntry(unique, dtype, part, read, offset, shape) for offset, part, read in boxes
+                ShardEntry(unique, dtype, part, read, offset, shape, replica)
+                for offset, part, read, replica in boxes
             ]
         return unique
 

@@ -59,7 +59,7 @@ from optim_checkpoint._policy import METRICS, RETENTION, Best, Policy
 from optim_checkpoint._retention import discard, rename_unread, sweep, try_retire
 from optim_checkpoint._shard import Entry, write_shard
 
-_SLACK = 64 << 10
+SLACK = 64 << 10
 Record = dict[str, object]
 
 
@@ -73,6 +73,7 @@ class Document:
         sections: What the face stores beside tensors.
         parts: The tensors of "model", "optim" and "train"; an empty part writes no file.
         own: What only this one of several processes has; goes to the section "train".
+        own_keys: The tensors of the part "train" that belong to it.
         shards: For each part the tensors that are spread over processes, with the whole shapes.
         features: What a reader has to know beyond the first version of the format.
     """
@@ -86,6 +87,7 @@ class Document:
         default_factory=dict[str, Mapping[str, Shape]]
     )
     features: Collection[str] = ()
+    own_keys: Collection[str] = ()
 
 
 def check_not_spread(document: Document) -> None:
@@ -168,7 +170,7 @@ def commit(
 
 def bytes_needed(files: Sequence[PlannedFile]) -> int:
     """Return how much room a save needs, with some for the manifest and the folders."""
-    return sum(file.layout.size for file in files) + _SLACK
+    return sum(file.layout.size for file in files) + SLACK
 
 
 def prepare(

@@ -31,6 +31,10 @@ class CheckpointExistsError(CheckpointError):
     """The step is committed and sound; pass ``replace=True`` to write a newer generation of it."""
 
 
+class TornRestoreError(CheckpointError):
+    """A restore without staging failed midway: live tensors hold parts of what was read."""
+
+
 class CorruptCheckpointError(CheckpointError):
     """A file is damaged, hostile or not one of ours.
 

@@ -16,7 +16,8 @@ from optim_checkpoint._header import MAX_HEADER, MAX_METADATA, MAX_TENSORS
 from optim_checkpoint._json import CONTAINER_BYTES, ELEMENT_BYTES, MEMORY, dumps
 from optim_checkpoint._shard import Entry, Layout, lay_out
 
-MAX_FILES = 4096
+# Three parts of some 5,000 processes that save together.
+MAX_FILES = 1 << 14
 # What Hugging Face's loaders write by default.
 MAX_SHARD_SIZE = 5 * 10**9
 SHARDING = "DCP_SHARDING_INFO"
@@ -35,10 +36,13 @@ class ShardEntry(Entry):
     Attributes:
         offset: Where the box starts.
         whole: The shape of the whole tensor.
+        replica: Which of the processes that hold this very box this is, as its sharding says; 0
+            writes it.
     """
 
     offset: Offset
     whole: Shape
+    replica: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +132,25 @@ def _info_bytes(entry: Entry) -> int:
     )
 
 
+def base_of(part: str, number: int, total: int) -> str:
+    """Return the name of file `number` (from 0) of the `total` files of a part.
+
+    >>> base_of("optim", 0, 8)
+    'optim-00001-of-00008.safetensors'
+    """
+    if total == 1:
+        return f"{part}.safetensors"
+    return f"{part}-{number + 1:05d}-of-{total:05d}.safetensors"
+
+
 def plan_file(part: str, number: int, total: int, entries: Sequence[Entry]) -> PlannedFile:
     """Lay out file `number` (from 0) of the `total` files of a part."""
-    base = f"{part}.safetensors"
-    if total > 1:
-        base = f"{part}-{number + 1:05d}-of-{total:05d}.safetensors"
     offsets = {entry.name: entry.offset for entry in entries if isinstance(entry, ShardEntry)}
     metadata = {"format": "pt", "optim_checkpoint": dumps({"part": part, "v": 1}).decode()}
     if offsets:
         shapes = {entry.name: entry.shape for entry in entries}
         metadata |= {"DCP_VERSION": "1.0", SHARDING: sharding_info(shapes, offsets)}
-    return PlannedFile(part, base, lay_out(entries, metadata), offsets)
+    return PlannedFile(part, base_of(part, number, total), lay_out(entries, metadata), offsets)
 
 
 def plan_files(parts: Mapping[str, Sequence[Entry]], limit: int) -> list[PlannedFile]:

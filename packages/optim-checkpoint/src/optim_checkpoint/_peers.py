@@ -40,6 +40,14 @@ class Processes(Protocol):
         """
         ...
 
+    def gather(self, message: bytes) -> list[bytes]:
+        """Give process 0 the messages of all; what the others get does not count.
+
+        Raises:
+            RuntimeError: If one of them does not answer.
+        """
+        ...
+
 
 class Alone:
     """A process on its own."""
@@ -50,6 +58,8 @@ class Alone:
     def exchange(self, message: bytes) -> list[bytes]:
         """Return the message."""
         return [message]
+
+    gather = exchange
 
 
 class Team:
@@ -88,7 +98,7 @@ class Team:
             failed = error
             answer = {"error": _describe(error)}
         try:
-            answers = self._exchange(answer)
+            answers = self._send(self._processes.exchange, answer)
         except CheckpointError:
             if failed is not None:
                 raise failed from None
@@ -100,10 +110,24 @@ class Team:
                 raise self._rebuild(rank, cast("dict[str, object]", other["error"]))
         return [cast("Answer", other["value"]) for other in answers]
 
-    def _exchange(self, answer: Answer) -> list[Answer]:
+    def gather(self, answer: Answer) -> list[Answer]:
+        """Return the answers of all in process 0, and none elsewhere.
+
+        What all send to all grows with the square of their number; this does not.
+
+        Raises:
+            CheckpointError: If one is gone.
+        """
+        found = self._send(self._processes.gather, answer, here=self.rank == 0)
+        return found if self.rank == 0 else []
+
+    def _send(
+        self, send: Callable[[bytes], list[bytes]], answer: Answer, *, here: bool = True
+    ) -> list[Answer]:
         raw = json.dumps(answer, allow_nan=False).encode("ascii")
         try:
-            return [cast("Answer", json.loads(other)) for other in self._processes.exchange(raw)]
+            found = send(raw)
+            return [cast("Answer", json.loads(other)) for other in found] if here else []
         except RuntimeError as error:
             reason = (str(error).splitlines() or [""])[0]
             raise self._failure(

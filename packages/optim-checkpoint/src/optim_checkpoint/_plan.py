@@ -1,14 +1,17 @@
 # pyright: strict
-"""Who writes what: the same plan in every process, from what each one says it has."""
+"""Who writes what, from what each process says it has: for what `_claims` cannot settle.
+
+Every process hears all of every other here, which many processes are slow at.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from optim_checkpoint._boxes import Offset, Shape, grid_fault
 from optim_checkpoint._commit import Document
 from optim_checkpoint._digest import digest
-from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError, shown
+from optim_checkpoint._errors import UnsupportedStateError, shown
 from optim_checkpoint._files import PlannedFile, ShardEntry, check_file_count, plan_file, split
 from optim_checkpoint._json import dumps
 from optim_checkpoint._peers import Answer
@@ -20,35 +23,29 @@ Ranked = Sequence[Answer]
 
 @dataclass
 class Plan:
-    """What a save by several processes will write; the same in each of them.
+    """What a save by several processes will write, as one of them sees it.
 
     Attributes:
-        files: The files of each process.
-        owners: Which process writes a tensor or a shard of one.
+        files: The files of this process.
+        copies: What this process holds of what another writes, by part.
+        counts: How many files each part has in all.
+        needed: How many bytes all files take.
         shards: For each part the sharded tensors with their whole shapes.
     """
 
-    files: list[list[PlannedFile]] = field(default_factory=list[list[PlannedFile]])
-    owners: dict[Place, int] = field(default_factory=dict[Place, int])
-    shards: dict[str, dict[str, Shape]] = field(default_factory=dict[str, dict[str, Shape]])
-
-    @property
-    def all_files(self) -> list[PlannedFile]:
-        """All files, ordered by part and name."""
-        listed = [file for files in self.files for file in files]
-        return sorted(listed, key=lambda file: (file.part, file.base))
+    files: list[PlannedFile]
+    copies: list[tuple[str, Entry]]
+    counts: dict[str, int]
+    needed: int
+    shards: dict[str, dict[str, Shape]]
 
 
-def describe(document: Document, limit: int) -> Answer:
+def describe(document: Document) -> Answer:
     """Return what one process tells the others about its part of a save."""
     sections: dict[str, str] = {}
     _fingerprint("", dict(document.sections), sections, 2)
     return {
-        "step": document.step,
-        "max_shard_size": limit,
         "sections": sections,
-        "own": dict(document.own or {}),
-        "features": sorted(document.features),
         "shards": {part: sorted(shapes) for part, shapes in document.shards.items()},
         "parts": {
             part: [
@@ -83,12 +80,7 @@ def check_same(answers: Ranked) -> None:
 
     Raises:
         UnsupportedStateError: With the first place where they do.
-        CheckpointWriteError: If they were not even called alike.
     """
-    for what in ("step", "max_shard_size"):
-        values = [answer[what] for answer in answers]
-        if len(set(map(str, values))) > 1:
-            raise CheckpointWriteError(f"the processes save with different {what}: {shown(values)}")
     first = cast("dict[str, str]", answers[0]["sections"])
     for rank, answer in enumerate(answers):
         other = cast("dict[str, str]", answer["sections"])
@@ -104,7 +96,8 @@ def check_same(answers: Ranked) -> None:
             )
 
 
-def _unread() -> memoryview:
+def unread() -> memoryview:
+    """Stand for the bytes of what another process holds."""
     raise AssertionError("this entry belongs to another process")
 
 
@@ -114,10 +107,10 @@ def _entries(answer: Answer, part: str) -> list[Entry]:
     for name, dtype, shape, offset, whole in rows:
         dims = tuple(cast("list[int]", shape))
         if offset is None:
-            entries.append(Entry(str(name), str(dtype), dims, _unread))
+            entries.append(Entry(str(name), str(dtype), dims, unread))
         else:
             box = tuple(cast("list[int]", offset)), tuple(cast("list[int]", whole))
-            entries.append(ShardEntry(str(name), str(dtype), dims, _unread, *box))
+            entries.append(ShardEntry(str(name), str(dtype), dims, unread, *box))
     return entries
 
 
@@ -127,7 +120,7 @@ def place_of(part: str, entry: Entry) -> Place:
 
 
 def make_plan(answers: Ranked, document: Document, rank: int, limit: int) -> Plan:
-    """Decide who writes what to which file.
+    """Decide who writes what to which file: a tensor that several hold, the first of them.
 
     Args:
         answers: What `describe` returned in each process.
@@ -138,8 +131,9 @@ def make_plan(answers: Ranked, document: Document, rank: int, limit: int) -> Pla
     Raises:
         UnsupportedStateError: If shards do not make up the whole.
     """
-    plan = Plan([[] for _ in answers])
+    plan = Plan([], [], {}, 0, {})
     kinds: dict[Place, tuple[str, Shape]] = {}
+    owners: dict[Place, int] = {}
     for part in document.parts:
         owned: list[list[Entry]] = []
         for number, answer in enumerate(answers):
@@ -151,18 +145,23 @@ def make_plan(answers: Ranked, document: Document, rank: int, limit: int) -> Pla
                 if kinds.setdefault(place, kind) != kind:
                     raise UnsupportedStateError(
                         shown(entry.name)[1:-1],
-                        f"is {kinds[place]} in process {plan.owners[place]}, {kind} in {number}",
+                        f"is {kinds[place]} in process {owners[place]}, {kind} in {number}",
                     )
-                if plan.owners.setdefault(place, number) == number:
+                if owners.setdefault(place, number) == number:
                     mine.append(entry)
+                elif number == rank:
+                    plan.copies.append((part, entry))
             owned.append(mine)
         _check_grids(part, owned, plan)
         groups = [split(entries, limit) for entries in owned]
         total, number = sum(map(len, groups)), 0
-        check_file_count(total + sum(map(len, plan.files)), limit)
-        for files, listed in zip(plan.files, groups, strict=True):
+        plan.counts[part] = total
+        check_file_count(sum(plan.counts.values()), limit)
+        for owner, listed in enumerate(groups):
             for entries in listed:
-                files.append(plan_file(part, number, total, entries))
+                file = plan_file(part, number, total, entries)
+                plan.needed += file.layout.size
+                plan.files += [file] * (owner == rank)
                 number += 1
     _check_held(answers, plan)
     return plan

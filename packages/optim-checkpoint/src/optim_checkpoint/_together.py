@@ -1,12 +1,14 @@
 # pyright: strict
 """A save by several processes: each writes what it holds, one commits when all of it is durable.
 
-1. every process tells the others what it has; all make the same plan of who writes what, where a
-   tensor that several hold is written once, by the first of them;
+1. every process claims what it will write and tells the others a few numbers, by which all see that
+   the claims make up the whole; only where they do not, all tell each other what they have and make
+   a plan of who writes what. A tensor that several hold is written once;
 2. process 0 takes the lock, checks the space and makes the temporary folder;
 3. every process writes its files there, syncs them and their folder, and hashes the copies it holds
    of what another writes: copies that differ cannot all be restored;
-4. process 0 sees that every file is there, writes the manifest and renames the folder.
+4. process 0 gathers the digests, sees that every file is there, writes the manifest and renames the
+   folder.
 
 After each step all have succeeded or all raise. Until the rename no reader sees anything.
 """
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import cast
 
 from optim_checkpoint import _fs
+from optim_checkpoint._boxes import Shape
+from optim_checkpoint._claims import claim, settle
 from optim_checkpoint._commit import (
+    SLACK,
     Document,
     Record,
-    bytes_needed,
     check_sealed,
-    make_parts,
     make_temporary,
     prepare,
     publish,
@@ -35,13 +38,23 @@ from optim_checkpoint._commit import (
 )
 from optim_checkpoint._digest import new_tensor_digest
 from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError, shown
+from optim_checkpoint._files import PlannedFile
 from optim_checkpoint._folder import StrPath, check_in_place, locked, make_root
 from optim_checkpoint._peers import Answer, Team
 from optim_checkpoint._place import on_disk
-from optim_checkpoint._plan import Place, Plan, Ranked, check_same, describe, make_plan, place_of
+from optim_checkpoint._plan import (
+    Place,
+    Plan,
+    Ranked,
+    check_same,
+    describe,
+    make_plan,
+    place_of,
+    unread,
+)
 from optim_checkpoint._policy import Best, Policy
 from optim_checkpoint._retention import discard, try_retire
-from optim_checkpoint._shard import CHUNK, Entry
+from optim_checkpoint._shard import CHUNK, Entry, Layout
 
 
 def save_together(
@@ -79,19 +92,25 @@ def save_together(
     """
     path = on_disk(path, "a save by several processes")
     made: list[Document] = []
+    claims: list[Plan] = []
     policies: list[Policy] = []
 
-    def describe_own() -> Answer:
+    def claim_own() -> Answer:
         # In here, so that an error is one in all of them.
         policies.append(Policy.of(keep, keep_every, keep_best))
         made.append(build())
-        return describe(made[0], max_shard_size)
+        plan, answer = claim(made[0], team.rank, max_shard_size)
+        claims.append(plan)
+        return answer
 
-    answers = team.agree(describe_own)
+    answers = team.agree(claim_own)
     document = made[0]
-    check_same(answers)
-    plan = make_plan(answers, document, team.rank, max_shard_size)
-    needed = bytes_needed(plan.all_files)
+    plan = settle(claims[0], answers, team.rank, max_shard_size)
+    if plan is None:
+        described = team.agree(lambda: describe(document))
+        check_same(described)
+        plan = make_plan(described, document, team.rank, max_shard_size)
+    needed = plan.needed + SLACK
     lead = _Lead(path, document, plan, needed) if team.rank == 0 else None
 
     def guarded(work: Callable[[], Answer] | None) -> Callable[[], Answer]:
@@ -106,11 +125,15 @@ def save_together(
     try:
         begun = team.agree(guarded(lead and (lambda: lead.begin(policies[0], replace=replace))))
         temporary = str(begun[0]["temporary"])
-        written = team.agree(
-            guarded(lambda: _write(Path(path) / temporary, document, plan, team.rank))
-        )
-        _check_copies(written, plan)
-        finished = team.agree(guarded(lead and (lambda: lead.finish(answers, written))))
+        written: list[Answer] = []
+
+        def write() -> Answer:
+            written.append(_write(Path(path) / temporary, document, plan, team.rank))
+            return {}
+
+        team.agree(guarded(write))
+        gathered = team.gather(written[0])
+        finished = team.agree(guarded(lead and (lambda: lead.finish(gathered))))
     except BaseException as error:
         if lead is not None:
             lead.give_up(error)
@@ -122,8 +145,7 @@ def save_together(
 
 def _write(folder: Path, document: Document, plan: Plan, rank: int) -> Answer:
     records: list[Record] = []
-    files = plan.files[rank]
-    if files:
+    if plan.files:
         try:
             opened = _fs.open_folder(folder)
         except FileNotFoundError:
@@ -131,14 +153,19 @@ def _write(folder: Path, document: Document, plan: Plan, rank: int) -> Answer:
                 f"{folder} is not visible to process {rank}: all processes need one file system"
             ) from None
         with _fs.opened(opened):
-            records = [write_file(opened, file) for file in files]
-    copies: list[object] = []
-    for part, entries in document.parts.items():
-        for entry in entries:
-            place = place_of(part, entry)
-            if plan.owners[place] != rank:
-                copies.append([*place, _digest_of(entry)])
-    return {"records": records, "copies": copies}
+            records = [write_file(opened, file) for file in plan.files]
+    # An index lists them, of files without shards.
+    sizes = [
+        {} if file.offsets else {entry.name: entry.nbytes for entry in file.layout.entries}
+        for file in plan.files
+    ]
+    return {
+        "records": records,
+        "sizes": sizes,
+        "copies": [[*place_of(part, entry), _digest_of(entry)] for part, entry in plan.copies],
+        "own": dict(document.own or {}),
+        "features": sorted(document.features),
+    }
 
 
 def _digest_of(entry: Entry) -> str:
@@ -149,28 +176,51 @@ def _digest_of(entry: Entry) -> str:
     return state.hexdigest()
 
 
-def _check_copies(written: Ranked, plan: Plan) -> None:
-    stored: dict[Place, str] = {}
-    for answer in written:
+def _check_copies(gathered: Ranked) -> None:
+    stored: dict[Place, tuple[str, int]] = {}
+    for rank, answer in enumerate(gathered):
         for record in cast("list[Record]", answer["records"]):
             part = str(record["name"]).partition("/")[0]
             offsets = cast("Mapping[str, list[int]]", record.get("offsets", {}))
             for key, text in cast("Mapping[str, str]", record["tensors"]).items():
-                stored[part, key, tuple(offsets[key]) if key in offsets else None] = text
-    for rank, answer in enumerate(written):
+                place = part, key, tuple(offsets[key]) if key in offsets else None
+                stored[place] = text, rank
+    for rank, answer in enumerate(gathered):
         for part, key, offset, text in cast("list[list[object]]", answer["copies"]):
             box = None if offset is None else tuple(cast("list[int]", offset))
-            place = (str(part), str(key), box)
-            if stored[place] != text:
+            found, owner = stored.get((str(part), str(key), box), ("", None))
+            if owner is None:
+                raise UnsupportedStateError(
+                    shown(key)[1:-1], f"process {rank} holds a copy of it, no process wrote it"
+                )
+            if found != text:
                 raise UnsupportedStateError(
                     shown(key)[1:-1],
-                    f"process {plan.owners[place]} and process {rank} hold different values of "
-                    "what should be replicated; make them equal (for instance by a broadcast)",
+                    f"process {owner} and process {rank} hold different values of what should be "
+                    "replicated; make them equal (for instance by a broadcast)",
                 )
 
 
-def _features(answers: Ranked) -> set[str]:
-    return {name for answer in answers for name in cast("list[str]", answer["features"])}
+def _listed(gathered: Ranked) -> tuple[list[Record], list[PlannedFile]]:
+    """Return what was written by name: for the manifest, and for the indexes."""
+    records: list[Record] = []
+    files: list[PlannedFile] = []
+    for answer in gathered:
+        sizes = cast("list[dict[str, int]]", answer["sizes"])
+        for record, listed in zip(cast("list[Record]", answer["records"]), sizes, strict=True):
+            part, _, base = str(record["name"]).partition("/")
+            entries = tuple(Entry(name, "U8", (size,), unread) for name, size in listed.items())
+            layout = Layout(entries, b"", cast("int", record["size"]))
+            offsets = cast("Mapping[str, Shape]", record.get("offsets", {}))
+            records.append(record)
+            files.append(PlannedFile(part, base, layout, offsets))
+    records.sort(key=lambda record: str(record["name"]))
+    files.sort(key=lambda file: (file.part, file.base))
+    return records, files
+
+
+def _features(gathered: Ranked) -> set[str]:
+    return {name for answer in gathered for name in cast("list[str]", answer["features"])}
 
 
 class _Lead:
@@ -198,25 +248,25 @@ class _Lead:
         self._folder = self._stack.enter_context(
             _fs.opened(_fs.open_folder(self._temporary, self._root))
         )
-        make_parts(self._folder, self._plan.all_files)
+        for part, count in self._plan.counts.items():
+            if count:
+                _fs.ops.make_folder(part, self._folder)
         return {"temporary": self._temporary}
 
-    def finish(self, answers: Ranked, written: Ranked) -> Answer:
+    def finish(self, gathered: Ranked) -> Answer:
         """Commit what all have written."""
-        records = sorted(
-            (r for answer in written for r in cast("list[Record]", answer["records"])),
-            key=lambda record: str(record["name"]),
-        )
+        _check_copies(gathered)
+        records, files = _listed(gathered)
         for record in records:
             self._check_there(str(record["name"]), cast("int", record["size"]))
         document = with_policy(
             dataclasses.replace(
-                self._document, sections=self._sections(answers), features=_features(answers)
+                self._document, sections=self._sections(gathered), features=_features(gathered)
             ),
             self._policy,
             self._present,
         )
-        seal(self._folder, self._plan.all_files, records, document, self._plan.shards or None)
+        seal(self._folder, files, records, document, self._plan.shards or None)
         check_sealed(self._root, self._temporary, self._target)
         publish(self._root, self._temporary, self._target)
         self._committed = str(self._target)
@@ -237,9 +287,9 @@ class _Lead:
                 f"{name} has {status.st_size} bytes where process 0 sees it, {size} were written"
             )
 
-    def _sections(self, answers: Ranked) -> dict[str, object]:
+    def _sections(self, gathered: Ranked) -> dict[str, object]:
         sections = dict(self._document.sections)
-        own = [answer["own"] for answer in answers]
+        own = [answer["own"] for answer in gathered]
         if any(own):
             train = cast("dict[str, object]", sections.get("train", {}))
             sections["train"] = {**train, "ranks": own}

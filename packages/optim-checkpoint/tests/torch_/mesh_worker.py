@@ -13,6 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import optim_checkpoint as oc
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -174,13 +175,52 @@ def two_failures(folder):
     attempt("replicas that differ", extra={"t": one * (1 + rank)})
     checkpointer = ckpt.AsyncCheckpointer(run)
 
-    def background():
-        checkpointer.save(2, **state)
+    def background(**changes):
+        checkpointer.save(2, **{**state, **changes})
         checkpointer.wait()
 
-    result["background"] = gathered(error_of(background))
+    extra = {"f": print} if rank else {"f": 1}
+    result["background"] = gathered(error_of(lambda: background(extra=extra)))
+    result["background, again"] = gathered(error_of(lambda: background(extra={"epoch": rank})))
     result["left"] = left(run)
     return result
+
+
+def two_background(folder):
+    """What is saved in the background is what was there at the call, and as `save` saves it."""
+    rank = dist.get_rank()
+    mesh = init_device_mesh("cpu", (2,))
+    model, make = build()
+    shard(model, mesh)
+    optimizer = make()
+    train(model, optimizer, 0)
+    state = {"model": model, "optimizer": optimizer}
+    torch.manual_seed(rank)
+    ckpt.save(folder / "front", 1, **state)
+    with ckpt.AsyncCheckpointer(folder / "back") as checkpointer:
+        checkpointer.save(1, **state)
+        # Training goes on, with collectives of its own.
+        train(model, optimizer, STEPS)
+        path = checkpointer.wait()
+        checkpointer.save(2, **state)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    front = [folder / "front" / path.name / file.relative_to(path) for file in files]
+    # Without staging the shards are read into the live memory.
+    end = fingerprint(model, optimizer)
+    train(model, optimizer, 2 * STEPS)
+    slots = [v for p in model.parameters() for v in optimizer.state.get(p, {}).values()]
+    live = [getattr(t, "_local_tensor", t) for t in (*model.parameters(), *slots)]
+    where = [t.data_ptr() for t in live]
+    ckpt.restore(folder / "back", 2, staging=False, **state)
+    slots = [v for p in model.parameters() for v in optimizer.state.get(p, {}).values()]
+    live = [getattr(t, "_local_tensor", t) for t in (*model.parameters(), *slots)]
+    return {
+        "restored": gathered(fingerprint(model, optimizer) == end),
+        "moved": gathered(sum(a != t.data_ptr() for a, t in zip(where, live, strict=True))),
+        "files": [file.name for file in files],
+        "equal": [a.read_bytes() == b.read_bytes() for a, b in zip(files, front, strict=True)],
+        "steps": gathered(oc.steps(folder / "back")),
+    }
 
 
 def two_damage(folder):
@@ -272,6 +312,7 @@ def two(folder):
     result["replicas"] = two_replicas(folder)
     result["reader"] = two_reader(folder, result["save"]["AdamW torch.float32"]["run"])
     result["failures"] = two_failures(folder)
+    result["background"] = two_background(folder)
     result["damage"] = two_damage(folder)
     result["killed"] = two_killed(folder)
     return result

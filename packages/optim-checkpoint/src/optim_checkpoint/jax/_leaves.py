@@ -61,16 +61,23 @@ def _store(value: jax.Array, key: str, dtype: str, collector: Collector) -> str:
     """Add an array, or of one that is spread over processes the shards that are here."""
     if value.is_fully_addressable or value.is_fully_replicated or value.size == 0:
         return collector.add(key, dtype, value.shape, lambda: bytes_of(np.asarray(value)))
-    boxes = {
-        offset_of(shard.index): shard.data for shard in value.addressable_shards if shard.data.size
-    }
+    boxes: dict[tuple[int, ...], Any] = {}
+    for shard in value.addressable_shards:
+        offset = offset_of(shard.index)
+        if shard.data.size and (offset not in boxes or shard.replica_id < boxes[offset].replica_id):
+            boxes[offset] = shard
     return collector.add_shards(
         key,
         dtype,
         value.shape,
         [
-            (offset, data.shape, lambda data=data: bytes_of(np.asarray(data)))
-            for offset, data in boxes.items()
+            (
+                offset,
+                shard.data.shape,
+                lambda data=shard.data: bytes_of(np.asarray(data)),
+                shard.replica_id,
+            )
+            for offset, shard in boxes.items()
         ],
     )
 

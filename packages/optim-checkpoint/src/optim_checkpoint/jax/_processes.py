@@ -26,6 +26,9 @@ class JaxProcesses:
         rows = _gather(padded)
         return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
+    # JAX has no collective that gives one process alone what all have.
+    gather = exchange
+
 
 def _gather(value: Any) -> Any:
     return np.asarray(multihost_utils.process_allgather(value))

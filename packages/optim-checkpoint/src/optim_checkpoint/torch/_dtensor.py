@@ -142,6 +142,16 @@ def pieces_of(tensor: Any, path: str) -> list[Piece]:
     return boxes
 
 
+def replica_of(tensor: Any) -> int:
+    """Return which of the processes that hold the same shard this is, on the mesh of the tensor."""
+    number = 0
+    coordinate = tensor.device_mesh.get_coordinate() or ()
+    for dimension, (place, index) in enumerate(zip(tensor.placements, coordinate, strict=False)):
+        if place.is_replicate():
+            number = number * tensor.device_mesh.size(dimension) + index
+    return number
+
+
 def sharded_dimensions(tensor: Any) -> set[int]:
     """Return the dimensions of a DTensor that some mesh dimension shards."""
     return {p.dim for p in tensor.placements if not p.is_replicate() and hasattr(p, "dim")}

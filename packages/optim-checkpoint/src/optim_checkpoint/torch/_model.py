@@ -189,19 +189,22 @@ def plan_model(
     if differences:
         differences += plan.notes
         return plan
-    keys = {name: (as_object(value) or {}).get("tensor") for name, value in typed.items()}
+    keys: dict[str, Any] = {
+        name: (as_object(value) or {}).get("tensor") for name, value in typed.items()
+    }
     copied = {
         str(key)
         for name, key in keys.items()
         if key is not None and is_own(name) and name not in plan.assigned
         if not is_dtensor(live.get(name))
     }
-    staging.pool(copied)
+    direct = {key for name, key in keys.items() if key in copied and staging.into(key, live[name])}
+    staging.pool(copied - direct)
     for name, value in typed.items():
         here: Any = live.get(name)
         key = keys[name]
         if key is not None and is_dtensor(here):
-            plan.saved[name] = stage_shard(staging, str(key), here, tuple(here.placements))
+            plan.saved[name] = stage_shard(staging, str(key), here, tuple(here.placements), here)
         elif key is not None and name in plan.assigned:
             shape = staging.staging.info(key).shape
             plan.saved[name] = staging.tensor(key, state_order(memory[name], shape))

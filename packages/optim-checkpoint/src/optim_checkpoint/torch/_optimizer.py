@@ -176,6 +176,7 @@ def decode_optimizer(
     live: Mapping[str, torch.Tensor],
     sharded: Mapping[str, Shape],
     selection: Selection,
+    state_of: Mapping[Any, Any],
 ) -> SavedOptimizer:
     """Read what `encode_optimizer` wrote.
 
@@ -185,6 +186,7 @@ def decode_optimizer(
         live: The parameters to restore for; the state of a DTensor is read shard by shard.
         sharded: Which stored tensors were DTensors.
         selection: Whose state to load.
+        state_of: The live state by parameter, which a restore without staging reads into.
 
     Raises:
         CorruptCheckpointError: If the section is not of that form.
@@ -221,7 +223,9 @@ def decode_optimizer(
         seen.add(owner)
         if owner in new:
             parameter = live.get(new[owner])
-            slots = decode_slots(entry.get("slots"), parameter, staging, sharded, orders)
+            here = {} if parameter is None else state_of.get(parameter, {})
+            there = here if isinstance(here, Mapping) else {}
+            slots = decode_slots(entry.get("slots"), parameter, staging, sharded, orders, there)
             per_param[new[owner]] = slots
     decoded = tuple(_group(item, staging) for item in groups)
     owners = [param for group in decoded for param in group.params]

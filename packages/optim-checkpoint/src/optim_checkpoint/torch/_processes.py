@@ -1,5 +1,6 @@
 """The processes of a torch group, reached through its own collectives; no pickle is sent."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,20 +31,40 @@ class GroupProcesses:
             torch.device("cpu") if "cpu:" in devices else torch.device(devices.partition(":")[0])
         )
 
+    @property
+    def ranks(self) -> list[int]:
+        """Their numbers in the default group."""
+        return dist.get_process_group_ranks(self._group)
+
     def exchange(self, message: bytes) -> list[bytes]:
         """Give every process the messages of all, in the order of their ranks."""
+        padded, sizes = self._padded(message)
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self._group)
+        return _cut(gathered, sizes)
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """Give process 0 the messages of all, in the order of their ranks."""
+        padded, sizes = self._padded(message)
+        if self.rank:
+            dist.gather(padded, group=self._group, group_dst=0)
+            return []
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.gather(padded, gathered, group=self._group, group_dst=0)
+        return _cut(gathered, sizes)
+
+    def _padded(self, message: bytes) -> tuple[torch.Tensor, list[int]]:
         length = torch.tensor([len(message)], device=self._device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
         dist.all_gather(lengths, length, group=self._group)
         sizes = [int(item.item()) for item in lengths]
         padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
         padded[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        padded = padded.to(self._device)
-        gathered = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(gathered, padded, group=self._group)
-        return [
-            item[:size].cpu().numpy().tobytes() for item, size in zip(gathered, sizes, strict=True)
-        ]
+        return padded.to(self._device), sizes
+
+
+def _cut(gathered: list[torch.Tensor], sizes: list[int]) -> list[bytes]:
+    return [item[:size].cpu().numpy().tobytes() for item, size in zip(gathered, sizes, strict=True)]
 
 
 def _tensors(value: Any) -> Iterator[Any]:
@@ -73,6 +94,45 @@ def is_sharded(
     for optimizer in optimizers.values():
         values += [group["params"] for group in optimizer.param_groups]
     return any(is_dtensor(value) for value in _tensors(values))
+
+
+class OwnGroup:
+    """A gloo group with the processes of another one, for a thread beside the training's.
+
+    Collectives of two threads in one group would meet in any order. It is made by the first call of
+    all processes, and anew where training got another group to save with.
+    """
+
+    def __init__(self) -> None:
+        self._of: Any = None
+        self._group: Any = None
+
+    def writers(self, group: Any, step: object) -> Team:
+        """Return the processes of `group`, or of the default one, reached through the own group.
+
+        Raises:
+            CheckpointWriteError: If torch was built without gloo.
+        """
+        of = dist.group.WORLD if group is None else group
+        if self._of is not of:
+            if not dist.is_gloo_available():
+                raise CheckpointWriteError(
+                    f"step {step} was not saved: torch was built without gloo, which saving shards "
+                    "in the background needs; save() does with the training's own group"
+                )
+            # Only who is in it makes it.
+            ranks = GroupProcesses(group).ranks
+            self._group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+            self._of = of
+        return Team(GroupProcesses(self._group), f"saving step {step}", CheckpointWriteError)
+
+    def close(self) -> None:
+        """Give the group back."""
+        group, self._group, self._of = self._group, None, None
+        # Training may have ended all groups before.
+        with contextlib.suppress(ValueError):
+            if group is not None and dist.is_initialized():
+                dist.destroy_process_group(group)
 
 
 def writers(group: Any, step: object, *, sharded: bool) -> Team | None:

@@ -15,6 +15,7 @@ from optim_checkpoint._errors import (
     CheckpointWarning,
     CorruptCheckpointError,
     IncompatibleCheckpointError,
+    TornRestoreError,
     shown,
 )
 from optim_checkpoint._folder import StrPath
@@ -26,6 +27,7 @@ from optim_checkpoint._place import Place
 from optim_checkpoint._select import Skipped, choose
 from optim_checkpoint.torch import _rng
 from optim_checkpoint.torch._assign import Undo
+from optim_checkpoint.torch._direct import Direct
 from optim_checkpoint.torch._from_jax import convert_optimizer, settle_steps
 from optim_checkpoint.torch._hyper import Shared
 from optim_checkpoint.torch._model import ModelPlan, plan_model
@@ -41,6 +43,7 @@ from optim_checkpoint.torch._named import (
 from optim_checkpoint.torch._names import parameter_names
 from optim_checkpoint.torch._optimizer import decode_optimizer, live_parameters
 from optim_checkpoint.torch._optimizer_plan import OptimizerPlan, plan_optimizer
+from optim_checkpoint.torch._optimizer_undo import family_of, loads_itself
 from optim_checkpoint.torch._processes import is_sharded, readers
 from optim_checkpoint.torch._save import Models, Optimizers, Statefuls, statefuls_of
 from optim_checkpoint.torch._scheduler import regroup
@@ -76,6 +79,7 @@ class _Target:
     rng: bool
     assigns: bool
     selection: Callable[[], Selection]
+    direct: Direct | None
 
 
 @dataclass
@@ -139,8 +143,11 @@ def _own(fields: dict[str, object], rank: int) -> tuple[dict[str, object], int, 
 
 
 def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
+    if target.direct is not None:
+        target.direct.begin()
     staged = {
-        part: TorchStaging(Staging.of(generation, part)) for part in ("model", "optim", "train")
+        part: TorchStaging(Staging.of(generation, part), target.direct)
+        for part in ("model", "optim", "train")
     }
     differences: list[str] = []
     selection = target.selection()
@@ -170,7 +177,10 @@ def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
         live = live_parameters(optimizer, names)
         if framework == "torch":
             shards = generation.shards("optim")
-            saved = decode_optimizer(section, staged["optim"], live, shards, selection)
+            # Code of its own may copy what it is given, after what it had.
+            itself = any(map(loads_itself, family_of(optimizer)))
+            state = {} if itself or selection.partial else optimizer.state
+            saved = decode_optimizer(section, staged["optim"], live, shards, selection, state)
         else:
             if not selection.plain:
                 differences.append(
@@ -191,6 +201,8 @@ def _read(generation: Generation, target: _Target, team: Team) -> _Plan:
     train, generators = _plan_train(generation, target, plans, staged["train"], team, differences)
     if differences:
         raise IncompatibleCheckpointError(differences)
+    if target.direct is not None:
+        target.direct.write()
     read_staged(
         generation, *(item.staging for item in staged.values()), rank=team.rank, size=team.size
     )
@@ -310,6 +322,7 @@ def restore(
     only: Only | None = None,
     cast: Literal["safe"] | torch.dtype | None = None,
     assign: bool = False,
+    staging: bool = True,
     process_group: Any = None,
 ) -> Restored:
     """Restore a training run in place, all or nothing.
@@ -361,6 +374,11 @@ def restore(
         assign: Give the parameters and buffers the memory that was read, in the live dtype or in
             `cast`: no second copy is made, and a model on the meta device gets memory on the CPU.
             They stay the objects they are, so an optimizer may have been built before.
+        staging: Whether everything is read and verified in memory of its own before anything
+            changes, a copy of the state. False reads plain CPU tensors, shards among them, into the
+            live ones and compares the digests meanwhile: no copy, and less time. Names, shapes and
+            dtypes are compared before; damage is still found, and an older generation read over
+            it. Where that leaves live tensors half written, a `TornRestoreError` says so.
         process_group: The processes that restore together; None is the default group where
             something is sharded, and this process alone where nothing is.
 
@@ -374,6 +392,7 @@ def restore(
         IncompatibleCheckpointError: With every difference between checkpoint and live objects; also
             where a module or an optimizer does not take what it is given, and then everything is
             as it was.
+        TornRestoreError: Without staging, where it failed after live tensors had been written.
         TypeError: If an argument is neither of its kind nor a mapping of names to such.
         ValueError: If `cast` is nothing that can be converted to.
     """
@@ -385,17 +404,24 @@ def restore(
     # What is wrong with the arguments is no matter of the checkpoint.
     selection()
     optimizers, statefuls = by_name("optimizer", optimizer), statefuls_of(scheduler, scaler, data)
-    target = _Target(one_model(model), optimizers, statefuls, rng, assign, selection)
+    direct = None if staging else Direct()
+    target = _Target(one_model(model), optimizers, statefuls, rng, assign, selection, direct)
     team = readers(process_group, sharded=is_sharded(target.model, optimizers))
-    chosen = choose(path, step, lambda generation: _read(generation, target, team), team)
-    with contextlib.ExitStack() as stack:
-
-        def apply() -> dict[str, object]:
-            chosen.value.apply(lambda action: stack.callback(action))
-            return {}
-
-        team.agree(apply)
-        stack.pop_all()
+    try:
+        chosen = choose(path, step, lambda generation: _read(generation, target, team), team)
+        _apply(chosen.value, team)
+    except Exception as error:
+        if direct is not None and direct.written:
+            raise TornRestoreError(
+                f"the restore failed after live tensors had been written ({error}): they hold "
+                "parts of what was read; restore again before they are used"
+            ) from error
+        raise
+    if direct is not None and direct.left():
+        raise TornRestoreError(
+            f"step {chosen.step} was restored after a damaged one that has other tensors, which "
+            "had been written; restore again before they are used"
+        )
     chosen.value.finish()
     _warn_of_values(chosen.value, assign=assign)
     if rng:
@@ -407,6 +433,17 @@ def restore(
         chosen.skipped,
         chosen.value.report(),
     )
+
+
+def _apply(plan: _Plan, team: Team) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def apply() -> dict[str, object]:
+            plan.apply(lambda action: stack.callback(action))
+            return {}
+
+        team.agree(apply)
+        stack.pop_all()
 
 
 def _casting(cast: object) -> Casting:

@@ -94,19 +94,24 @@ def build_document(
     train: dict[str, object] = {}
     collector = parts["train"]
     own: dict[str, object] | None = None if rank is None else {}
+    own_keys: set[str] = set()
     for name, value in statefuls_of(scheduler, scaler, data).items():
         # Each process reads its own data.
         mine = own is not None and bool(keys_of("data", [name]))
         leaf = tensor_leaf(collector, f"rank{rank}." if mine else "")
         section = own if mine and own is not None else train
+        before = len(collector.entries)
         section[name] = encode(value.state_dict(), name, leaf)
+        own_keys |= {entry.name for entry in collector.entries[before:] if mine}
     if extra is not None:
         leaf = tensor_leaf(collector, "", exact=True)
         value = extra if isinstance(extra, dict) else dict(extra)
         train["extra"] = encode_exact(value, "extra", leaf, collector.features)
         collector.check_views()
     if rng and own is not None:
+        before = len(collector.entries)
         own["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, f"rank{rank}."))
+        own_keys |= {entry.name for entry in collector.entries[before:]}
     elif rng:
         train["rng"] = encode(_rng.capture(), "rng", tensor_leaf(collector, ""))
     sections["train"] = train
@@ -120,6 +125,7 @@ def build_document(
         own,
         {part: collector.shards for part, collector in parts.items()},
         set[str]().union(*(collector.features for collector in parts.values())),
+        own_keys,
     )
 
 

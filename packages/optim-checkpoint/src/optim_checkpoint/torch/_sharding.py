@@ -13,7 +13,8 @@ from optim_checkpoint._errors import (
     UnsupportedStateError,
     shown,
 )
-from optim_checkpoint._header import TensorInfo
+from optim_checkpoint._header import BITS, TensorInfo, element_count
+from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._typed import decode
 from optim_checkpoint.torch._dtensor import (
     dtensor_like,
@@ -36,22 +37,26 @@ class LocalShard:
         shape: The shape of the whole.
         like: The DTensor whose mesh and device it goes to.
         placements: How it is a part of the whole.
+        live: The live DTensor of which `local` is the memory, if it is.
     """
 
     local: torch.Tensor
     shape: Shape
     like: Any
     placements: tuple[Any, ...]
+    live: Any = None
 
     def dtensor(self) -> Any:
         """Return the DTensor, now that the data is there."""
+        if self.live is not None:
+            return self.live
         return dtensor_like(self.local, self.shape, self.like, self.placements)
 
 
 def stage_shard(
-    staging: TorchStaging, key: str, like: Any, placements: tuple[Any, ...]
+    staging: TorchStaging, key: str, like: Any, placements: tuple[Any, ...], live: Any = None
 ) -> LocalShard:
-    """Ask for this process's part of a stored tensor.
+    """Ask for this process's part of a stored tensor, in the memory of `live` where that can be.
 
     Raises:
         IncompatibleCheckpointError: If the live layout cannot be reproduced.
@@ -61,11 +66,22 @@ def stage_shard(
         boxes, shape = pieces(info.shape, like.device_mesh, placements, key)
     except UnsupportedStateError as error:
         raise IncompatibleCheckpointError([str(error)]) from None
-    local = torch.empty(shape, dtype=BY_NAME[info.dtype], device="cpu")
+    here = None if staging.direct is None or not is_dtensor(live) else local_of(live)
+    part = TensorInfo(info.dtype, shape, 0, element_count(shape) * BITS[info.dtype] // 8)
+    if (
+        here is None
+        or tuple(live.placements) != placements
+        or staging.direct is None
+        or not staging.direct.take(here, part)
+    ):
+        here = live = None
+    local = here
+    if local is None:
+        local = torch.empty(shape, dtype=BY_NAME[info.dtype], device="cpu")
     memory = bytes_in_place(local)
     for offset, cut in boxes:
         staging.staging.want(key, Region(offset, memory[cut]))
-    return LocalShard(local, info.shape, like, placements)
+    return LocalShard(local, info.shape, like, placements, live)
 
 
 def slot_placements(
@@ -101,6 +117,7 @@ def decode_slots(
     staging: TorchStaging,
     sharded: Mapping[str, Shape],
     orders: Mapping[str, object],
+    state: Mapping[Any, Any],
 ) -> object:
     """Decode the state of one parameter; what belongs in a DTensor comes as `LocalShard`.
 
@@ -110,7 +127,9 @@ def decode_slots(
         staging: The optimizer part.
         sharded: Which stored tensors were DTensors.
         orders: Which stored tensors do not lie as `state_order` says.
+        state: What the live optimizer has for the parameter.
     """
+    live = _by_key(typed, state) if staging.direct is not None else {}
 
     def leaf(tag: str, content: object) -> object:
         if tag != "tensor":
@@ -121,10 +140,14 @@ def decode_slots(
                 parameter, info, sharded=content in sharded, any_sharded=bool(sharded)
             )
             if placements is not None:
-                return stage_shard(staging, str(content), parameter, placements)
+                here = live.get(str(content))
+                return stage_shard(staging, str(content), parameter, placements, here)
         order = orders.get(str(content))
         if order is None:
-            return staging.tensor(content, state_order(parameter, info.shape))
+            expected = state_order(parameter, info.shape)
+            if expected is None:
+                staging.into(str(content), live.get(str(content)))
+            return staging.tensor(content, expected)
         if not is_order(order, info.shape):
             raise CorruptCheckpointError(
                 staging.staging.file,
@@ -135,6 +158,17 @@ def decode_slots(
         return staging.tensor(content, tuple(order))  # pyright: ignore[reportArgumentType]
 
     return decode(typed, staging.staging.file, leaf)
+
+
+def _by_key(typed: object, state: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the live tensors among a parameter's slots by the keys of what is stored for them."""
+    found: dict[str, Any] = {}
+    for pair in as_array((as_object(typed) or {}).get("dict")) or []:
+        both = [as_object(item) or {} for item in as_array(pair) or []]
+        name, key = (both[0].get("str"), both[1].get("tensor")) if len(both) == 2 else (None, None)
+        if isinstance(name, str) and isinstance(key, str):
+            found[key] = state.get(name)
+    return found
 
 
 def settle_shards(value: Any) -> Any:
@@ -159,5 +193,6 @@ def shard_whole(value: torch.Tensor, like: Any) -> Any:
 
 
 def copy_shard(shard: LocalShard, live: Any) -> None:
-    """Copy a shard into the live DTensor it was staged for."""
-    local_of(live).copy_(shard.local)
+    """Copy a shard into the live DTensor it was staged for, unless it was read into it."""
+    if shard.live is not live:
+        local_of(live).copy_(shard.local)

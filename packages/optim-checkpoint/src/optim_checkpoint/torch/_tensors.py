@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ from optim_checkpoint import _parallel
 from optim_checkpoint._boxes import Region
 from optim_checkpoint._collect import Collector, Staging
 from optim_checkpoint._errors import CorruptCheckpointError, UnsupportedStateError, shown
-from optim_checkpoint._header import ALIGNMENT
+from optim_checkpoint._header import ALIGNMENT, TensorInfo
 from optim_checkpoint._json import as_array
 from optim_checkpoint._numpy import axis_order, copy_bytes, invert, is_order
 from optim_checkpoint._typed import EXACT, Leaf, Typed, decode
 from optim_checkpoint._views import View
-from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of
+from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of, replica_of
 from optim_checkpoint.torch._layout import Order, empty_in, row_major
 
 DTYPES: dict[torch.dtype, str] = {
@@ -49,6 +49,14 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NUMPY_DIMENSIONS = 64
 # What torch copies in one thread, in less time than it takes to describe it to another.
 _ALONE = 32 << 10
+
+
+class Direct(Protocol):
+    """Live tensors that a read may fill; `_direct.Direct` is one."""
+
+    def take(self, live: object, info: TensorInfo) -> bool:
+        """Say whether a stored tensor can be read into a live one, which is then to be read."""
+        ...
 
 
 def is_lazy(tensor: object) -> bool:
@@ -90,7 +98,7 @@ def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -
 def to_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor in C order; on the CPU without a copy where it can."""
     plain = tensor.detach()
-    if not _is_plain(tensor):
+    if not is_plain(tensor):
         plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
     # One element counts as contiguous whatever its stride, but only stride 1 can be seen as bytes.
     flat = plain.as_strided((plain.numel(),), (1,))
@@ -111,8 +119,11 @@ def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """
     jobs: list[_parallel.Job] = []
     for live, saved in pairs:
-        if live.dtype != saved.dtype or not (_is_plain(live) and _is_plain(saved)):
+        if live.dtype != saved.dtype or not (is_plain(live) and is_plain(saved)):
             live.copy_(saved)
+            continue
+        if live.data_ptr() == saved.data_ptr():
+            # It was read into.
             continue
         if live.nbytes <= _ALONE:
             live.copy_(saved)
@@ -124,7 +135,7 @@ def copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     _parallel.run(jobs)
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     """Say whether a tensor is nothing but its bytes in memory, in C order."""
     return (
         type(tensor) in _PLAIN
@@ -181,8 +192,9 @@ def _add_shards(collector: Collector, key: str, tensor: torch.Tensor, path: str)
     dtype, shape = DTYPES[local.dtype], tuple(tensor.shape)
     if tensor.numel() == 0:
         return collector.add(key, dtype, shape, lambda: memoryview(b""))
+    replica = replica_of(tensor)
     boxes = [
-        (offset, tuple(local[cut].shape), partial(to_bytes, local[cut]))
+        (offset, tuple(local[cut].shape), partial(to_bytes, local[cut]), replica)
         for offset, cut in pieces_of(tensor, path)
     ]
     return collector.add_shards(key, dtype, shape, boxes, identity(tensor))
@@ -241,9 +253,15 @@ def _add_view(collector: Collector, tensor: torch.Tensor, path: str) -> None:
 
 @dataclass
 class TorchStaging:
-    """Hands out CPU tensors that the read of a part will fill; one per key, so aliases stay one."""
+    """Hands out CPU tensors that the read of a part will fill; one per key, so aliases stay one.
+
+    Attributes:
+        staging: The part.
+        direct: Which live tensors it may fill; None where everything is staged.
+    """
 
     staging: Staging
+    direct: Direct | None = None
     _tensors: dict[tuple[str, Order | None], torch.Tensor] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
     _pool: dict[str, tuple[torch.Tensor, memoryview]] = field(default_factory=dict)
@@ -264,6 +282,17 @@ class TorchStaging:
         for key, start in places.items():
             end = start + infos[key].nbytes
             self._pool[key] = memory[start:end], view[start:end]
+
+    def into(self, key: str, live: object) -> bool:
+        """Let the read fill a live tensor itself, where that is wanted and can be done."""
+        if self.direct is None or (key, None) in self._tensors:
+            return False
+        if not self.direct.take(live, self.staging.info(key)):
+            return False
+        tensor: Any = live
+        self.staging.claim(key, to_bytes(tensor))
+        self._tensors[key, None] = tensor.detach()
+        return True
 
     def tensor(self, key: object, order: Order | None = None) -> torch.Tensor:
         """Return the tensor stored under `key`; its data is there after the read.
