@@ -104,6 +104,15 @@ def test_the_norm_is_the_check(bad):
     same(raising.state_dict().values(), before.values())
 
 
+def test_a_step_left_out_on_the_device_leaves_gradients():
+    model, optimizer = pair(STAMLite, max_grad_norm=1.0, write_clipped=True, capturable=True)
+    backward(model)
+    model[0].weight.grad[0, 0] = math.nan
+    given = grads(model)
+    optimizer.step()
+    torch.testing.assert_close(grads(model), given, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("cls", [STAC, STAMLite])
 def test_propagate_looks_at_nothing(cls):
     """As after `clip_grad_norm_`: a nan spreads over everything."""
