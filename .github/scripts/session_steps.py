@@ -9,12 +9,17 @@ from pathlib import Path
 import nox
 from workspace import EXTRAS, PACKAGES, ROOT, SCRIPTS, SIBLINGS
 
+# uvx ignores exclude-newer, so what it runs is pinned.
+TWINE = "twine==7.0.0"
+CHECK_WHEEL = "check-wheel-contents==0.6.3"
+
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Where modules have long fixtures, each module stays in one worker: both would compute them.
 DIST = {"optim-checkpoint": "loadfile"}
 
-# What `uvx nox -t quick` runs of each package: what users call, without what takes minutes.
-QUICK = {
+# The heart of each package: what users call, without what takes minutes. `uvx nox -t quick` runs
+# it, and so do the Pythons and frameworks whose neighbours on both sides run the whole.
+HEART = {
     "stam-core": "conformance hyperparams namespaces package rules stac",
     "stam-jax": "arguments descent errors leaves limits nonfinite rounding state_dict",
     "stac-torch": "construction frozen layers loading nonfinite partition rule stam tensor_lr",
@@ -24,6 +29,12 @@ QUICK = {
 
 # What needs a GPU or hours is collected, and run by name.
 MARKERS = "not gpu and not nightly"
+
+
+def files(package: str, *, whole: bool) -> list[str]:
+    """The tests of a package, or the files that are the heart of it."""
+    tests = f"packages/{package}/tests"
+    return [tests] if whole else [f"{tests}/test_{name}.py" for name in HEART[package].split()]
 
 
 def group(name: str) -> list[str]:
@@ -93,6 +104,17 @@ def build(session: nox.Session) -> Path:
     shutil.rmtree(clone)
     built_from.write_text(head, encoding="utf-8")
     return dist
+
+
+def check_files(session: nox.Session, package: str, dist: Path) -> None:
+    """Check a package's built files: the index would show them, and they hold what they should."""
+    module = package.replace("-", "_")
+    files = [str(path) for path in sorted(dist.glob(f"{module}-*"))]
+    session.run("uvx", TWINE, "check", "--strict", *files, external=True)
+    # Every file of the source and no other, in one folder.
+    source = ("--package", f"packages/{package}/src/{module}", "--toplevel", module)
+    session.run("uvx", CHECK_WHEEL, "--no-config", *source, wheel(dist, package), external=True)
+    session.run("python", f"{SCRIPTS}/check_distributions.py", *files)
 
 
 def wheel(dist: Path, package: str) -> str:
