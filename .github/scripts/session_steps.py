@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nox
+import release
 from workspace import EXTRAS, PACKAGES, ROOT, SCRIPTS, SIBLINGS
 
 # uvx ignores exclude-newer, so what it runs is pinned.
@@ -82,27 +83,15 @@ def pytest_alone(session: nox.Session, tests: str) -> None:
 
 
 def build(session: nox.Session) -> Path:
-    """Wheels and sdists of every package at HEAD, built once a run.
-
-    From a clean clone, because hatchling packs the untracked files of a working tree.
-    """
+    """Wheels and sdists of every package at HEAD, as a release builds them, once a run."""
     dist = ROOT / ".nox" / "dist"
     head = str(session.run("git", "rev-parse", "HEAD", silent=True, external=True))
     built_from = dist / "HEAD"
-    if built_from.exists() and built_from.read_text(encoding="utf-8") == head:
-        return dist
-    shutil.rmtree(dist, ignore_errors=True)
-    clone = Path(session.create_tmp(), "clone")
-    shutil.rmtree(clone, ignore_errors=True)
-    session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
-    for package in PACKAGES:
-        session.run(
-            *("uv", "build", "--quiet", "--no-sources", "--package", package),
-            *("--directory", str(clone), "--out-dir", str(dist)),
-            external=True,
-        )
-    shutil.rmtree(clone)
-    built_from.write_text(head, encoding="utf-8")
+    if not built_from.exists() or built_from.read_text(encoding="utf-8") != head:
+        shutil.rmtree(dist, ignore_errors=True)
+        for package in PACKAGES:
+            release.build(ROOT, package, dist)
+        built_from.write_text(head, encoding="utf-8")
     return dist
 
 
