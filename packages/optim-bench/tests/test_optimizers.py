@@ -237,7 +237,7 @@ def test_muon_is_the_same_in_both_frameworks_up_to_its_bfloat16():
 
 @pytest.mark.slow
 def test_an_orthogonalized_matrix_has_singular_values_near_one():
-    from optim_bench.optimizers._jax_muon import orthogonalize
+    from optim_bench.optimizers._jax_factories import orthogonalize
 
     for shape in ((20, 7), (7, 20), (9, 9)):
         matrix = np.random.default_rng(1).standard_normal(shape).astype(np.float32)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from optim_bench.tasks._torch import TorchTask
+from optim_bench.tasks._frameworks import TorchTask
 from optim_bench.tasks.built_in._shakespeare import HEADS, NORM_EPS
 from optim_bench.tasks.built_in._synthetic import curvature
 from optim_bench.tasks.built_in._workload import (
