@@ -2,20 +2,16 @@
 
 from dataclasses import replace
 
-from optim_bench.optimizers._info import (
+from optim_bench.optimizers._hyperparameters import (
     ADAM,
     DECAY,
     SIGN_STATE_DTYPE,
     STAC,
     STAM,
     STAM_LITE,
-    OptimizerInfo,
-    Parameter,
-    decay,
-    open_unit,
-    positive,
     rated,
 )
+from optim_bench.optimizers._info import OptimizerInfo, Parameter, decay, open_unit, positive
 
 _FACTORIES = "optim_bench.optimizers._jax_factories"
 

@@ -2,19 +2,16 @@
 
 from dataclasses import replace
 
-from optim_bench.optimizers._info import (
+from optim_bench.optimizers._hyperparameters import (
     ADAM,
     DECAY,
     SIGN_STATE_DTYPE,
     STAC,
     STAM,
     STAM_LITE,
-    OptimizerInfo,
-    Parameter,
-    decay,
-    non_negative,
     rated,
 )
+from optim_bench.optimizers._info import OptimizerInfo, Parameter, decay, non_negative
 
 _FACTORIES = "optim_bench.optimizers._torch_factories"
 
