@@ -422,7 +422,7 @@ def test_a_budget_that_holds_no_verdict_is_refused_with_what_one_takes():
 
 
 def test_the_runs_of_a_design_count_one_more_rate_and_the_defaults():
-    assert [runs_of(design) for design in (DESIGNS[1], DESIGNS[-1])] == [8 * 3 + 20, 4 + 1]
+    assert [runs_of(design) for design in (DESIGNS[1], DESIGNS[-1])] == [4 + 3 + 3 + 20, 4 + 1]
 
 
 SCRIPT = """

@@ -13,6 +13,7 @@ it in `evidence_page.py`.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def train(root: Path, jobs: int | None) -> None:
             apart = [n for n in names if workload in DIAGNOSTIC or not is_ours(n, framework)]
             request = Request(TIER, (workload,), names, (framework,), exploratory=apart)
             plan = build_plan(request)
+            # The whole grid on every tuning seed, from which a search that halves is replayed.
+            plan = replace(plan, budget=replace(plan.budget, halving=False))
             store = Store(root / f"{framework}-{workload}")
             store.open()
             with store.exclusive():

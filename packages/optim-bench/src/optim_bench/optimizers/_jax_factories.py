@@ -142,6 +142,11 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def _key(entry: Any) -> str:
+    """Return a step of a path as text: a key, an attribute or a place."""
+    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+
+
 def muon(
     *,
     learning_rate: Any,
@@ -154,8 +159,11 @@ def muon(
     """Muon with decoupled decay on the hidden matrices, AdamW elsewhere, one rate for both."""
 
     def labels(params: Any) -> Any:
-        hidden = hidden_matrices({name: leaf.shape for name, leaf in params.items()})
-        return {name: "muon" if name in hidden else "adamw" for name in params}
+        paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+        names = [".".join(map(_key, path)) for path, _ in paths]
+        shapes = {n: jnp.shape(leaf) for n, (_, leaf) in zip(names, paths, strict=True)}
+        hidden = hidden_matrices(shapes)
+        return treedef.unflatten(["muon" if name in hidden else "adamw" for name in names])
 
     matrices = optax.chain(
         scale_by_muon(momentum),

@@ -8,8 +8,6 @@ import stac_torch
 import torch
 from torch import nn
 
-from optim_bench.optimizers._matrices import hidden_matrices
-
 
 def adamw(
     module: nn.Module,
@@ -62,6 +60,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
+def _hidden(module: nn.Module) -> set[str]:
+    """Return the names of the matrices that are no embeddings, without the last, the output's.
+
+    An output layer that shares its matrix with an embedding is none of them already.
+    """
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    parts = list(module.modules())
+    tables = {id(m.weight) for m in parts if isinstance(m, kinds)}
+    tied = any(id(getattr(m, "weight", None)) in tables for m in parts if not isinstance(m, kinds))
+    inner = [n for n, p in module.named_parameters() if p.ndim == 2 and id(p) not in tables]
+    return set(inner if tied else inner[:-1])
+
+
 def muon(
     module: nn.Module,
     *,
@@ -74,7 +85,7 @@ def muon(
 ) -> torch.optim.Optimizer:
     """Muon as torch has it on the hidden matrices, scaled to AdamW's root mean square."""
     named = dict(module.named_parameters())
-    hidden = hidden_matrices({name: tuple(p.shape) for name, p in named.items()})
+    hidden = _hidden(module)
     rest = [p for name, p in named.items() if name not in hidden]
     matrices = [p for name, p in named.items() if name in hidden]
     inner = torch.optim.AdamW(
