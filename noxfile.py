@@ -93,10 +93,7 @@ def tests(session: nox.Session, package: str) -> None:
     markers = "" if newest else " and not slow"
     steps.pytest(session, *steps.files(package, whole=whole), markers=markers, package=package)
     if newest:
-        # On their own: the option would also import the scripts that tests start as processes. The
-        # one module that imports an extra of its own has no examples, and `cluster` imports it.
-        options = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
-        steps.pytest(session, *options, f"packages/{package}/src", markers="")
+        steps.doctests(session, package)
 
 
 @nox.session(python=NEWEST, default=False, tags=["quick"])
@@ -390,12 +387,13 @@ def nightly(session: nox.Session, package: str) -> None:
 @nox.session(python=NEWEST, default=False)
 @each_package_by_name
 def coverage(session: nox.Session, package: str) -> None:
-    """The lines of one package that no test of its own runs, slow ones included."""
+    """The lines of one package that no test or example of its own runs, slow ones included."""
     steps.install_editable(session, package)
     session.install("pytest-cov==7.1.0")
-    module = package.replace("-", "_")
-    measured = (f"--cov={module}", "--cov-report=term-missing:skip-covered")
-    steps.pytest(session, *measured, f"packages/{package}/tests", markers="", package=package)
+    tests, measured = f"packages/{package}/tests", f"--cov={package.replace('-', '_')}"
+    steps.pytest(session, measured, "--cov-report=", tests, markers="", package=package)
+    report = "--cov-report=term-missing:skip-covered"
+    steps.doctests(session, package, measured, "--cov-append", report)
 
 
 @nox.session(python=NEWEST, default=False)

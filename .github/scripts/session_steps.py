@@ -77,6 +77,17 @@ def pytest(session: nox.Session, *args: str, markers: str, package: str = "") ->
     )
 
 
+def doctests(session: nox.Session, package: str, *options: str) -> None:
+    """Run the examples of a package's docstrings.
+
+    Apart from its tests, because the option would also import the scripts that those start as
+    processes. The one module that imports an extra of its own has no examples, and `cluster`
+    imports it.
+    """
+    skip = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
+    pytest(session, *skip, *options, f"packages/{package}/src", markers="")
+
+
 def pytest_alone(session: nox.Session, tests: str) -> None:
     """One process, for tests that start workers of their own."""
     session.run("pytest", "-m", MARKERS, tests, *session.posargs, env={"OMP_NUM_THREADS": "1"})
