@@ -12,7 +12,8 @@ from optim_bench.errors import UsageError
 from optim_bench.optimizers import OptimizerInfo, learning_rate, resolve
 from optim_bench.points import parse_search, points_of
 from optim_bench.protocol import TIERS, Budget, Cell, Plan, expected_runs, next_specs, tuning_of
-from optim_bench.results import build_results
+from optim_bench.report._groups import all_charts
+from optim_bench.results import build_results, judged_mean, other_metrics
 
 PACKAGE = Path(__file__).parents[1]
 HALVED = Budget(7, 3, 4, 4, defaults=False, halving=True)
@@ -221,3 +222,42 @@ def test_the_replay_is_what_the_committed_numbers_give(tool, evidence):
 def test_the_replay_of_the_whole_grid_finds_the_committed_verdicts(tool, evidence):
     whole = [tool.Replay(c, c["tuning"]["selected"], 1) for c in evidence["cells"]]
     assert all(a["verdict"] == b["verdict"] for a, b in tool.verdicts(evidence, whole))
+
+
+def test_what_diverged_everywhere_is_called_so(make_plan, make_record):
+    plan = make_plan({"jax": ("stam", "adamw")}, HALVED)
+    records = {}
+    for cell in plan.cells:
+        while specs := next_specs(cell, HALVED, records):
+            loss = None if cell.label == "stam" else 1.0
+            records |= {s.key(): make_record(s, loss) for s in specs}
+    (found,) = build_results(plan, records)["comparisons"]
+    assert found["verdict"] == "diverged"
+    assert found["sentence"] == (
+        "STAM on toy: no verdict; STAM diverged at every learning rate tried."
+    )
+
+
+def chart_kinds(results):
+    return {chart.kind for chart in all_charts(results, "jax")}
+
+
+def test_a_target_that_nobody_reached_has_no_chart(score):
+    losses = {"stam": [2.0] * 10, "adamw": [1.0] * 10}
+    assert {"reach", "profile"} <= chart_kinds(score(losses, target=3.0))
+    assert not {"reach", "profile"} & chart_kinds(score(losses, target=0.1))
+
+
+def test_an_interval_beyond_the_axis_ends_with_it(score):
+    losses = {"stam": [30.0 + seed for seed in range(10)], "adamw": [1.0] * 10}
+    charts = list(all_charts(score(losses), "jax"))
+    for kind in ("forest", "pareto"):
+        text = json.dumps(next(c for c in charts if c.kind == kind).layers)
+        assert '"domain": [0.95, 10.0], "clamp": true' in text
+
+
+def test_a_loss_and_its_ratio_are_means_of_one_kind(score):
+    cells = score({"stam": [0.1, 10.0] * 5, "adamw": [1.0] * 10})["cells"]
+    assert [judged_mean(cell) for cell in cells] == [pytest.approx(1.0), 1.0]
+    cells[0]["fresh"]["mean"] |= {"test_accuracy": 0.5, "val_accuracy": 0.6}
+    assert other_metrics(cells[0]) == "accuracy 0.5"

@@ -69,7 +69,7 @@ def replay(found: Item, budget: Budget) -> Replay:
 
 
 def _record(spec: Any, loss: float | None) -> RunRecord:
-    metrics = dict.fromkeys(("train_loss", "val_loss", "test_loss"), loss)
+    metrics: dict[str, float | None] = dict.fromkeys(("train_loss", "val_loss", "test_loss"), loss)
     status = "diverged" if loss is None else "ok"
     return RunRecord(spec, status, metrics, {}, 0, 0, 0, {}, {}, None)
 

@@ -234,7 +234,7 @@ def searched_in_words(budget: Mapping[str, Any]) -> str:
         rates = f"at most {rates}, from the centre on until the best has worse ones on either side"
     seeds = f"{found.tuning_seeds} tuning seed{'' if found.tuning_seeds == 1 else 's'}"
     if found.halving and found.tuning_seeds > 1:
-        seeds += ", of which each further one takes the better half, but at least 3,"
+        seeds += ", of which each further one takes the better half, but at least 3"
     return f"{rates} on {seeds} ({more})"
 
 

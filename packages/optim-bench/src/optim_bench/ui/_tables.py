@@ -57,7 +57,8 @@ def verdict_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 def _numbers(cell: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> list[str]:
     mean = judged_mean(cell)
-    columns = [chosen_text(cell["tuning"]), "" if mean is None else f"{mean:.4g}"]
+    rate = chosen_text(cell["tuning"]).replace(", ", "\n")
+    columns = [rate, "" if mean is None else f"{mean:.4g}"]
     state = cell["state_bytes"]
     ratio = f"{state / cell['parameter_bytes']:.3g} x" if cell["parameter_bytes"] else ""
     return [*columns, *ratio_columns(comparison), f"{cell['fresh']['ok']}", ratio]
