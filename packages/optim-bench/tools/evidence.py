@@ -24,7 +24,7 @@ from optim_bench.executors import DEFAULT_TRAINER, make_executor
 from optim_bench.optimizers import resolve
 from optim_bench.protocol import Phase, Plan
 from optim_bench.records import FRAMEWORKS, RunRecord
-from optim_bench.report._figures import figures
+from optim_bench.report._write import figures
 from optim_bench.results import build_results, validate_results
 from optim_bench.store import Store, read_json, write_bytes
 
