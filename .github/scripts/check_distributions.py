@@ -21,6 +21,10 @@ def problems(path: Path) -> Iterator[str]:
             names = archive.namelist()
             (place,) = (name for name in names if name.endswith(".dist-info/METADATA"))
             text = archive.read(place).decode("utf-8")
+            record = archive.read(place.replace("METADATA", "RECORD")).decode("utf-8")
+        # check-wheel-contents believes RECORD.
+        for name in sorted({line.split(",")[0] for line in record.splitlines()} ^ {*names}):
+            yield f"{name} is in RECORD or in the archive, and not in both"
         needed = {f"{place.removesuffix('METADATA')}licenses/LICENSE"}
     else:
         with tarfile.open(path) as archive:

@@ -14,13 +14,16 @@ License-Expression: MIT
 Requires-Dist: stam-core<0.2,>=0.1
 """
 LICENCE = "stam_jax-0.1.0.dist-info/licenses/LICENSE"
+RECORD = "stam_jax-0.1.0.dist-info/RECORD"
 
 
-def wheel(folder, metadata=METADATA, licence=LICENCE):
+def wheel(folder, metadata=METADATA, licence=LICENCE, stray=()):
     path = folder / "stam_jax-0.1.0-py3-none-any.whl"
+    files = {"stam_jax-0.1.0.dist-info/METADATA": metadata, licence: "", RECORD: ""}
+    files[RECORD] = "".join(f"{name},,\n" for name in files)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("stam_jax-0.1.0.dist-info/METADATA", metadata)
-        archive.writestr(licence, "")
+        for name, text in {**files, **dict.fromkeys(stray, "")}.items():
+            archive.writestr(name, text)
     return path
 
 
@@ -48,6 +51,11 @@ def test_wrong_metadata_is_named(tmp_path, old, new, problem):
 
 def test_a_missing_licence_is_named(tmp_path):
     assert problems(wheel(tmp_path, licence="LICENSE")) == [f"{LICENCE} is missing"]
+
+
+def test_a_file_that_the_record_does_not_list_is_named(tmp_path):
+    (found,) = problems(wheel(tmp_path, stray=["stam_jax/more.py"]))
+    assert found == "stam_jax/more.py is in RECORD or in the archive, and not in both"
 
 
 def test_an_sdist_without_tests_and_licence_is_named(tmp_path):
