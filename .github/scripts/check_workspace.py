@@ -1,11 +1,6 @@
 """Check the rules of the workspace that no other tool knows: `python check_workspace.py`.
 
-Sibling requirements have both bounds (uv checks neither inside a workspace), every package carries
-its licence, its type marker, its addresses, its version and a changelog that releases can write to,
-every finding stands in its index, every list of packages
-names it, no `__init__.py` lies under a tests folder (with importlib mode it silently runs another
-package's tests), the resolution is pinned, and no tracked file names an index host or a path of
-somebody's machine.
+What they are stands beside each, as the sentence that says it is broken.
 """
 
 import re
@@ -15,9 +10,8 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from check_distributions import bounded
 from pip._internal.models.index import PyPI
-from workspace import ADDRESS, PACKAGES, ROOT, project, requirements, urls
+from workspace import ADDRESS, PACKAGES, ROOT, project, requirements, unbounded, urls
 
 COMMANDS = ("pip install uv && uv run optim-bench run", "pip install uv && uvx nox")
 MARKER = "<!-- releases start -->"
@@ -34,34 +28,20 @@ LISTS = {
 }
 
 
-def tracked(root: Path) -> list[str]:
-    """The files git tracks."""
-    command = ["git", "-C", str(root), "ls-files", "-z"]
-    listed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [name for name in listed.split("\0") if name]
-
-
 def package_problems(folder: Path, licence: bytes) -> Iterator[str]:
     """What is wrong with one package."""
     declared = project(folder)
-    for requirement in requirements(declared):
-        name = re.split(r"[\s<>=!~\[;(]", requirement, maxsplit=1)[0]
-        if name in PACKAGES and name != declared["name"] and not bounded(requirement):
-            yield f"{requirement!r} needs a floor and a ceiling, such as {name}>=0.1,<0.2"
+    for requirement in unbounded(requirements(declared), declared["name"]):
+        yield f"{requirement!r} needs a floor and a ceiling, such as >=0.1,<0.2"
     if (folder / "LICENSE").read_bytes() != licence:
         yield "LICENSE differs from the one at the top"
     module = declared["name"].replace("-", "_")
     if not (folder / "src" / module / "py.typed").exists():
         yield f"src/{module}/py.typed is missing"
-    if folder.parent.name == "packages":
-        yield from published_problems(folder, declared, module)
-    changelog = folder / "CHANGELOG.md"
-    if folder.parent.name == "packages" and MARKER not in changelog.read_text(encoding="utf-8"):
+    if folder.parent.name != "packages":
+        return
+    if MARKER not in (folder / "CHANGELOG.md").read_text(encoding="utf-8"):
         yield f"CHANGELOG.md has no line {MARKER!r}, below which releases are written"
-
-
-def published_problems(folder: Path, declared: dict, module: str) -> Iterator[str]:
-    """What is wrong with what the index and the module say about a package."""
     if declared.get("urls") != urls(declared["name"]):
         yield "[project.urls] is not that of workspace.py: run release.py address URL"
     line = f'__version__ = "{declared["version"]}"\n'
@@ -121,9 +101,8 @@ def name_problems(names: Iterable[str]) -> Iterator[str]:
 def text_problems(name: str, text: str, hosts: Iterable[str] = HOSTS) -> Iterator[str]:
     """Hosts and machine paths in the text of one file."""
     for number, line in enumerate(text.splitlines(), start=1):
-        for host in hosts:
-            if host in line:
-                yield f"{name}:{number} names an index host"
+        if any(host in line for host in hosts):
+            yield f"{name}:{number} names an index host"
         if MACHINE_PATH.search(line):
             yield f"{name}:{number} names a path of one machine"
 
@@ -146,7 +125,9 @@ def problems(root: Path) -> Iterator[str]:
     for command in COMMANDS:
         if command not in readme:
             yield f"README.md does not show {command!r}"
-    names = tracked(root)
+    command = ["git", "-C", str(root), "ls-files", "-z"]
+    listed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    names = [name for name in listed.split("\0") if name]
     yield from name_problems(names)
     for name in names:
         try:
@@ -156,12 +137,5 @@ def problems(root: Path) -> Iterator[str]:
         yield from text_problems(name, text)
 
 
-def main() -> int:
-    """Print every problem and return the exit status."""
-    found = list(problems(ROOT))
-    print("\n".join(found) or "the workspace keeps its rules")
-    return int(bool(found))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit("\n".join(problems(ROOT)) or None)

@@ -23,7 +23,6 @@ from pathlib import Path
 import workspace
 from packaging.requirements import Requirement
 from packaging.version import Version
-from pypi_simple import NoSuchProjectError, PyPISimple
 from workspace import ADDRESS, PACKAGES, ROOT, UNKNOWN
 
 TAG = re.compile(rf"({'|'.join(PACKAGES)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
@@ -36,6 +35,9 @@ class RefusedError(Exception):
 
 def published(index: str | None, package: str) -> set[Version]:
     """The versions of a package that an index holds; none when it does not know the package."""
+    # Here, because nox has not this module, and builds with this file.
+    from pypi_simple import NoSuchProjectError, PyPISimple
+
     with PyPISimple(*[index] if index else []) as simple:
         try:
             page = simple.get_project_page(package, timeout=60)
@@ -141,7 +143,10 @@ def prepare(root: Path, package: str, version: str) -> None:
 
 
 def build(root: Path, package: str, out: Path) -> list[Path]:
-    """Build from a clean clone, at the commit's own time, and write the hashes beside the files."""
+    """Build from a clean clone, at the commit's own time, and write the hashes beside the files.
+
+    hatchling packs the untracked files of a working tree, so it must not see one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
         git(root, "clone", "--quiet", str(root), str(clone))
@@ -159,20 +164,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; a refusal prints its reasons and returns 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    preparing = commands.add_parser("prepare")
-    preparing.add_argument("package", choices=PACKAGES)
-    preparing.add_argument("version")
-    planning = commands.add_parser("plan")
-    what = planning.add_mutually_exclusive_group(required=True)
+    verbs = {name: commands.add_parser(name) for name in ("prepare", "plan", "published", "build")}
+    for name in ("prepare", "published", "build"):
+        verbs[name].add_argument("package", choices=PACKAGES)
+    verbs["prepare"].add_argument("version")
+    what = verbs["plan"].add_mutually_exclusive_group(required=True)
     what.add_argument("--tag")
     what.add_argument("--package")
-    asking = commands.add_parser("published")
-    asking.add_argument("package", choices=PACKAGES)
-    for parser_of_index in (planning, asking):
-        parser_of_index.add_argument("--index", help="the simple index to ask, if not the default")
-    building = commands.add_parser("build")
-    building.add_argument("package", choices=PACKAGES)
-    building.add_argument("--out", type=Path, required=True)
+    for name in ("plan", "published"):
+        verbs[name].add_argument("--index", help="the simple index to ask, if not the default")
+    verbs["build"].add_argument("--out", type=Path, required=True)
     commands.add_parser("address").add_argument("url")
     options = parser.parse_args(arguments)
 
@@ -181,11 +182,9 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.command == "prepare":
         prepare(ROOT, options.package, options.version)
     elif options.command == "published":
-        for version in sorted(published(options.index, options.package)):
-            print(version)
+        print(*sorted(published(options.index, options.package)), sep="\n")
     elif options.command == "build":
-        for path in build(ROOT, options.package, options.out):
-            print(path.name)
+        print(*(path.name for path in build(ROOT, options.package, options.out)), sep="\n")
     else:
         try:
             package, version = plan(ROOT, options.tag, options.package, options.index)

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nox
+import release
 from workspace import EXTRAS, PACKAGES, ROOT, SCRIPTS, SIBLINGS
+
+# uvx ignores exclude-newer, so what it runs is pinned.
+TWINE = "twine==7.0.0"
+CHECK_WHEEL = "check-wheel-contents==0.6.3"
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Where modules have long fixtures, each module stays in one worker: both would compute them.
 DIST = {"optim-checkpoint": "loadfile"}
 
-# What `uvx nox -t quick` runs of each package: what users call, without what takes minutes.
-QUICK = {
+# The heart of each package: what users call, without what takes minutes. `uvx nox -t quick` runs
+# it, and so do the Pythons and frameworks whose neighbours on both sides run the whole.
+HEART = {
     "stam-core": "conformance hyperparams namespaces package rules stac",
     "stam-jax": "arguments descent errors leaves limits nonfinite rounding state_dict",
     "stac-torch": "construction frozen layers loading nonfinite partition rule stam tensor_lr",
@@ -24,6 +30,12 @@ QUICK = {
 
 # What needs a GPU or hours is collected, and run by name.
 MARKERS = "not gpu and not nightly"
+
+
+def files(package: str, *, whole: bool) -> list[str]:
+    """The tests of a package, or the files that are the heart of it."""
+    tests = f"packages/{package}/tests"
+    return [tests] if whole else [f"{tests}/test_{name}.py" for name in HEART[package].split()]
 
 
 def group(name: str) -> list[str]:
@@ -65,34 +77,44 @@ def pytest(session: nox.Session, *args: str, markers: str, package: str = "") ->
     )
 
 
+def doctests(session: nox.Session, package: str, *options: str) -> None:
+    """Run the examples of a package's docstrings.
+
+    Apart from its tests, because the option would also import the scripts that those start as
+    processes. The one module that imports an extra of its own has no examples, and `cluster`
+    imports it.
+    """
+    skip = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
+    pytest(session, *skip, *options, f"packages/{package}/src", markers="")
+
+
 def pytest_alone(session: nox.Session, tests: str) -> None:
     """One process, for tests that start workers of their own."""
     session.run("pytest", "-m", MARKERS, tests, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 def build(session: nox.Session) -> Path:
-    """Wheels and sdists of every package at HEAD, built once a run.
-
-    From a clean clone, because hatchling packs the untracked files of a working tree.
-    """
+    """Wheels and sdists of every package at HEAD, as a release builds them, once a run."""
     dist = ROOT / ".nox" / "dist"
     head = str(session.run("git", "rev-parse", "HEAD", silent=True, external=True))
     built_from = dist / "HEAD"
-    if built_from.exists() and built_from.read_text(encoding="utf-8") == head:
-        return dist
-    shutil.rmtree(dist, ignore_errors=True)
-    clone = Path(session.create_tmp(), "clone")
-    shutil.rmtree(clone, ignore_errors=True)
-    session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
-    for package in PACKAGES:
-        session.run(
-            *("uv", "build", "--quiet", "--no-sources", "--package", package),
-            *("--directory", str(clone), "--out-dir", str(dist)),
-            external=True,
-        )
-    shutil.rmtree(clone)
-    built_from.write_text(head, encoding="utf-8")
+    if not built_from.exists() or built_from.read_text(encoding="utf-8") != head:
+        shutil.rmtree(dist, ignore_errors=True)
+        for package in PACKAGES:
+            release.build(ROOT, package, dist)
+        built_from.write_text(head, encoding="utf-8")
     return dist
+
+
+def check_files(session: nox.Session, package: str, dist: Path) -> None:
+    """Check a package's built files: the index would show them, and they hold what they should."""
+    module = package.replace("-", "_")
+    files = [str(path) for path in sorted(dist.glob(f"{module}-*"))]
+    session.run("uvx", TWINE, "check", "--strict", *files, external=True)
+    # Every file of the source and no other, in one folder.
+    source = ("--package", f"packages/{package}/src/{module}", "--toplevel", module)
+    session.run("uvx", CHECK_WHEEL, "--no-config", *source, wheel(dist, package), external=True)
+    session.run("python", f"{SCRIPTS}/check_distributions.py", *files)
 
 
 def wheel(dist: Path, package: str) -> str:

@@ -1,7 +1,8 @@
 """The packages of this workspace and what they declare: the one list that the tools here share."""
 
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,16 @@ def requirements(declared: dict) -> Iterator[str]:
     yield from declared.get("dependencies", [])
     for extra in declared.get("optional-dependencies", {}).values():
         yield from extra
+
+
+def unbounded(requirements: Iterable[str], package: str) -> Iterator[str]:
+    """The requirements on other packages of this workspace that lack a floor or a ceiling."""
+    for requirement in requirements:
+        bounds = requirement.partition(";")[0]
+        name = re.split(r"[\s<>=!~\[(]", bounds, maxsplit=1)[0]
+        bounded = ">=" in bounds and "<" in bounds.replace("<=", "")
+        if name in PACKAGES and name != package and not bounded:
+            yield requirement
 
 
 def urls(package: str, address: str = ADDRESS) -> dict[str, str]:

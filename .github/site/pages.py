@@ -19,8 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from workspace import ADDRESS, PACKAGES, ROOT
 
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
-FRAGMENT = re.compile(r"\+?(.+?)\.(breaking|added|changed|fixed)\.md")
-SINCE = {"breaking": "Breaking", "added": "Added", "changed": "Changed", "fixed": "Fixed"}
 # What a package has beside its README, in the order of the navigation.
 GUIDES = (
     "GUIDE.md",
@@ -114,19 +112,13 @@ def write(page: str, text: str) -> None:
 def changelog(package: str) -> str:
     """Return a changelog with the fragments of what is not released yet at its top."""
     folder = ROOT / "packages" / package
+    lines = ["## Not released yet", ""]
+    for kind in ("breaking", "added", "changed", "fixed"):
+        paths = sorted(folder.glob(f"changes/*.{kind}.md"))
+        entries = [f"- {' '.join(path.read_text(encoding='utf-8').split())}" for path in paths]
+        lines += [f"### {kind.capitalize()}", "", *entries, ""] if entries else []
     text = (folder / "CHANGELOG.md").read_text(encoding="utf-8")
-    kinds: dict[str, list[str]] = {kind: [] for kind in SINCE}
-    for path in sorted(folder.glob("changes/*.md")):
-        match = FRAGMENT.fullmatch(path.name)
-        if match:
-            kinds[match[2]].append(" ".join(path.read_text(encoding="utf-8").split()))
-    lines = [
-        line
-        for kind, entries in kinds.items()
-        if entries
-        for line in (f"### {SINCE[kind]}", "", *(f"- {entry}" for entry in entries), "")
-    ]
-    return text.replace("<!-- releases start -->", "\n".join(["## Not released yet", "", *lines]))
+    return text.replace("<!-- releases start -->", "\n".join(lines))
 
 
 def exported(module: str) -> list[str]:

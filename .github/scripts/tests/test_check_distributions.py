@@ -1,4 +1,4 @@
-"""A sound wheel passes; each thing that can be wrong with it is named."""
+"""Sound files pass; each thing that can be wrong with them is named."""
 
 import io
 import tarfile
@@ -13,22 +13,26 @@ Version: 0.1.0
 License-Expression: MIT
 Requires-Dist: stam-core<0.2,>=0.1
 """
-INFORMATION = "stam_jax-0.1.0.dist-info"
-FILES = ("stam_jax/__init__.py", "stam_jax/py.typed", f"{INFORMATION}/licenses/LICENSE")
+LICENCE = "stam_jax-0.1.0.dist-info/licenses/LICENSE"
+RECORD = "stam_jax-0.1.0.dist-info/RECORD"
 
 
-def wheel(folder, metadata=METADATA, without="", extra=()):
+def wheel(folder, metadata=METADATA, licence=LICENCE, stray=()):
     path = folder / "stam_jax-0.1.0-py3-none-any.whl"
+    files = {"stam_jax-0.1.0.dist-info/METADATA": metadata, licence: "", RECORD: ""}
+    files[RECORD] = "".join(f"{name},,\n" for name in files)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{INFORMATION}/METADATA", metadata)
-        for name in (*FILES, *extra):
-            if name != without:
-                archive.writestr(name, "")
+        for name, text in {**files, **dict.fromkeys(stray, "")}.items():
+            archive.writestr(name, text)
     return path
 
 
+def problems(path):
+    return list(check_distributions.problems(path))
+
+
 def test_a_sound_wheel_passes(tmp_path):
-    assert check_distributions.problems_of_wheel(wheel(tmp_path)) == []
+    assert problems(wheel(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
@@ -41,25 +45,25 @@ def test_a_sound_wheel_passes(tmp_path):
     ],
 )
 def test_wrong_metadata_is_named(tmp_path, old, new, problem):
-    (found,) = check_distributions.problems_of_wheel(wheel(tmp_path, METADATA.replace(old, new)))
+    (found,) = problems(wheel(tmp_path, METADATA.replace(old, new)))
     assert problem in found
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(tmp_path, name):
-    found = check_distributions.problems_of_wheel(wheel(tmp_path, without=name))
-    assert found == [f"{name} is missing"]
+def test_a_missing_licence_is_named(tmp_path):
+    assert problems(wheel(tmp_path, licence="LICENSE")) == [f"{LICENCE} is missing"]
 
 
-def test_a_stray_file_is_named(tmp_path):
-    found = check_distributions.problems_of_wheel(wheel(tmp_path, extra=["tests/test_x.py"]))
-    assert found == ["tests/test_x.py does not belong in the wheel"]
+def test_a_file_that_the_record_does_not_list_is_named(tmp_path):
+    (found,) = problems(wheel(tmp_path, stray=["stam_jax/more.py"]))
+    assert found == "stam_jax/more.py is in RECORD or in the archive, and not in both"
 
 
-def test_an_sdist_without_tests_is_named(tmp_path):
+def test_an_sdist_without_tests_and_licence_is_named(tmp_path):
     path = tmp_path / "stam_jax-0.1.0.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "PKG-INFO"):
+        for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
             archive.addfile(tarfile.TarInfo(f"stam_jax-0.1.0/{name}"), io.BytesIO())
-    found = check_distributions.problems_of_sdist(path)
-    assert found == ["LICENSE is missing", "the tests are missing"]
+        information = tarfile.TarInfo("stam_jax-0.1.0/PKG-INFO")
+        information.size = len(METADATA)
+        archive.addfile(information, io.BytesIO(METADATA.encode()))
+    assert problems(path) == ["the tests are missing", "LICENSE is missing"]

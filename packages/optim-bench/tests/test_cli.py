@@ -207,7 +207,7 @@ BAD_NAMES = [
     (["run", "--optimizer", "adamw,b1=[0.9]"], "b1 is [0.9]; it has to be a number, true, false"),
     (["run", "--optimizer", "adamw,b1=0.9,b1=0.8"], "gives b1 twice; leave one of them away"),
     (
-        ["run", "--optimizer", "optim_bench.optimizers._torch_ours:stac"],
+        ["run", "--optimizer", "optim_bench.optimizers._torch_factories:stac"],
         "is a plain factory, which may be for JAX or for PyTorch; say which: --framework jax or",
     ),
 ]

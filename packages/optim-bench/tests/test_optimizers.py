@@ -237,7 +237,7 @@ def test_muon_is_the_same_in_both_frameworks_up_to_its_bfloat16():
 
 @pytest.mark.slow
 def test_an_orthogonalized_matrix_has_singular_values_near_one():
-    from optim_bench.optimizers._jax_muon import orthogonalize
+    from optim_bench.optimizers._jax_factories import orthogonalize
 
     for shape in ((20, 7), (7, 20), (9, 9)):
         matrix = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
@@ -308,3 +308,43 @@ def test_stam_settles_where_its_ablation_says():
 
     assert resolve("adamw_b1_079", "jax").defaults["b1"] == 0.79
     assert 0.72 <= min(beta1) <= max(beta1) <= 0.9
+
+
+def test_muon_takes_the_matrices_of_any_model_between_its_embeddings_and_its_output():
+    import torch
+    from optim_bench.optimizers._torch_factories import muon
+
+    class Model(torch.nn.Module):
+        def __init__(self, tied):
+            super().__init__()
+            self.z_lookup = torch.nn.Embedding(10, 4)
+            self.up = torch.nn.Linear(4, 8)
+            self.a_down = torch.nn.Linear(8, 4)
+            self.b_out = torch.nn.Linear(4, 10, bias=False)
+            if tied:
+                self.b_out.weight = self.z_lookup.weight
+
+    rest = {"momentum": 0.9, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.0}
+    for tied in (False, True):
+        model = Model(tied)
+        matrices = muon(model, learning_rate=0.1, **rest).parts[0].param_groups[0]["params"]
+        assert {id(p) for p in matrices} == {id(model.up.weight), id(model.a_down.weight)}
+    shapes = {"wte": (10, 4), "h.9.up": (8, 4), "h.10.up": (8, 4), "lm_head.kernel": (4, 10)}
+    assert hidden_matrices(shapes) == {"h.9.up", "h.10.up"}
+    del shapes["lm_head.kernel"]
+    shapes["h.11.kernel"] = (4, 10)
+    assert hidden_matrices({f"{k}.w": v for k, v in shapes.items()}) >= {"h.9.up.w", "h.10.up.w"}
+
+
+def test_muon_takes_a_tree_of_any_kind_in_jax():
+    import jax.numpy as jnp
+    from optim_bench.optimizers._jax_factories import muon
+
+    rest = {"momentum": 0.9, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.0}
+    params = {
+        "layers": [{"w": jnp.ones((4, 4))}, {"w": jnp.ones((4, 4))}],
+        "head": jnp.ones((4, 2)),
+    }
+    rule = muon(learning_rate=0.1, **rest)
+    updates, _ = rule.update(params, rule.init(params), params)
+    assert updates["head"].shape == (4, 2)

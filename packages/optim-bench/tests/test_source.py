@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import linecache
 import sys
 
 import pytest
@@ -276,6 +277,26 @@ def test_a_long_chain_of_modules_is_followed_to_its_end(folder):
     before = identity("src_chain.m0:build")
     last.write_text("x = 2\n")
     assert identity("src_chain.m0:build") != before
+
+
+def test_every_function_of_a_notebook_counts_with_what_it_uses(monkeypatch):
+    def identity_after(*cells):
+        space = {"__name__": "src_notebook"}
+        for number, text in enumerate(cells):
+            name = f"<cell {id(space)} {number}>"
+            # As IPython keeps the text of a cell.
+            linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+            exec(compile(text, name, "exec"), space)
+        monkeypatch.setitem(sys.modules, "src_notebook", None)
+        monkeypatch.delitem(sys.modules, "src_notebook")
+        return identity_of(space["build"])
+
+    helper = "def helper(x):\n    return x\n"
+    build = "def build(learning_rate):\n    helper(WIDTH)\n"
+    before = identity_after(helper, "WIDTH = 8\n", build)
+    assert identity_after(helper, "WIDTH = 8\n", build) == before
+    assert identity_after(helper, "WIDTH = 9\n", build) != before
+    assert identity_after(helper.replace("x\n", "2 * x\n"), "WIDTH = 8\n", build) != before
 
 
 def test_wrappers_in_a_circle_without_a_file_are_refused():

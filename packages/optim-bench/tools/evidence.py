@@ -13,6 +13,7 @@ it in `evidence_page.py`.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from optim_bench.executors import DEFAULT_TRAINER, make_executor
 from optim_bench.optimizers import resolve
 from optim_bench.protocol import Phase, Plan
 from optim_bench.records import FRAMEWORKS, RunRecord
-from optim_bench.report._figures import figures
+from optim_bench.report._write import figures
 from optim_bench.results import build_results, validate_results
 from optim_bench.store import Store, read_json, write_bytes
 
@@ -70,6 +71,8 @@ def train(root: Path, jobs: int | None) -> None:
             apart = [n for n in names if workload in DIAGNOSTIC or not is_ours(n, framework)]
             request = Request(TIER, (workload,), names, (framework,), exploratory=apart)
             plan = build_plan(request)
+            # The whole grid on every tuning seed, from which a search that halves is replayed.
+            plan = replace(plan, budget=replace(plan.budget, halving=False))
             store = Store(root / f"{framework}-{workload}")
             store.open()
             with store.exclusive():

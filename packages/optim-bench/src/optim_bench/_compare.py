@@ -80,6 +80,7 @@ def compare(
     budget: str | None = None,
     tier: str = "quick",
     seeds: int | None = None,
+    search: Sequence[str] = (),
     framework: str | None = None,
     output: Path | str | None = None,
     executor: str | None = None,
@@ -109,6 +110,9 @@ def compare(
             fits is chosen; the plan says what it can show. None takes the tier's.
         tier: `"smoke"`, `"quick"`, `"standard"` or `"full"`.
         seeds: fresh seeds, 1 to 20, or None for what the budget or the tier has.
+        search: hyperparameters to search beside the learning rate, `"weight_decay"` over its
+            declared range or `"weight_decay=1e-4:0.3"`; the same number of points for every
+            optimizer.
         framework: `"jax"` or `"torch"`, for what exists in both; None for both.
         output: folder of the results; by default one below `optim-bench-results` that belongs to
             this question.
@@ -149,7 +153,7 @@ def compare(
             Placement(device, jobs_per_device),
         ),
         given=executor is not None,
-        request=Request(tier=tier, seeds=seeds),
+        request=Request(tier=tier, seeds=seeds, search=_texts("search", search)),
         budget=budget,
         output=None if output is None else Path(output),
     )
@@ -166,6 +170,7 @@ def forecast(
     budget: str | None = None,
     tier: str = "quick",
     seeds: int | None = None,
+    search: Sequence[str] = (),
     framework: str | None = None,
     executor: str | None = None,
     jobs: int | None = None,
@@ -178,6 +183,7 @@ def forecast(
         budget: as `compare` takes it.
         tier: as `compare` takes it.
         seeds: as `compare` takes it.
+        search: as `compare` takes it.
         framework: as `compare` takes it.
         executor: as `compare` takes it.
         jobs: as `compare` takes it.
@@ -192,7 +198,7 @@ def forecast(
         framework,
         Execution(executor or "process", {}, jobs),
         given=executor is not None,
-        request=Request(tier=tier, seeds=seeds),
+        request=Request(tier=tier, seeds=seeds, search=_texts("search", search)),
         budget=budget,
         output=None,
     )
@@ -359,6 +365,12 @@ def _question(
         request, workloads=references, optimizers=names, frameworks=frameworks
     )
     return Question(request, execution, budget, output)
+
+
+def _texts(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise UsageError(f"{name} is {given!r}; it has to be a list: [{given!r}]")
+    return tuple(given)
 
 
 def _check_apart(what: str, names: Sequence[str], given: Sequence[Any]) -> None:

@@ -14,8 +14,17 @@ from dataclasses import dataclass, replace
 from optim_bench.campaign import check_task
 from optim_bench.errors import BenchError, UsageError
 from optim_bench.executors import Executor
-from optim_bench.protocol import ALPHA, TIERS, Budget, Cell, Plan, added_of, family_of
-from optim_bench.results import detectable_in_words
+from optim_bench.protocol import (
+    ALPHA,
+    NEIGHBOURHOOD,
+    TIERS,
+    Budget,
+    Cell,
+    Plan,
+    added_of,
+    family_of,
+)
+from optim_bench.results import detectable_in_words, searched_in_words
 from optim_bench.stats import reachable, smallest_detectable, smallest_p_value
 
 PROBE_STEPS = 4
@@ -28,8 +37,8 @@ DESIGNS: tuple[Budget, ...] = (
     replace(_STANDARD, grid_points=5, tuning_seeds=2),
     TIERS["quick"],
     replace(TIERS["quick"], tuning_seeds=1),
-    Budget(3, 1, 8, 4, defaults=False),
-    Budget(3, 1, 1, 4, defaults=False),
+    Budget(3, 1, 8, 4, defaults=False, halving=True),
+    Budget(3, 1, 1, 4, defaults=False, halving=True),
 )
 SHARES = (1.0, 0.5, 0.25)
 # What the shortest comparison of a tier leaves: runs are started one after the other, and a
@@ -114,8 +123,8 @@ class Forecast:
         steps = sum(each * cell.steps for cell in cells)
         found = [
             f"Plan: {', '.join(dict.fromkeys(c.label for c in cells))} on "
-            f"{', '.join(dict.fromkeys(c.workload for c in cells))}; {budget.grid_points} learning "
-            f"rates x {_count(budget.tuning_seeds, 'tuning seed')}, then "
+            f"{', '.join(dict.fromkeys(c.workload for c in cells))}; "
+            f"{searched_in_words(budget.to_json())}, then "
             f"{_count(budget.fresh_seeds, 'fresh seed')}"
             + (", at the default rates too" if budget.defaults else "")
         ]
@@ -225,7 +234,12 @@ def choose(
     frameworks = dict.fromkeys(cell.framework for cell in plan.cells)
     least = fewest_seeds(max(len(family_of(plan, f)) for f in frameworks))
     designs = [
-        replace(design, fresh_seeds=seeds or max(design.fresh_seeds, least)) for design in DESIGNS
+        replace(
+            design,
+            fresh_seeds=seeds or max(design.fresh_seeds, least),
+            search=plan.budget.search,
+        )
+        for design in DESIGNS
     ]
     takes = 0.0
     for share in SHARES:
@@ -245,9 +259,14 @@ def choose(
 
 
 def runs_of(budget: Budget) -> int:
-    """Return the runs of a cell whose grid has to grow once."""
-    fresh = budget.fresh_seeds * (2 if budget.defaults else 1)
-    return (budget.grid_points + min(1, budget.extensions)) * budget.tuning_seeds + fresh
+    """Return the runs of a cell whose search has to grow once."""
+    start = NEIGHBOURHOOD if budget.halving else budget.grid_points
+    points = (budget.points or start) + min(1, budget.extensions)
+    tuning = points * budget.rungs[0]
+    for _ in budget.rungs[1:]:
+        points = budget.kept(points)
+        tuning += points
+    return tuning + budget.fresh_seeds * (2 if budget.defaults else 1)
 
 
 def can_reach(seeds: int, tests: int) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from optim_bench.data import DamagedDataError
 from optim_bench.errors import BenchError, UsageError, unknown_name
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo, discover, resolve
+from optim_bench.points import check_search, parse_search, points_of
 from optim_bench.protocol import BASELINE, BUDGET_TIER, TIERS, Budget, Cell, Plan
 from optim_bench.records import FRAMEWORKS, SCHEDULES, Hyperparameter
 from optim_bench.references import is_reference
@@ -44,6 +45,7 @@ class Request:
         exploratory: those of the optimizers that take part without a test.
         design: runs per cell in place of the tier's.
         share: share of its horizon that each workload is trained for.
+        search: what is searched beside the learning rate, as `parse_search` reads it.
     """
 
     tier: str = "quick"
@@ -54,6 +56,7 @@ class Request:
     exploratory: Sequence[str] = ()
     design: Budget | None = None
     share: float = 1.0
+    search: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def build_plan(request: Request) -> Plan:
         budget = request.design or TIERS[request.tier]
         if request.seeds is not None:
             budget = dataclasses.replace(budget, fresh_seeds=request.seeds)
+        if request.search:
+            budget = dataclasses.replace(budget, search=parse_search(request.search))
         names = request.workloads or DEFAULT_WORKLOADS
         entries = {name: find_task(name) for name in names}
         first: dict[str, str] = {}
@@ -99,21 +104,23 @@ def build_plan(request: Request) -> Plan:
                 )
         frameworks = _frameworks(request, entries)
         choices = {f: _choices(request.optimizers, frameworks, f) for f in frameworks}
+        everyone = [choice for found in choices.values() for choice in found]
+        check_search(budget, [choice.info for choice in everyone])
         cells = [
-            _cell(request, reference, entry, choice)
+            _cell(request, budget, reference, entry, choice)
             for reference, entry in entries.items()
             for framework in frameworks
             if framework in entry.frameworks
             for choice in choices[framework]
         ]
-        everyone = [choice for found in choices.values() for choice in found]
         apart = {BASELINE, *request.exploratory}
         return Plan(
             tier=request.tier if request.design is None else BUDGET_TIER,
             budget=budget,
             cells=tuple(cells),
-            # Whatever was named before the first run is a test of what it was named for.
-            family=tuple(cell.name for cell in cells if cell.label not in apart),
+            # Whatever was named before the first run is a test of what it was named for. One that
+            # spells out the defaults of another has the other's runs, and is no second test.
+            family=tuple(c.name for c in _apart(cells) if c.label not in apart),
             titles={f"{c.info.framework}/{c.label}": _title(c) for c in everyone},
             families={f"{c.info.framework}/{c.label}": c.info.family for c in everyone},
             workloads={entry.name: entry.facts() for entry in entries.values()},
@@ -144,7 +151,13 @@ def extend_plan(plan: Plan, optimizers: Sequence[str]) -> Plan:
         }
         new = [
             dataclasses.replace(
-                _cell(Request(), place.task or place.workload, find_task(_found_by(place)), choice),
+                _cell(
+                    Request(),
+                    plan.budget,
+                    place.task or place.workload,
+                    find_task(_found_by(place)),
+                    choice,
+                ),
                 steps=place.steps,
                 schedule=choice.schedule or place.schedule,
             )
@@ -174,6 +187,14 @@ def extend_plan(plan: Plan, optimizers: Sequence[str]) -> Plan:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _apart(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells without those whose runs are those of one before, or of the baseline."""
+    first: dict[str, Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.label != BASELINE):
+        first.setdefault(cell.spec(cell.centre, 0).key(), cell)
+    return [cell for cell in cells if cell in first.values()]
 
 
 def _frameworks(request: Request, entries: Mapping[str, Entry]) -> list[str]:
@@ -360,13 +381,17 @@ def absent_optimizers() -> list[OptimizerInfo]:
     return [info for info in OPTIONAL.values() if not installed(str(info.requires))]
 
 
-def _cell(request: Request, reference: str, entry: Entry, choice: _Choice) -> Cell:
+def _cell(request: Request, budget: Budget, reference: str, entry: Entry, choice: _Choice) -> Cell:
     declared = choice.info.parameters["learning_rate"]
     centre = choice.hyperparameters["learning_rate"]
     if isinstance(centre, bool) or not isinstance(centre, (int, float)):
         raise ValueError(f"{choice.label}: learning_rate is {centre!r}; it has to be a number")  # noqa: TRY004
     # An open bound: the grid must never touch it.
     low = math.nextafter(declared.low or 0.0, math.inf) if declared.low_open else declared.low
+    low = low or 0.0
+    high = MAX_LEARNING_RATE if declared.high is None else declared.high
+    reach = 10 ** (budget.grid_points // 2 / 2)
+    span = max(low, centre / reach), min(high, centre * reach)
     return Cell(
         workload=entry.name,
         workload_version=entry.version or 0,
@@ -375,14 +400,15 @@ def _cell(request: Request, reference: str, entry: Entry, choice: _Choice) -> Ce
         label=choice.label,
         hyperparameters={**choice.hyperparameters, "learning_rate": float(centre)},
         centre=float(centre),
-        low=low or 0.0,
-        high=MAX_LEARNING_RATE if declared.high is None else declared.high,
+        low=low,
+        high=high,
         steps=max(1, round(request.share * entry.horizon(request.tier))),
         schedule=choice.schedule or entry.schedule_name,
         source=source_of(choice.info, choice.name, entry),
         task=None if reference in WORKLOADS else reference,
         judged=entry.judged,
         larger_is_better=entry.larger_is_better,
+        points=points_of(choice.info, choice.hyperparameters, span, budget),
     )
 
 

@@ -98,6 +98,13 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
                 "largest comparison that fits is planned."
             ),
         ] = None,
+        search: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Search these beside the learning rate: weight_decay,b1 over the declared "
+                "ranges, or weight_decay=1e-4:0.3; the same number of points for every optimizer."
+            ),
+        ] = None,
         dry_run: Annotated[
             bool,
             typer.Option(
@@ -133,7 +140,8 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
             executor, executor_option, jobs, timeout, data_dir, device, jobs_per_device
         )
         if add:
-            if task or workload or optimizer or budget or dry_run or seeds or output is None:
+            others = (task, workload, optimizer, budget, search, dry_run, seeds)
+            if any(others) or output is None:
                 raise UsageError("--add takes what is in --output as it is; leave the others away")
             prepared = enter_later(output, add, execution)
         else:
@@ -143,6 +151,7 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
                 optimizers=tuple(optimizer or ()),
                 frameworks=frameworks_of(framework),
                 seeds=seeds,
+                search=tuple(search or ()),
             )
             question = Question(request, execution, budget, output)
             prepared = prepare(question, console(), trainer=trainer, dry=dry_run)

@@ -16,6 +16,7 @@ from optim_bench import ui
 from optim_bench.report import report_html
 from optim_bench.results import (
     LABELS,
+    chosen_text,
     interval_text,
     judged_in_words,
     judged_mean,
@@ -102,6 +103,7 @@ class Comparison:
                 {
                     **dict(zip(("task", "framework", "optimizer"), name, strict=True)),
                     "learning_rate": cell["tuning"]["selected"],
+                    "searched": chosen_text(cell["tuning"]).partition(", ")[2],
                     "judged": judged_in_words(cell),
                     "mean": judged_mean(cell),
                     **{key: compared[key] for key in ("ratio", "low", "high", "p")},
@@ -169,7 +171,10 @@ class Comparison:
             (
                 row["task"],
                 row["optimizer"],
-                "" if row["learning_rate"] is None else f"{row['learning_rate']:g}",
+                ""
+                if row["learning_rate"] is None
+                else f"{row['learning_rate']:g}"
+                + (f", {row['searched']}" if row["searched"] else ""),
                 "" if row["mean"] is None else f"{row['mean']:.4g}",
                 "" if row["ratio"] is None else ratio_text(row["ratio"]),
                 "" if row["ratio"] is None else interval_text(row),

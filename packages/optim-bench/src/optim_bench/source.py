@@ -128,13 +128,41 @@ def _collect(name: str, origin: Any, parts: dict[str, bytes], distributions: set
         path = _path_of(name)
         if path is None:
             if origin is not None or name == "__main__":
-                parts[name] = _typed(name, origin)
+                waiting += _typed_with(name, origin, parts)
         elif (distribution := _distribution(top, path)) is not None:
             distributions.add(distribution)
         else:
             parts[name] = content = _content(name, path)
             imported = {*_imports(name, path, content), *_bound(sys.modules.get(name))}
             waiting += [(other, None) for other in imported]
+
+
+def _typed_with(name: str, origin: Any, parts: dict[str, bytes]) -> list[tuple[str, Any]]:
+    """Add what was typed, with the plain values that it reads, and return what else it uses.
+
+    A notebook is one module, whose functions are found one by one.
+    """
+    place = f"{name}.{getattr(origin, '__qualname__', '')}"
+    if place in parts:
+        return []
+    parts[place] = _typed(name, origin)
+    methods = vars(origin).values() if inspect.isclass(origin) else ()
+    used: dict[str, Any] = {}
+    for function in (inspect.unwrap(origin), *methods):
+        codes = [code] if (code := getattr(function, "__code__", None)) else []
+        while codes:
+            code = codes.pop()
+            codes += [inner for inner in code.co_consts if hasattr(inner, "co_names")]
+            space = getattr(function, "__globals__", {})
+            used |= {n: space[n] for n in code.co_names if n in space}
+    plain = {n: v for n, v in sorted(used.items()) if isinstance(v, _PLAIN)}
+    parts[place] += repr(plain).encode()
+    modules = [(v.__name__, None) for v in used.values() if isinstance(v, ModuleType)]
+    written = [(owner, v) for v in used.values() if isinstance(owner := _module_of(v), str)]
+    return [*modules, *written]
+
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def _typed(name: str, origin: Any) -> bytes:

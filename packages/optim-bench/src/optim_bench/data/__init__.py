@@ -7,9 +7,9 @@ from optim_bench.data._files import (
     find_shards,
     read_cifar10,
     read_idx,
+    read_image_parquet,
     read_tokens,
 )
-from optim_bench.data._parquet import read_image_parquet
 from optim_bench.data._vendored import SOURCES, DamagedDataError, Source, load, notice
 
 __all__ = [

@@ -3,14 +3,19 @@
 from optim_bench.executors._base import (
     DEFAULT_TRAINER,
     Executor,
+    InlineExecutor,
     Trainer,
     failed_record,
     load_trainer,
 )
-from optim_bench.executors._devices import Placement, visible_gpus
-from optim_bench.executors._inline import InlineExecutor
+from optim_bench.executors._devices import (
+    Placement,
+    available_cores,
+    pin,
+    visible_gpus,
+    worker_environment,
+)
 from optim_bench.executors._make import EXECUTORS, EXTRAS, default_jobs, make_executor
-from optim_bench.executors._pinning import available_cores, pin, worker_environment
 from optim_bench.executors._process import ProcessExecutor
 
 __all__ = [

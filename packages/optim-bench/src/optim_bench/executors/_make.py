@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optim_bench.errors import UsageError, unknown_name
-from optim_bench.executors._base import DEFAULT_TRAINER, Executor
-from optim_bench.executors._devices import Placement, visible_gpus
-from optim_bench.executors._inline import InlineExecutor
-from optim_bench.executors._pinning import available_cores
+from optim_bench.executors._base import DEFAULT_TRAINER, Executor, InlineExecutor
+from optim_bench.executors._devices import Placement, available_cores, visible_gpus
 from optim_bench.executors._process import CPU, ProcessExecutor
 
 EXECUTORS = ("inline", "process", "submitit", "ray")

@@ -20,8 +20,12 @@ from typing import IO
 
 from optim_bench.executors._backlog import Backlog, Group, group_of
 from optim_bench.executors._base import DEFAULT_TRAINER, checked_record, failed_record
-from optim_bench.executors._devices import Placement, visible_gpus
-from optim_bench.executors._pinning import available_cores, worker_environment
+from optim_bench.executors._devices import (
+    Placement,
+    available_cores,
+    visible_gpus,
+    worker_environment,
+)
 from optim_bench.records import RunRecord, RunSpec
 
 CPU = Placement()

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from optim_bench.executors._base import Trainer, failed_record, load_trainer, run_spec
-from optim_bench.executors._pinning import pin
+from optim_bench.executors._devices import pin
 from optim_bench.records import RunRecord, RunSpec
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 import stam_jax
 
-from optim_bench.memory._models import Model
+from optim_bench.memory._report import Model
 
 CASES: Mapping[str, optax.GradientTransformation] = MappingProxyType(
     {

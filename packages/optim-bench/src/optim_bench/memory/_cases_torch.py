@@ -9,7 +9,7 @@ import torch
 from stac_torch import STAC
 from torch import Tensor, nn
 
-from optim_bench.memory._models import Model
+from optim_bench.memory._report import Model
 
 _RATE = 2e-3
 BATCH = 256

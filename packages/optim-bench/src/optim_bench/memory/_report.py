@@ -1,10 +1,16 @@
-"""Count a preset and make its table."""
+"""Count a preset and make its table.
+
+The models are those on which the published pages of STAM and STAC report: chains of dense layers
+with biases, float32. The first three are STAM's resource report, the last one STAC's memory probe.
+State bytes depend on the shapes alone.
+"""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from optim_bench.memory._models import PRESETS
 from optim_bench.train import environment
 
 MEBIBYTE = 1024**2
@@ -81,3 +87,38 @@ def memory_markdown(data: Mapping[str, Any]) -> str:
 
 def _mebibytes(value: int | None) -> str:
     return "" if value is None else f"{value / MEBIBYTE:.2f}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A chain of dense layers.
+
+    Args:
+        name: as its published page calls it, where it has a name there.
+        framework: `"jax"` or `"torch"`.
+        widths: inputs of the first layer, then outputs of each.
+        cases: the optimizers, AdamW first, by their name in the framework's module of cases.
+    """
+
+    name: str
+    framework: str
+    widths: tuple[int, ...]
+    cases: tuple[str, ...]
+
+
+_JAX_CASES = ("AdamW", "STAM", "STAMLite", "STAMLite, bfloat16 momentum")
+_TORCH_CASES = (
+    "AdamW",
+    "STAC, last layer on AdamW",
+    "STAC, last two layers on AdamW",
+    "STAC, bfloat16 momentum",
+    "STAC, int8 momentum",
+    "STAC, plain sign",
+)
+MODELS = (
+    Model("small_mlp", "jax", (64, 128, 64, 4), _JAX_CASES),
+    Model("medium_mlp", "jax", (1024, 4096, 4096, 1024), _JAX_CASES),
+    Model("wide_linear", "jax", (8192, 8192), _JAX_CASES),
+    Model("memory probe", "torch", (256, 512, 512, 512, 512, 64, 8), _TORCH_CASES),
+)
+PRESETS: Mapping[str, tuple[Model, ...]] = MappingProxyType({"state-bytes": MODELS})

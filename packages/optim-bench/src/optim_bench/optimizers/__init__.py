@@ -8,9 +8,10 @@ from optim_bench.optimizers._info import (
     non_negative,
     positive,
 )
-from optim_bench.optimizers._registry import OPTIMIZERS, OPTIONAL
 from optim_bench.optimizers._resolve import (
     ENTRY_POINT_GROUP,
+    OPTIMIZERS,
+    OPTIONAL,
     Discovery,
     discover,
     enter_optimizer,

@@ -60,14 +60,14 @@ ENTRIES = (
         "STAC, output layer on AdamW",
         "ours",
         rated(1e-3, STAC),
-        "optim_bench.optimizers._jax_stac:stac",
+        f"{_FACTORIES}:stac",
     ),
     _entry(
         "stac_int8",
         "STAC, momentum in 8 bits",
         "ours",
         rated(1e-3, STAC, {"sign_state_dtype": replace(SIGN_STATE_DTYPE, default="int8")}),
-        "optim_bench.optimizers._jax_stac:stac",
+        f"{_FACTORIES}:stac",
     ),
     _entry(
         "stam_fixed",
@@ -114,7 +114,7 @@ ENTRIES = (
         "Muon on hidden matrices, AdamW elsewhere",
         "baseline",
         rated(3e-3, {"momentum": decay(0.95)}, ADAM, DECAY),
-        "optim_bench.optimizers._jax_muon:muon",
+        f"{_FACTORIES}:muon",
     ),
     _entry(
         "schedule_free_adamw",

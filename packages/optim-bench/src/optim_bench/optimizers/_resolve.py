@@ -4,11 +4,24 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 from optim_bench.optimizers._info import OptimizerInfo, learning_rate
-from optim_bench.optimizers._registry import OPTIMIZERS, OPTIONAL
+from optim_bench.optimizers._jax_entries import ENTRIES as _JAX
+from optim_bench.optimizers._torch_entries import ENTRIES as _TORCH
+from optim_bench.optimizers._torch_entries import OPTIONAL as _TORCH_OPTIONAL
 from optim_bench.references import import_object, is_reference
+
+# What this package brings.
+OPTIMIZERS: Mapping[str, OptimizerInfo] = MappingProxyType(
+    {info.key: info for info in (*_JAX, *_TORCH)}
+)
+# Known, but entered only where the distribution that each requires is installed.
+OPTIONAL: Mapping[str, OptimizerInfo] = MappingProxyType(
+    {info.key: info for info in _TORCH_OPTIONAL}
+)
+
 
 ENTRY_POINT_GROUP = "optim_bench.optimizers"
 

@@ -14,9 +14,6 @@ from optim_bench.optimizers._hyperparameters import (
 from optim_bench.optimizers._info import OptimizerInfo, Parameter, decay, non_negative
 
 _FACTORIES = "optim_bench.optimizers._torch_factories"
-_SIGN_FACTORIES = "optim_bench.optimizers._torch_sign"
-_OUR_FACTORIES = "optim_bench.optimizers._torch_ours"
-_THIRD_PARTY = "optim_bench.optimizers._torch_third_party"
 
 
 def _entry(
@@ -49,40 +46,36 @@ _STAC = {
 _WIDE = {name: value for name, value in _STAC.items() if name != "last_n_layers"}
 
 ENTRIES = (
-    _entry(
-        "stac", "STAC, last layer on AdamW", "ours", rated(1e-3, _STAC), f"{_OUR_FACTORIES}:stac"
-    ),
+    _entry("stac", "STAC, last layer on AdamW", "ours", rated(1e-3, _STAC), f"{_FACTORIES}:stac"),
     _entry(
         "stac_wide",
         "STAC, last half of the layers on AdamW",
         "ours",
         rated(1e-3, {"last_n_ratio": Parameter(0.5, 0.0, 1.0, low_open=True)}, _WIDE),
-        f"{_OUR_FACTORIES}:stac",
+        f"{_FACTORIES}:stac",
     ),
     _entry(
         "stac_plain",
         "STAC, plain sign without momentum",
         "ours",
         rated(1e-3, _STAC, {"sign_momentum": decay(0.0)}),
-        f"{_OUR_FACTORIES}:stac",
+        f"{_FACTORIES}:stac",
     ),
     _entry(
         "stac_int8",
         "STAC, momentum in 8 bits",
         "ours",
         rated(1e-3, _STAC, {"sign_state_dtype": replace(SIGN_STATE_DTYPE, default="int8")}),
-        f"{_OUR_FACTORIES}:stac",
+        f"{_FACTORIES}:stac",
     ),
-    _entry(
-        "stam", "STAM, published statistics", "ours", rated(1e-3, STAM), f"{_OUR_FACTORIES}:stam"
-    ),
-    _entry("stam_lite", "STAMLite", "ours", rated(1e-3, STAM_LITE), f"{_OUR_FACTORIES}:stam_lite"),
+    _entry("stam", "STAM, published statistics", "ours", rated(1e-3, STAM)),
+    _entry("stam_lite", "STAMLite", "ours", rated(1e-3, STAM_LITE)),
     _entry(
         "stac_no_decay",
         "STAC, weight decay 0 as by its authors' default",
         "ablation",
         rated(1e-3, _STAC, {"weight_decay": non_negative(0.0)}),
-        f"{_OUR_FACTORIES}:stac",
+        f"{_FACTORIES}:stac",
     ),
     _entry("adamw", "AdamW", "baseline", rated(1e-3, ADAM, DECAY)),
     _entry("sgd", "SGD with momentum", "baseline", rated(0.1, {"momentum": decay(0.9)})),
@@ -91,14 +84,14 @@ ENTRIES = (
         "Lion",
         "baseline",
         rated(3e-4, {"b1": decay(0.9), "b2": decay(0.99)}, DECAY),
-        f"{_SIGN_FACTORIES}:lion",
+        f"{_FACTORIES}:lion",
     ),
     _entry(
         "signum",
         "Signum, the sign of a momentum",
         "baseline",
         rated(3e-4, {"momentum": decay(0.9)}, DECAY),
-        f"{_SIGN_FACTORIES}:signum",
+        f"{_FACTORIES}:signum",
     ),
     _entry(
         "muon",
@@ -121,7 +114,7 @@ OPTIONAL = (
         "STAC as published by its authors",
         "third-party",
         rated(1e-3, ADAM, {"weight_decay": non_negative(0.0)}),
-        f"{_THIRD_PARTY}:stac_published",
+        f"{_FACTORIES}:stac_published",
         requires="stac-optimizer",
     ),
     _entry(
@@ -129,7 +122,7 @@ OPTIONAL = (
         "AdamW with state in 8 bits, from torchao",
         "third-party",
         rated(1e-3, ADAM, DECAY),
-        f"{_THIRD_PARTY}:adamw_8bit",
+        f"{_FACTORIES}:adamw_8bit",
         requires="torchao",
     ),
 )

@@ -1,7 +1,8 @@
 """Protocol v1: which runs a comparison needs, and which of them may be reported."""
 
-from optim_bench.protocol._cell import (
-    Cell,
+from optim_bench.protocol._cell import Cell, Values
+from optim_bench.protocol._plan import BASELINE, PROTOCOL, Plan, added_of, baseline_name, family_of
+from optim_bench.protocol._search import (
     Phase,
     Trial,
     Tuning,
@@ -11,8 +12,15 @@ from optim_bench.protocol._cell import (
     phase_of,
     tuning_of,
 )
-from optim_bench.protocol._plan import BASELINE, PROTOCOL, Plan, added_of, baseline_name, family_of
-from optim_bench.protocol._tiers import ALPHA, BUDGET_TIER, LEVEL, MAX_FAMILY, TIERS, Budget
+from optim_bench.protocol._tiers import (
+    ALPHA,
+    BUDGET_TIER,
+    LEVEL,
+    MAX_FAMILY,
+    NEIGHBOURHOOD,
+    TIERS,
+    Budget,
+)
 
 __all__ = [
     "ALPHA",
@@ -20,6 +28,7 @@ __all__ = [
     "BUDGET_TIER",
     "LEVEL",
     "MAX_FAMILY",
+    "NEIGHBOURHOOD",
     "PROTOCOL",
     "TIERS",
     "Budget",
@@ -28,6 +37,7 @@ __all__ = [
     "Plan",
     "Trial",
     "Tuning",
+    "Values",
     "added_of",
     "baseline_name",
     "expected_runs",

@@ -14,6 +14,8 @@ LEVEL = 0.95
 MAX_FAMILY = 25
 # Tuning seeds count from 0, fresh seeds from here: no seed is ever both.
 FIRST_FRESH_SEED = 100
+# A best point and one on either side, without which it could not be called the best.
+NEIGHBOURHOOD = 3
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Budget:
         fresh_seeds: seeds of the reported test results, at most 20.
         extensions: further points allowed, one at a time, while the best is at the grid's edge.
         defaults: whether the authors' default hyperparameters run on the fresh seeds as well.
+        halving: whether the search starts at the centre and its two neighbours with the first
+            tuning seed, and takes the better half of its points alone to each further seed.
+        search: hyperparameters that are searched beside the learning rate.
 
     Raises:
         ValueError: a count is out of range.
@@ -41,8 +46,11 @@ class Budget:
     fresh_seeds: int
     extensions: int
     defaults: bool
+    halving: bool = False
+    search: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "search", tuple(self.search))
         if self.grid_points < 1 or self.grid_points % 2 == 0:
             raise ValueError(f"grid_points is {self.grid_points}; a centred grid has an odd number")
         if not 1 <= self.tuning_seeds <= FIRST_FRESH_SEED:
@@ -65,9 +73,35 @@ class Budget:
         """Seeds that are reported."""
         return tuple(range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self.fresh_seeds))
 
+    @property
+    def points(self) -> int:
+        """Points of a search over several hyperparameters, 0 for one over the rate alone.
+
+        A power of two, as a Sobol sequence has to be to fill its box evenly, and the defaults.
+        """
+        count = self.grid_points * (1 + len(self.search))
+        return 1 + (1 << (count - 1).bit_length()) if self.search else 0
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """How many tuning seeds the points have that are compared, step by step."""
+        return tuple(range(1, self.tuning_seeds + 1)) if self.halving else (self.tuning_seeds,)
+
+    def kept(self, points: int) -> int:
+        """Return how many of so many points go on to the next tuning seed.
+
+        The better half, but always as many as the best and its neighbours are.
+
+        Example:
+            >>> [TIERS["standard"].kept(points) for points in (3, 5, 7, 17)]
+            [3, 3, 4, 9]
+        """
+        return min(points, max(NEIGHBOURHOOD, -(-points // 2)))
+
     def to_json(self) -> dict[str, Any]:
-        """Return the budget as a plain dictionary."""
-        return dict(vars(self))
+        """Return the budget as a plain dictionary, without what earlier plans did not have."""
+        values = {**vars(self), "search": list(self.search)}
+        return {k: v for k, v in values.items() if v or k not in ("halving", "search")}
 
 
 # Of a plan whose runs were chosen for the time that there is.
@@ -75,8 +109,8 @@ BUDGET_TIER = "budget"
 TIERS: Mapping[str, Budget] = MappingProxyType(
     {
         "smoke": Budget(3, 1, 2, 4, defaults=False),
-        "quick": Budget(5, 2, 8, 4, defaults=False),
-        "standard": Budget(7, 3, 10, 4, defaults=True),
-        "full": Budget(9, 3, 20, 6, defaults=True),
+        "quick": Budget(5, 2, 8, 4, defaults=False, halving=True),
+        "standard": Budget(7, 3, 10, 4, defaults=True, halving=True),
+        "full": Budget(9, 3, 20, 6, defaults=True, halving=True),
     }
 )

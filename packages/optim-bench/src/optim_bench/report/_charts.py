@@ -24,6 +24,7 @@ from optim_bench.report._markdown import number
 from optim_bench.report._select import by_workload, labels_of, of_framework, titles_of
 from optim_bench.results import (
     LABELS,
+    chosen_text,
     has_interval,
     interval_text,
     ratio_text,
@@ -40,7 +41,7 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     shown = [c for c in of_framework(results["comparisons"], framework) if has_interval(c)]
     if not shown:
         return
-    # An end without a bound is drawn to the end of the axis.
+    # What lies beyond the axis, and an end without a bound, is drawn to its end.
     data = [
         {
             "label": c["label"],
@@ -54,7 +55,7 @@ def forest(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     y: Spec = {"field": "row", "type": "nominal", "sort": None, "title": None}
     y["axis"] = {"labelLimit": 420, "grid": False, "domain": False, "ticks": False}
     domain = ratio_domain(data)
-    scale = {"type": "log", "nice": False, "padding": 12, "domain": domain}
+    scale = {"type": "log", "nice": False, "padding": 12, "domain": domain, "clamp": True}
     x_title = "test loss relative to tuned AdamW (log scale); left of 1 is better"
     x: Spec = {"type": "quantitative", "scale": scale, "title": x_title}
     x["axis"] = {"format": ".3~g", "values": log_ticks(*domain)}
@@ -143,7 +144,9 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             for trial in cell["tuning"]["trials"]:
                 losses = [loss for loss in trial["val_loss"] if loss is not None]
                 whole = bool(losses) and len(losses) == len(trial["val_loss"])
-                selected = trial["learning_rate"] == cell["tuning"]["selected"]
+                selected = trial["learning_rate"] == cell["tuning"]["selected"] and trial.get(
+                    "values"
+                ) == cell["tuning"].get("values")
                 row = {"label": cell["label"], "optimizer": cell["title"]}
                 row |= {"rate": trial["learning_rate"], "selected": selected, "trained": whole}
                 if whole:
@@ -153,10 +156,10 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
                 rows.append(
                     [
                         cell["title"],
-                        f"{trial['learning_rate']:g}",
+                        chosen_text({**trial, "selected": trial["learning_rate"]}),
                         f"{row['loss']:.4g}" if whole else "diverged or failed",
                         f"{row['low']:.4g} to {row['high']:.4g}" if whole else "",
-                        "selected" if selected else "",
+                        "selected" if selected else "stopped" if "stopped" in trial else "",
                     ]
                 )
         if not any(row["trained"] for row in data):
@@ -174,6 +177,25 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             {"field": "loss", "format": ".4g"},
         ]
         trained = [{"filter": "datum.trained"}]
+        # Points that differ in more than the rate lie on no line.
+        lined = not any("values" in t for cell in cells for t in cell["tuning"]["trials"])
+        marks: list[Spec] = [
+            {
+                "transform": trained,
+                "mark": {"type": "area", "opacity": 0.14},
+                "encoding": {"x": x, **band(y), "color": "@color"},
+            },
+            {
+                "transform": trained,
+                "mark": {"type": "line", "strokeWidth": 2},
+                "encoding": line(x, y) | {"tooltip": tooltip},
+            },
+        ]
+        dots: Spec = {
+            "transform": trained,
+            "mark": {"type": "point", "size": 30, "opacity": 0.6},
+            "encoding": points(x, y) | {"tooltip": tooltip},
+        }
         cross: Spec = {
             "transform": [{"filter": "!datum.trained"}],
             "mark": {"type": "text", "text": "×", "fontSize": 16, "baseline": "top"},
@@ -189,16 +211,7 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
             data=data,
             layers=[
                 *crosses,
-                {
-                    "transform": trained,
-                    "mark": {"type": "area", "opacity": 0.14},
-                    "encoding": {"x": x, **band(y), "color": "@color"},
-                },
-                {
-                    "transform": trained,
-                    "mark": {"type": "line", "strokeWidth": 2},
-                    "encoding": line(x, y) | {"tooltip": tooltip},
-                },
+                *(marks if lined else [dots]),
                 {
                     "transform": [*trained, {"filter": "datum.selected"}],
                     "mark": {"type": "point", "size": 90, "filled": True, "opacity": 1},

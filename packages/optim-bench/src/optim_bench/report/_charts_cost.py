@@ -162,7 +162,7 @@ def _layers(
     data: Sequence[Mapping[str, Any]], x: Spec, tooltip: Sequence[Mapping[str, str]]
 ) -> list[Spec]:
     domain = ratio_domain(data)
-    scale = {"type": "log", "nice": False, "padding": 14, "domain": domain}
+    scale = {"type": "log", "nice": False, "padding": 14, "domain": domain, "clamp": True}
     y: Spec = {"field": "ratio", "type": "quantitative", "scale": scale}
     y |= {"title": "test loss relative to tuned AdamW"}
     y |= {"axis": {"format": ".3~g", "values": log_ticks(*domain)}}

@@ -72,7 +72,8 @@ def reach(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     """Share of the fresh seeds that have reached the target by a step; misses never do."""
     for workload, cells in by_workload(results["cells"], framework):
         mine = [c for c in cells if c["steps_to_target"] and c["steps_to_target"]["runs"]]
-        if not mine:
+        # A short tier may reach no target at all.
+        if not any(c["steps_to_target"]["reached"] for c in mine):
             continue
         data = [
             {"label": cell["label"], "optimizer": cell["title"], "step": step, "share": share}
@@ -129,6 +130,8 @@ def profile(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
     """Dolan-Moré profile of the steps to the target."""
     titles = titles_of(of_framework(results["cells"], framework))
     for found in of_framework(results["profiles"], framework):
+        if not any(max(shares) for shares in found["shares"].values()):
+            continue
         data = [
             {"label": label, "optimizer": titles[label], "ratio": ratio, "share": share}
             for label, shares in found["shares"].items()

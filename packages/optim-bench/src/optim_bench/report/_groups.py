@@ -32,7 +32,8 @@ GROUPS = (
         forest,
         "Relative to equally tuned AdamW",
         "Each line is an interval at the level that Holm's correction leaves the test; the 95 % "
-        "interval before it is in the tooltip and in the table.",
+        "interval before it is in the tooltip and in the table. The axis ends at a factor of 10; "
+        "what goes beyond it is drawn to its end.",
         wide=True,
     ),
     ChartGroup(
@@ -52,13 +53,15 @@ GROUPS = (
         sensitivity,
         "How much the learning rate matters",
         "Validation loss of the tuning seeds: geometric mean and range; the mark is the selected "
-        "rate, a cross at the top a rate that diverged or failed on a seed.",
+        "rate, a cross at the top a rate that diverged or failed on a seed. A rate that was "
+        "stopped has fewer seeds.",
     ),
     ChartGroup(
         search,
         "How cheap the search is",
-        "The best of so many learning rates drawn at random from those tried: expected validation "
-        "loss and quartiles. A line starts where no draw could have diverged throughout.",
+        "The best of so many learning rates drawn at random from those tried, on the tuning seeds "
+        "that all of them had: expected validation loss and quartiles. A line starts where no "
+        "draw could have diverged throughout.",
     ),
     ChartGroup(
         curves,

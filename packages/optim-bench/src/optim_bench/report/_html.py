@@ -26,10 +26,13 @@ from optim_bench.results import (
     FRAMEWORK_TITLES,
     INTERVAL_NOTE,
     LABELS,
+    chosen_text,
     has_interval,
     interval_text,
     judged_mean,
+    other_metrics,
     ratio_columns,
+    searched_in_words,
 )
 
 Results = Mapping[str, Any]
@@ -84,7 +87,8 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             {
                 "framework": framework,
                 "title": title,
-                "rows": list(_rows(results, cells)),
+                "rows": (rows := list(_rows(results, cells))),
+                "others": any(row["others"] for row in rows),
                 "sentences": [
                     c["sentence"] for c in results["comparisons"] if c["framework"] == framework
                 ],
@@ -139,10 +143,8 @@ def _title(results: Results) -> str:
 def _method(results: Results) -> str:
     budget = results["protocol"]["budget"]
     return (
-        f"Every optimizer had the same search on every workload: {budget['grid_points']} learning "
-        f"rates on {budget['tuning_seeds']} tuning "
-        f"{'seed' if budget['tuning_seeds'] == 1 else 'seeds'}, up to {budget['extensions']} more "
-        "rates where the best was at the edge, chosen by validation loss. What is shown is the "
+        f"Every optimizer had the same search on every workload: {searched_in_words(budget)}, "
+        "chosen by validation loss. What is shown is the "
         f"test loss of {budget['fresh_seeds']} fresh seeds, with the same initial parameters and "
         "batches for every optimizer. A verdict needs an exact sign-flip p-value below "
         f"{results['protocol']['alpha']:g} after Holm's correction over the tests registered for "
@@ -167,13 +169,14 @@ def _rows(results: Results, cells: list[Mapping[str, Any]]) -> Iterator[dict[str
             "plain": plain_interval(comparison),
             "title": cell["title"],
             "numbers": [
-                number(cell["tuning"]["selected"], "g"),
+                chosen_text(cell["tuning"]),
                 number(judged_mean(cell), ".4g"),
                 *ratio_columns(comparison),
                 str(cell["fresh"]["ok"]),
                 number(judged_mean(cell, "defaults"), ".4g"),
                 number(state_ratio(cell), ".3g"),
             ],
+            "others": other_metrics(cell),
             "kind": kind,
             "sign": SIGNS.get(verdict, ""),
             "verdict": LABELS.get(verdict, verdict),

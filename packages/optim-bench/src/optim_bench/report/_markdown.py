@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from optim_bench.report._markers import replace_section
-from optim_bench.results import FRAMEWORK_TITLES, INTERVAL_NOTE, LABELS, judged_mean, ratio_columns
+from optim_bench.results import (
+    FRAMEWORK_TITLES,
+    INTERVAL_NOTE,
+    LABELS,
+    chosen_text,
+    judged_mean,
+    ratio_columns,
+    searched_in_words,
+)
 
 AGGREGATE_NOTE = (
     "Conditional on these workloads, and against AdamW at its selected rate, so wins that are not "
@@ -50,9 +58,8 @@ def _words(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"> {caution}"
         yield ">"
     yield (
-        f"> Budget for every optimizer on every workload: {budget['grid_points']} learning rates "
-        f"x {budget['tuning_seeds']} tuning seeds (and up to {budget['extensions']} more rates "
-        f"where the best is at the edge), then {budget['fresh_seeds']} fresh seeds. "
+        f"> Budget for every optimizer on every workload: {searched_in_words(budget)}, then "
+        f"{budget['fresh_seeds']} fresh seeds. Losses are geometric means over them. "
         f"Ratio: test loss to equally tuned AdamW, below 1 is better. {INTERVAL_NOTE}"
     )
 
@@ -75,14 +82,13 @@ def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> It
     yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
     for cell in cells:
         comparison = comparisons.get(cell["name"])
-        fresh, rate = cell["fresh"], cell["tuning"]["selected"]
         columns = [
             cell["workload"],
             cell["title"],
-            number(rate, "g"),
+            chosen_text(cell["tuning"]),
             number(judged_mean(cell), ".4g"),
             *ratio_columns(comparison),
-            f"{fresh['ok']}",
+            f"{cell['fresh']['ok']}",
             number(judged_mean(cell, "defaults"), ".4g"),
             number(state_ratio(cell), ".3g"),
             LABELS[comparison["verdict"]] if comparison else "baseline",

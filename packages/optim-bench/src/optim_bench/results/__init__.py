@@ -1,7 +1,13 @@
 """From a store to `results.json`: measured cells, paired comparisons, aggregates, verdicts."""
 
 from optim_bench.results._build import build_results, results_of
-from optim_bench.results._cells import SMALLEST_CURVE, fresh_losses, measure_cell
+from optim_bench.results._cells import (
+    SMALLEST_CURVE,
+    fresh_losses,
+    judged_mean,
+    measure_cell,
+    other_metrics,
+)
 from optim_bench.results._compare import compare_cells, compare_pairs
 from optim_bench.results._schema import SCHEMA_VERSION, schema, validate_results
 from optim_bench.results._words import (
@@ -9,13 +15,14 @@ from optim_bench.results._words import (
     INTERVAL_NOTE,
     LABELS,
     change_in_words,
+    chosen_text,
     detectable_in_words,
     has_interval,
     interval_text,
     judged_in_words,
-    judged_mean,
     ratio_columns,
     ratio_text,
+    searched_in_words,
     shown_interval,
     verdict_interval,
     verdict_sentence,
@@ -29,6 +36,7 @@ __all__ = [
     "SMALLEST_CURVE",
     "build_results",
     "change_in_words",
+    "chosen_text",
     "compare_cells",
     "compare_pairs",
     "detectable_in_words",
@@ -38,10 +46,12 @@ __all__ = [
     "judged_in_words",
     "judged_mean",
     "measure_cell",
+    "other_metrics",
     "ratio_columns",
     "ratio_text",
     "results_of",
     "schema",
+    "searched_in_words",
     "shown_interval",
     "validate_results",
     "verdict_interval",

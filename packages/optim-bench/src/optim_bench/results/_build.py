@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optim_bench.errors import BenchError
-from optim_bench.protocol import ALPHA, BUDGET_TIER, LEVEL, PROTOCOL, Plan
+from optim_bench.protocol import ALPHA, BUDGET_TIER, LEVEL, PROTOCOL, Plan, known_specs
 from optim_bench.records import FRAMEWORKS, RunRecord
 from optim_bench.results._cells import fresh_losses, measure_cell
 from optim_bench.results._compare import compare_cells
@@ -127,13 +127,9 @@ def build_results(
 def _used(
     cells: Sequence[Measured], plan: Plan, records: Mapping[str, RunRecord]
 ) -> list[RunRecord]:
-    by_name = {cell["name"]: cell for cell in cells}
     keys: dict[str, None] = {}
-    for cell in plan.cells:
-        measured = by_name[cell.name]
-        for trial in measured["tuning"]["trials"]:
-            for seed in plan.budget.tuning:
-                keys[cell.spec(trial["learning_rate"], seed).key()] = None
+    for cell, measured in zip(plan.cells, cells, strict=True):
+        keys.update((spec.key(), None) for spec in known_specs(cell, plan.budget, records))
         for part in ("fresh", "defaults"):
             keys.update(dict.fromkeys(run["key"] for run in measured[part]["runs"]))
     return [records[key] for key in keys if key in records]

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optim_bench.protocol import Cell, Plan, Trial, tuning_of
+from optim_bench.protocol import Cell, Plan, Trial, Tuning, Values, tuning_of
 from optim_bench.records import RunRecord
 from optim_bench.results._range import exp, mean
 from optim_bench.stats import best_of, steps_to_target
@@ -21,9 +21,10 @@ def measure_cell(plan: Plan, cell: Cell, records: Records) -> dict[str, Any]:
     """Return everything the results say about a cell, from its records alone."""
     tuning = tuning_of(cell, plan.budget, records)
     key = f"{cell.framework}/{cell.label}"
-    fresh = _runs(cell, tuning.selected, plan.budget.fresh, records)
+    best = tuning.best
+    fresh = [] if best is None else _runs(cell, best.rate, plan.budget.fresh, records, best.values)
     defaults = _runs(cell, cell.default_rate, plan.budget.fresh, records)
-    tried = _runs_of_trials(cell, tuning.trials, plan, records)
+    tried = [run for t in tuning.trials for run in _runs(cell, t.rate, t.losses, records, t.values)]
     sample = next((r for r in [*fresh, *tried] if r.status != "failed"), None)
     return {
         "name": cell.name,
@@ -39,13 +40,14 @@ def measure_cell(plan: Plan, cell: Cell, records: Records) -> dict[str, Any]:
         "steps": cell.steps,
         "schedule": cell.schedule,
         "tuning": {
-            "trials": [_trial(trial) for trial in tuning.trials],
+            "trials": [_trial(trial, plan.budget.tuning_seeds, tuning) for trial in tuning.trials],
             "selected": tuning.selected,
+            **({"values": dict(best.values)} if best and best.values else {}),
             "under_tuned": tuning.under_tuned,
             "complete": not tuning.missing,
             "failed": sum(record.status == "failed" for record in tried),
             "steps": len(tried) * cell.steps,
-            "good_decades": _good_decades(tuning.trials),
+            "good_decades": None if cell.points else _good_decades(tuning.trials),
             "best_of": _best_of(tuning.trials),
         },
         "fresh": _summary(cell, fresh, plan.budget.fresh),
@@ -90,40 +92,72 @@ def fresh_losses(cell: Mapping[str, Any], part: str = "fresh") -> dict[int, floa
     return {seed: math.inf if cost is None else cost for seed, cost in costs.items()}
 
 
+def judged_mean(cell: Mapping[str, Any], part: str = "fresh") -> float | None:
+    """Return the geometric mean over seeds of what is judged, to which ratios are exact.
+
+    Args:
+        cell: as `measure_cell` returns it.
+        part: as `fresh_losses` takes it.
+    """
+    costs = [fresh_losses(cell, part)[r["seed"]] for r in cell[part]["runs"] if r["status"] == "ok"]
+    if not costs:
+        return None
+    sign = -1 if cell.get("judged", {}).get("larger_is_better") else 1
+    if min(costs) == 0 or max(costs) == math.inf:
+        return 0.0
+    return exp(sign * mean([math.log(cost) for cost in costs]))
+
+
+def other_metrics(cell: Mapping[str, Any]) -> str:
+    """Return the means of what else was measured where the verdict is, as text."""
+    judged = cell.get("judged", {}).get("metric", "loss")
+    return ", ".join(
+        f"{name.removeprefix('test_').replace('_', ' ')} {value:.4g}"
+        for name, value in cell["fresh"]["mean"].items()
+        if name.startswith("test_") and name != f"test_{judged}"
+    )
+
+
 def _ran(run: Mapping[str, Any]) -> bool:
     return run["status"] != "failed"
 
 
 def _runs(
-    cell: Cell, rate: float | None, seeds: Iterable[int], records: Records
+    cell: Cell,
+    rate: float,
+    seeds: Iterable[int],
+    records: Records,
+    values: Values | None = None,
 ) -> list[RunRecord]:
-    if rate is None:
-        return []
-    found = (records.get(cell.spec(rate, seed).key()) for seed in seeds)
+    found = (records.get(cell.spec(rate, seed, values).key()) for seed in seeds)
     return [record for record in found if record is not None]
 
 
-def _runs_of_trials(
-    cell: Cell, trials: Sequence[Trial], plan: Plan, records: Records
-) -> list[RunRecord]:
-    return [r for trial in trials for r in _runs(cell, trial.rate, plan.budget.tuning, records)]
-
-
-def _trial(trial: Trial) -> dict[str, Any]:
+def _trial(trial: Trial, seeds: int, tuning: Tuning) -> dict[str, Any]:
+    stopped = not tuning.missing and len(trial.losses) < seeds
     return {
         "learning_rate": trial.rate,
         "extension": trial.extension,
         "val_loss": [finite(loss) for _, loss in sorted(trial.losses.items())],
         "mean_log_val_loss": finite(trial.score) if trial.losses else None,
+        **({"values": dict(trial.values)} if trial.values else {}),
+        **({"stopped": True} if stopped else {}),
     }
+
+
+def _scores(trials: Sequence[Trial]) -> list[float]:
+    """Return the scores on the seeds that all trials have, or nothing while one has none."""
+    shared = min((len(trial.losses) for trial in trials), default=0)
+    whole = shared and not any(trial.missing for trial in trials)
+    return [trial.score_on(shared) for trial in trials] if whole else []
 
 
 def _best_of(trials: Sequence[Trial]) -> dict[str, list[float | None]]:
     """Return what the best of k of these learning rates would have been, as a validation loss."""
-    whole = [trial for trial in trials if trial.losses and not trial.missing]
-    if not whole or len(whole) < len(trials):
+    scores = _scores(trials)
+    if not scores:
         return {name: [] for name in ("expected", "low", "high")}
-    found = best_of([trial.score for trial in whole])
+    found = best_of(scores)
     return {
         name: [_loss(getattr(best, name)) for best in found] for name in ("expected", "low", "high")
     }
@@ -135,7 +169,7 @@ def _loss(score: float) -> float | None:
 
 def _good_decades(trials: Sequence[Trial]) -> float | None:
     """Return the width of the unbroken range of good learning rates around the best, in decades."""
-    scores = [trial.score if trial.losses and not trial.missing else math.inf for trial in trials]
+    scores = _scores(trials)
     if not scores or min(scores) == math.inf:
         return None
     best = scores.index(min(scores))

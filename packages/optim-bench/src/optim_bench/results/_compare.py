@@ -4,6 +4,7 @@ The verdict of a test in the pre-registered family follows from Holm's adjusted 
 alone. It is withheld wherever a condition of a fair comparison is missing, in this order:
 
     incomplete     runs are missing or failed on either side, or of the baseline at its default rate
+    diverged       either side diverged at every learning rate tried
     under-tuned    either side's best learning rate is at the edge of its grid
     unstable       a fresh run of either side diverged
     exploratory    the comparison was not registered, or was entered after the first results
@@ -54,6 +55,7 @@ def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list
     family = family_of(plan, framework)
     registered = [cell["name"] in family for cell in others]
     found = compare_pairs(pairs, registered, defaults_due=plan.budget.defaults)
+    _name_twins(found, pairs, registered)
     if late := set(added_of(plan, framework)):
         # What came later is corrected with all that was there; what was there stays as it was.
         joined = [
@@ -65,6 +67,24 @@ def compare_cells(plan: Plan, cells: Sequence[Measured], framework: str) -> list
             for before, after in zip(found, together, strict=True)
         ]
     return found
+
+
+def _name_twins(
+    found: Sequence[dict[str, Any]],
+    pairs: Sequence[tuple[Measured, Measured]],
+    registered: Sequence[bool],
+) -> None:
+    """Say of what is no test whether its runs are those of one that is, or of the baseline."""
+    cells = [cell for (cell, _), test in zip(pairs, registered, strict=True) if test]
+    titles = {_keys(cell): cell["title"] for cell in [*(b for _, b in pairs), *cells]}
+    for comparison, (cell, _) in zip(found, pairs, strict=True):
+        if comparison["verdict"] == "exploratory" and _keys(cell) in titles:
+            reason = f"it has the runs of {titles[_keys(cell)]} and is no test beside it"
+            comparison["reason"] = reason
+
+
+def _keys(cell: Measured) -> tuple[str, ...]:
+    return tuple(run["key"] for run in cell["fresh"]["runs"])
 
 
 def _entered_later(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -261,7 +281,7 @@ def _verdict(
         if side["tuning"]["failed"]:
             return "incomplete", f"{side['title']}: {side['tuning']['failed']} tuning runs failed"
         if side["tuning"]["complete"] and side["tuning"]["selected"] is None:
-            return "under-tuned", f"{side['title']} diverged at every learning rate tried"
+            return "diverged", f"{side['title']} diverged at every learning rate tried"
         if fresh["failed"]:
             return "incomplete", f"{side['title']}: {fresh['failed']} runs failed"
         if fresh["missing"]:

@@ -81,7 +81,8 @@ def _score(cell: Measured) -> float | None:
     tuning = cell["tuning"]
     if not tuning["complete"] or tuning["failed"]:
         return None
-    scores = [_trial_score(trial) for trial in tuning["trials"]]
+    # A point that was stopped has a score over fewer seeds, and could not be chosen.
+    scores = [_trial_score(trial) for trial in tuning["trials"] if "stopped" not in trial]
     return min((score for score in scores if score is not None), default=math.inf)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optim_bench.protocol import Budget
+
 LABELS = {
     "better": "better",
     "worse": "worse",
@@ -10,6 +12,7 @@ LABELS = {
     "no difference": "no detectable difference",
     "too few seeds": "too few seeds to tell",
     "under-tuned": "under-tuned, not ranked",
+    "diverged": "diverged everywhere, not ranked",
     "unstable": "diverged, not ranked",
     "incomplete": "incomplete",
     "exploratory": "exploratory",
@@ -39,7 +42,9 @@ def verdict_sentence(comparison: Mapping[str, Any], baseline_title: str) -> str:
     title, verdict = comparison["title"], comparison["verdict"]
     workload = comparison["workload"]
     ranked = verdict in {"better", "worse", "no difference"}
-    if verdict in {"incomplete", "unstable"} or not (ranked or has_interval(comparison)):
+    if verdict in {"incomplete", "unstable", "diverged"} or not (
+        ranked or has_interval(comparison)
+    ):
         return f"{title} on {workload}: no verdict; {comparison['reason']}."
     seeds = f"{comparison['pairs']} paired seeds"
     if has_interval(comparison):
@@ -82,12 +87,6 @@ def judged_in_words(measured: Mapping[str, Any]) -> str:
         return "test loss"
     split = "validation" if judged["split"] == "val" else judged["split"]
     return f"{split} {judged['metric']}"
-
-
-def judged_mean(cell: Mapping[str, Any], part: str = "fresh") -> float | None:
-    """Return the mean over seeds of what is judged in a measured cell."""
-    metric = cell["judged"]["metric"] if "judged" in cell else "loss"
-    return cell[part]["mean"].get(f"test_{metric}")
 
 
 def _change(comparison: Mapping[str, Any], ratio: float) -> str:
@@ -215,6 +214,41 @@ def headline(
             f"{FRAMEWORK_TITLES[framework]}: {'; '.join(parts)}."
         )
     return sentences
+
+
+def searched_in_words(budget: Mapping[str, Any]) -> str:
+    """Say what every optimizer's search was, from a budget as JSON.
+
+    Example:
+        >>> budget = {"grid_points": 7, "tuning_seeds": 3, "extensions": 4}
+        >>> searched_in_words({**budget, "fresh_seeds": 10, "defaults": True})
+        '7 learning rates on 3 tuning seeds (and up to 4 more rates where the best is at the edge)'
+    """
+    found = Budget(**budget)
+    rates = f"{found.grid_points} learning rates"
+    more = f"and up to {found.extensions} more rates where the best is at the edge"
+    if found.search:
+        names = ", ".join(name.partition("=")[0] for name in found.search)
+        rates = f"{found.points} points over learning rate, {names}"
+    elif found.halving:
+        rates = f"at most {rates}, from the centre on until the best has worse ones on either side"
+    seeds = f"{found.tuning_seeds} tuning seed{'' if found.tuning_seeds == 1 else 's'}"
+    if found.halving and found.tuning_seeds > 1:
+        seeds += ", of which each further one takes the better half, but at least 3"
+    return f"{rates} on {seeds} ({more})"
+
+
+def chosen_text(tuning: Mapping[str, Any]) -> str:
+    """Return what a search chose, empty where it chose nothing.
+
+    Example:
+        >>> chosen_text({"selected": 0.01, "values": {"weight_decay": 0.1}})
+        '0.01, weight_decay=0.1'
+    """
+    if tuning["selected"] is None:
+        return ""
+    rest = (f", {name}={value}" for name, value in tuning.get("values", {}).items())
+    return f"{tuning['selected']:g}{''.join(rest)}"
 
 
 FRAMEWORK_TITLES = {"jax": "JAX", "torch": "PyTorch"}

@@ -12,7 +12,7 @@ from typing import Any
 from optim_bench.errors import BenchError
 from optim_bench.executors import available_cores, worker_environment
 from optim_bench.records import Hyperparameter
-from optim_bench.timing._machine import machine
+from optim_bench.timing._summary import machine
 
 
 @dataclass(frozen=True)

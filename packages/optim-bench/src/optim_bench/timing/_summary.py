@@ -1,10 +1,12 @@
-"""From rounds to medians, ratios per round and the A/A band."""
+"""From rounds to medians, ratios per round and the A/A band, and what is said of the machine."""
 
+import platform
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optim_bench.timing._machine import BUSY_SHARE, rank
+from optim_bench.executors import available_cores
+from optim_bench.machine import processor
 
 
 def summarize(measured: Mapping[str, Any], baseline: str) -> dict[str, Any]:
@@ -54,3 +56,26 @@ def summarize(measured: Mapping[str, Any], baseline: str) -> dict[str, Any]:
         "machine": measured["machine"],
         "rounds": len(base),
     }
+
+
+# A machine with more than this share of its cores busy gives noise.
+BUSY_SHARE = 0.5
+
+
+def machine() -> dict[str, Any]:
+    """Return cores, architecture and processor."""
+    return {
+        "cores": len(available_cores()),
+        "machine": platform.machine(),
+        "processor": processor(),
+    }
+
+
+def rank(ordered: Sequence[float], share: float) -> float:
+    """Return the value at a share of an ascending sequence, without interpolation.
+
+    Example:
+        >>> rank([1.0, 2.0, 3.0, 4.0, 5.0], 0.25), rank([1.0, 2.0], 0.95)
+        (2.0, 2.0)
+    """
+    return ordered[round(share * (len(ordered) - 1))]

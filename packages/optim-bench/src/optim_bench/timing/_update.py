@@ -10,8 +10,8 @@ from typing import Any
 
 from optim_bench.errors import BenchError
 from optim_bench.executors import available_cores, worker_environment
-from optim_bench.timing._machine import BUSY_SHARE, machine, rank
 from optim_bench.timing._presets import PRESETS, Contender, Floor, Group
+from optim_bench.timing._summary import BUSY_SHARE, machine, rank
 from optim_bench.timing._update_process import REFUSED
 from optim_bench.train import environment
 

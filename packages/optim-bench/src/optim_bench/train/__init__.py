@@ -1,11 +1,12 @@
 """Training runs. Importing this module loads no framework; `train` imports the one it needs."""
 
-from optim_bench.train._errors import (
+from optim_bench.train._session import (
     FRAMEWORK_MODULES,
     MissingExtraError,
+    Session,
+    open_session,
     require_framework,
 )
-from optim_bench.train._session import Session, open_session
 from optim_bench.train._train import environment, train
 
 __all__ = [

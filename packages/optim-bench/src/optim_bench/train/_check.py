@@ -15,8 +15,7 @@ import numpy as np
 
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.tasks import Task, TaskError
-from optim_bench.train._same import SameFactory
-from optim_bench.train._session import Session
+from optim_bench.train._session import SameFactory, Session
 
 STEPS = 2
 # Kernels of an accelerator may add in another order each time.

@@ -16,11 +16,9 @@ from optim_bench.optimizers import OptimizerInfo
 from optim_bench.references import import_object
 from optim_bench.tasks import JaxTask, TaskError, call_with, ran_out
 from optim_bench.tasks.built_in import Array
-from optim_bench.train._digest import digest
 from optim_bench.train._jax_layout import Layout
 from optim_bench.train._jax_rate import Follower, follow_rate
-from optim_bench.train._same import SameFactory
-from optim_bench.train._seeding import seeded
+from optim_bench.train._session import SameFactory, digest, seeded
 
 # A traced program serves every seed: what an optimizer draws from NumPy while it is traced must not
 # depend on the run that came first.

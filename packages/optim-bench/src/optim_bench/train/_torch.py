@@ -13,9 +13,8 @@ from optim_bench.machine import driver
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.tasks import Task, TaskError, TorchTask, call_with, ran_out
 from optim_bench.tasks.built_in import Array
-from optim_bench.train._digest import digest
-from optim_bench.train._torch_rate import check_rate, group_rates, set_rate
-from optim_bench.train._torch_seeding import torch_seeded
+from optim_bench.train._session import digest
+from optim_bench.train._torch_rate import check_rate, group_rates, set_rate, torch_seeded
 
 
 class TorchSession:

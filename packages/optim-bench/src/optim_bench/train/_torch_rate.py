@@ -7,15 +7,15 @@ way of the first and the third does not, the rate is fixed when the optimizer is
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo
-from optim_bench.train._same import SameFactory
-from optim_bench.train._torch_seeding import torch_seeded
+from optim_bench.train._session import SameFactory, seeded
 
 Start = Callable[[float], tuple[nn.Module, torch.optim.Optimizer]]
 # What was looked at lately in this process: a sweep opens the same few optimizers many times.
@@ -88,3 +88,23 @@ def _stepped(start: Start, rate: float, factor: float, device: str) -> list[torc
 
 def _equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(map(torch.equal, left, right))
+
+
+@contextmanager
+def torch_seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Seed the generators of NumPy, `random`, the CPU and the device; restore them afterwards."""
+    # Not `torch.manual_seed`: it seeds every accelerator, and the others belong to the caller.
+    place = torch.device(device)
+    before = torch.default_generator.get_state()
+    cuda = torch.cuda.get_rng_state(place) if place.type == "cuda" else None
+    with seeded(seed):
+        torch.default_generator.manual_seed(seed)
+        if cuda is not None:
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(before)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda, place)

@@ -20,9 +20,14 @@ from optim_bench.records import OWN_SCHEDULE, REQUIRED_METRICS, RunRecord, RunSp
 from optim_bench.source import source_of
 from optim_bench.tasks import Task, find_task, is_finite
 from optim_bench.train._check import check_entry
-from optim_bench.train._errors import MissingExtraError, require_framework
 from optim_bench.train._schedule import multipliers
-from optim_bench.train._session import CHUNK, Session, open_session
+from optim_bench.train._session import (
+    CHUNK,
+    MissingExtraError,
+    Session,
+    open_session,
+    require_framework,
+)
 
 Progress = Callable[[int, int], None]
 

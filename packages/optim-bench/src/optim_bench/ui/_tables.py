@@ -10,7 +10,14 @@ from rich.text import Text
 from optim_bench.campaign import Progress
 from optim_bench.optimizers import OptimizerInfo
 from optim_bench.records import RunRecord
-from optim_bench.results import FRAMEWORK_TITLES, INTERVAL_NOTE, LABELS, judged_mean, ratio_columns
+from optim_bench.results import (
+    FRAMEWORK_TITLES,
+    INTERVAL_NOTE,
+    LABELS,
+    chosen_text,
+    judged_mean,
+    ratio_columns,
+)
 from optim_bench.tasks.built_in import Workload
 
 VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "no difference": "default"}
@@ -25,7 +32,7 @@ def verdict_tables(results: Mapping[str, Any]) -> Iterator[Table]:
             continue
         timed = any(cell["step_time"] for cell in cells)
         table = _table(
-            title, f"mean over fresh seeds; ratio to equally tuned AdamW. {INTERVAL_NOTE}"
+            title, f"geometric mean over fresh seeds; ratio to equally tuned AdamW. {INTERVAL_NOTE}"
         )
         table.add_column("workload")
         table.add_column("optimizer")
@@ -49,9 +56,9 @@ def verdict_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _numbers(cell: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> list[str]:
-    rate = cell["tuning"]["selected"]
     mean = judged_mean(cell)
-    columns = ["" if rate is None else f"{rate:g}", "" if mean is None else f"{mean:.4g}"]
+    rate = chosen_text(cell["tuning"]).replace(", ", "\n")
+    columns = [rate, "" if mean is None else f"{mean:.4g}"]
     state = cell["state_bytes"]
     ratio = f"{state / cell['parameter_bytes']:.3g} x" if cell["parameter_bytes"] else ""
     return [*columns, *ratio_columns(comparison), f"{cell['fresh']['ok']}", ratio]

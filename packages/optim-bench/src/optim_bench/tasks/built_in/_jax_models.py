@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optim_bench.tasks._jax import MOST_PER_CALL, JaxTask
+from optim_bench.tasks._frameworks import MOST_PER_CALL, JaxTask
 from optim_bench.tasks.built_in._shakespeare import HEADS, NORM_EPS
 from optim_bench.tasks.built_in._synthetic import curvature
 from optim_bench.tasks.built_in._workload import (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from optim_bench.tasks._torch import TorchTask
+from optim_bench.tasks._frameworks import TorchTask
 from optim_bench.tasks.built_in._shakespeare import HEADS, NORM_EPS
 from optim_bench.tasks.built_in._synthetic import curvature
 from optim_bench.tasks.built_in._workload import (
@@ -59,8 +59,9 @@ class CNN(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block without biases."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int = HEADS) -> None:
         super().__init__()
+        self.heads = heads
         self.norm1 = nn.RMSNorm(width, eps=NORM_EPS)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -70,7 +71,7 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
-        qkv = self.qkv(self.norm1(x)).reshape(batch, length, 3, HEADS, -1)
+        qkv = self.qkv(self.norm1(x)).reshape(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(batch, length, width))
