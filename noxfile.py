@@ -222,7 +222,6 @@ def migrations(session: nox.Session) -> None:
     steps.install_editable(session, "optim-checkpoint")
     session.install(*steps.group("integrations"), *steps.group("bench-optim-checkpoint"))
     steps.pytest(session, "packages/optim-checkpoint/tests_migrate", markers="")
-    done(session)
 
 
 @nox.session(python=NEWEST, tags=["stac-torch"])

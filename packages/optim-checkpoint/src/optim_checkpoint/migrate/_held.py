@@ -48,7 +48,7 @@ def _read(generation: Generation) -> Found:
     saved: dict[str, SavedOptimizer] = {}
     for key in keys_of("optimizer", sections):
         saved[name_in("optimizer", key)] = decode_optimizer(
-            sections[key], staged["optim"], {}, generation.shards("optim"), Selection()
+            sections[key], staged["optim"], {}, generation.shards("optim"), Selection(), {}
         )
     train = as_object(sections.get("train"))
     if train is None:
