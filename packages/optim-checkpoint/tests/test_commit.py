@@ -264,7 +264,8 @@ def test_only_one_file_touches_the_disk():
         (path.name, line.strip())
         for path in Path(oc.__file__).parent.rglob("*.py")
         for line in path.read_text().splitlines()
-        if calls.search(line) and path.name != "_fs.py"
+        # What `migrate` writes are files of other tools, and no steps.
+        if calls.search(line) and path.name != "_fs.py" and path.parent.name != "migrate"
     }
     # The lock is the one file that is opened to write elsewhere; nothing is written to it.
     assert {name for name, _ in found} == {"_folder.py", "_reading.py"}

@@ -1,6 +1,7 @@
 """Files that are pickled, cut or of another kind: one line, nothing run, nothing lost."""
 
 import contextlib
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from optim_checkpoint import CheckpointError, UnsupportedStateError
+from optim_checkpoint import torch as ckpt
 from optim_checkpoint.migrate import export_checkpoint, import_checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -238,3 +240,25 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path):
     with pytest.raises(optim_checkpoint.CorruptCheckpointError):
         export_checkpoint(tmp_path / "run", tmp_path / "out" / "y", format="torch")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_export_is_durable_before_it_has_its_name(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 1)
+    ckpt.save(tmp_path / "run", 1, model=model)
+    calls = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor):
+        calls.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def renamed(path, target):
+        calls.append(("rename", path.stat().st_ino))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    target = tmp_path / "model.pt"
+    export_checkpoint(tmp_path / "run", target, format="torch")
+    file = target.stat().st_ino
+    assert calls == [("sync", file), ("rename", file), ("sync", tmp_path.stat().st_ino)]

@@ -1,5 +1,6 @@
 """Exporting: a step of a run as a file or folder of another tool."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Collection
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from optim_checkpoint._errors import CheckpointExistsError, CheckpointWriteError
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._fs import opened
 from optim_checkpoint.migrate._found import Report
 
 FORMATS = ("torch", "lightning", "dcp")
@@ -69,7 +71,10 @@ def export_checkpoint(
     temporary = goal.parent / f".{goal.name}.{secrets.token_hex(8)}"
     try:
         write(found, temporary)
+        for written in (*temporary.rglob("*"), temporary):
+            _sync(written)
         temporary.rename(goal)
+        _sync(goal.parent)
     except OSError as error:
         raise CheckpointWriteError(f"{goal} was not written: {error.strerror}") from error
     finally:
@@ -80,3 +85,8 @@ def export_checkpoint(
     return Report(
         goal, number, format, tuple(found.holds()), tuple(found.left_out), tuple(found.notes)
     )
+
+
+def _sync(path: Path) -> None:
+    with opened(os.open(path, os.O_RDONLY)) as descriptor:
+        os.fsync(descriptor)
