@@ -165,7 +165,7 @@ def test_what_cannot_be_resolved_says_why(name, message):
         ),
         (
             "torch/stac",
-            {"sign_state_dtype": "int4"},
+            {"sign_state_dtype": "int3"},
             r"has to be one of None, 'float32', 'bfloat16'",
         ),
         (

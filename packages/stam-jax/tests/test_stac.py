@@ -326,7 +326,7 @@ def test_a_pattern_takes_what_its_layer_contains():
             ValueError,
             r"sign_momentum must be in \[0, 1\)",
         ),
-        (lambda: stam_jax.stac(sign_state_dtype="int4"), ValueError, "state_dtype must be a float"),
+        (lambda: stam_jax.stac(sign_state_dtype="int16"), ValueError, "state_dtype must be a float"),
         (
             lambda: stam_jax.stac(stochastic_rounding=True).update(
                 PARAMS, stam_jax.stac(stochastic_rounding=True).init(PARAMS)
