@@ -1,5 +1,6 @@
 """The page: self-contained, drawn in a real browser, every chart with its table."""
 
+import copy
 import html
 import json
 import math
@@ -474,6 +475,31 @@ def test_the_download_is_results_json_byte_for_byte(visit, page):
     saved = html.unescape(re.search(r'data-saved="([^"]*)"', dom).group(1))
     assert saved == (page.parent / "results.json").read_text(encoding="utf-8")
     assert log == []
+
+
+@pytest.mark.parametrize("loss", [1e28, 1e300])
+def test_a_rate_that_explodes_does_not_flatten_the_others(results, loss):
+    exploded = copy.deepcopy(results)
+    trial = exploded["cells"][0]["tuning"]["trials"][-1]
+    trial["val_loss"] = [loss] * len(trial["val_loss"])
+
+    def axis(found):
+        chart = next(c for c in all_charts(found, "jax") if c.kind == "sensitivity")
+        y = chart.layers[-1]["encoding"]["y"]
+        assert max(row["high"] for row in chart.data) == max(
+            max(t["val_loss"]) for t in trials(found, chart.title)
+        ), "the table and the tooltip keep the loss"
+        return y["scale"], y["axis"]["values"]
+
+    def trials(found, workload):
+        cells = (c for c in found["cells"] if (c["workload"], c["framework"]) == (workload, "jax"))
+        return (trial for cell in cells for trial in cell["tuning"]["trials"])
+
+    assert "domain" not in axis(results)[0], "what is calm is not cut"
+    scale, ticks = axis(exploded)
+    assert scale["clamp"]
+    assert scale["domain"][1] / scale["domain"][0] < 1e6
+    assert ticks[-1] <= scale["domain"][1]
 
 
 def test_a_cost_axis_begins_at_nothing(results):

@@ -117,15 +117,29 @@ def on_log_axis(row: Mapping[str, Any]) -> dict[str, Any]:
 _LOSSES = frozenset({"loss", "median", "low", "high"})
 
 
-def loss_axis(title: str, data: Sequence[Mapping[str, Any]]) -> Spec:
-    """Return the log scale of a loss, with its ticks."""
+def highest_drawn(cells: Sequence[Mapping[str, Any]]) -> float:
+    """Return 1,000 times the highest median of the calmest learning curve: the end of a loss axis.
+
+    A rate that explodes and stays finite would otherwise press all others onto one line.
+    """
+    medians = ([v for v in cell["curve"]["median"] if v] for cell in cells)
+    return 1000 * min((max(found) for found in medians if found), default=math.inf)
+
+
+def loss_axis(title: str, data: Sequence[Mapping[str, Any]], top: float) -> Spec:
+    """Return the log scale of a loss, with its ticks; what lies beyond `top` is drawn at it."""
     found = [v for row in data for name in ("low", "high") if (v := row.get(name))]
+    scale: Spec = {"type": "log", "nice": False, "padding": 8}
+    low, high = min(found, default=1.0), max(found, default=1.0)
+    if low < top < high:
+        high = top
+        scale |= {"domain": [low, high], "clamp": True}
     return {
         "field": "loss",
         "type": "quantitative",
         "title": f"{title} (log scale)",
-        "scale": {"type": "log", "nice": False, "padding": 8},
-        "axis": {"format": ".3~g", "values": log_ticks(min(found), max(found)) if found else []},
+        "scale": scale,
+        "axis": {"format": ".3~g", "values": log_ticks(low, high) if found else []},
     }
 
 

@@ -13,6 +13,7 @@ from optim_bench.report._chart import (
     Spec,
     band,
     drawn_interval,
+    highest_drawn,
     line,
     log_ticks,
     loss_axis,
@@ -170,7 +171,7 @@ def sensitivity(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         # The grid is half-decades, so every other rate is a round number.
         values = [rate for rate in rates if f"{rate:e}".startswith("1.0")]
         x |= {"axis": {"format": "~e", "grid": False, "values": values or rates}}
-        y = loss_axis("validation loss", data)
+        y = loss_axis("validation loss", data, highest_drawn(cells))
         tooltip = [
             {"field": "optimizer"},
             {"field": "rate", "format": ".3~g", "title": "learning rate"},
@@ -244,7 +245,7 @@ def curves(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         x: Spec = {"field": "step", "type": "quantitative", "title": "step"}
         x["axis"] = {"grid": False, "tickCount": 5}
         drawn = [on_log_axis(row) for row in data]
-        y = loss_axis("validation loss", drawn)
+        y = loss_axis("validation loss", drawn, highest_drawn(cells))
         tooltip = [
             {"field": "optimizer"},
             {"field": "step"},

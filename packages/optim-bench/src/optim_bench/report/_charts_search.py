@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optim_bench.report._chart import Chart, Spec, band, line, loss_axis, on_log_axis
+from optim_bench.report._chart import Chart, Spec, band, highest_drawn, line, loss_axis, on_log_axis
 from optim_bench.report._markdown import number
 from optim_bench.report._select import by_workload, labels_of, of_framework, titles_of
 
@@ -31,7 +31,7 @@ def search(results: Mapping[str, Any], framework: str) -> Iterator[Chart]:
         drawn = [on_log_axis(row) for row in known]
         x: Spec = {"field": "trials", "type": "quantitative", "title": "learning rates tried"}
         x |= {"axis": {"grid": False, "tickMinStep": 1}, "scale": {"zero": False, "padding": 8}}
-        y = loss_axis("best validation loss", drawn)
+        y = loss_axis("best validation loss", drawn, highest_drawn(cells))
         tooltip = [
             {"field": "optimizer"},
             {"field": "trials"},

@@ -54,7 +54,8 @@ GROUPS = (
         "How much the learning rate matters",
         "Validation loss of the tuning seeds: geometric mean and range; the mark is the selected "
         "rate, a cross at the top a rate that diverged or failed on a seed. A rate that was "
-        "stopped has fewer seeds.",
+        "stopped has fewer seeds. A loss above 1,000 times the highest of the calmest learning "
+        "curve is drawn at the end of the axis.",
     ),
     ChartGroup(
         search,
