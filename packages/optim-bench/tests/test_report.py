@@ -353,6 +353,17 @@ def test_summary_has_every_cell_with_interval_and_seeds(results):
         assert cells[-1] == "baseline" or " to " in cells[5]
 
 
+def test_one_task_of_the_users_own_is_not_summed_up_and_is_named_as_a_file(tmp_path, results):
+    assert "Over all real workloads" in summary_markdown(results)
+    first = results["workloads"][0]
+    alone = {**results, "workloads": [{**first, "own": True}]}
+    assert "Over all real workloads" not in summary_markdown(alone)
+    text = write_report(tmp_path, alone).read_text()
+    assert "Over all real workloads" not in text
+    assert "optim-bench run --tier standard my_task.py:task" in text
+    assert f"--workload {first['name']}" not in text
+
+
 def test_the_aggregates_stand_in_the_summary_and_on_the_page(page, results):
     assert {(a["framework"], a["label"]) for a in results["aggregates"]} == {
         ("jax", "stam"),

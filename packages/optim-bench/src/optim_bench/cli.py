@@ -241,9 +241,10 @@ def build_app(trainer: str = DEFAULT_TRAINER) -> typer.Typer:
 
     @app.command()
     def validate(  # pyright: ignore[reportUnusedFunction] - typer calls it
-        file: Annotated[Path, typer.Argument(help="A results.json.")],
+        file: Annotated[Path, typer.Argument(help="A results.json, or its folder.")],
     ) -> None:
         """Check a results.json against its schema."""
+        file = file / "results.json" if file.is_dir() else file
         try:
             data = read_json(file)
         except OSError as error:

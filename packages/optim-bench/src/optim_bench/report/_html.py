@@ -98,7 +98,11 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 "groups": groups,
             }
         )
-    workloads = [facts["name"] for facts in results["workloads"]]
+    # Of a task of the user's own, the results know no file.
+    asked = [
+        "my_task.py:task" if facts.get("own") else f"--workload {facts['name']}"
+        for facts in results["workloads"]
+    ]
     page = {
         "title": _title(results),
         "method": _method(results),
@@ -108,7 +112,7 @@ def _page(results: Results) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "provenance": list(_provenance(results)),
         "command": (
             "optim-bench run --tier standard "
-            + " ".join(f"--workload {name}" for name in workloads)
+            + " ".join(asked)
             + " \\\n    --optimizer adamw,b1=0.95 --optimizer my_package:my_factory"
             " --framework torch"
         ),

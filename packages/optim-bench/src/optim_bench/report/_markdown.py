@@ -97,9 +97,9 @@ def _table(cells: list[Mapping[str, Any]], comparisons: Mapping[str, Any]) -> It
 
 
 def aggregate_rows(results: Mapping[str, Any], framework: str) -> Iterator[list[str]]:
-    """Give one row per optimizer that has a result on every real workload."""
+    """Give one row per optimizer that has a result on every real workload, of several."""
     for row in results["aggregates"]:
-        if row["framework"] == framework:
+        if row["framework"] == framework and len(results["workloads"]) > 1:
             ratio, chance = row["interquartile_ratio"], row["probability_of_improvement"]
             tasks = row["interquartile_ratio_over_workloads"]
             yield [

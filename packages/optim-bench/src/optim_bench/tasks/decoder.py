@@ -150,8 +150,8 @@ def decoder(
             hits += int((outputs.argmax(-1) == y).sum())
         return {"loss": sum(losses) / windows, "accuracy": hits / (windows * context)}
 
-    given = {"steps": 2000, "autocast": torch.bfloat16, "name": f"decoder-{size / 1e6:.1f}m"}
-    title = f"Next token of your file, a decoder of {size / 1e6:.1f} million parameters"
+    given = {"steps": 2000, "autocast": torch.bfloat16, "name": f"decoder-{size / 1e6:.3g}m"}
+    title = f"Next token of your file, a decoder of {size / 1e6:.3g} million parameters"
     return DecoderTask(
         model,
         batches,
