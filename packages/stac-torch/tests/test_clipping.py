@@ -15,6 +15,7 @@ FORMS = [
     (STAC, {"foreach": True}),
     (STAC, {"fused": True}),
     (STAC, {"fused": True, "sign_state_dtype": "int8", "adamw_state_dtype": "bf16"}),
+    (STAC, {"sign_state_dtype": "int4", "adamw_state_dtype": "int8", "amsgrad": True}),
     (STAC, {"sign_momentum": 0.0, "maximize": True}),
     (STAM, {}),
     (STAM, {"foreach": False}),

@@ -40,7 +40,7 @@ def adamw_step_(
     own: list[Slot] = []
     for slot in slots:
         if "exp_avg_scale" in slot.state:
-            coded_step_(slot, skip=skip, grad_scale=grad_scale, **options)
+            coded_step_(slot, skip=skip, grad_scale=grad_scale, clip=clip, **options)
         elif slot.state["exp_avg"].dtype is slot.param.dtype and slot.noise is None:
             own.append(slot)
         else:

@@ -27,6 +27,7 @@ def coded_step_(
     *,
     skip: Tensor | None,
     grad_scale: Tensor | None,
+    clip: Tensor | None,
     lr: float | Tensor,
     beta1: float,
     beta2: float,
@@ -47,6 +48,8 @@ def coded_step_(
         g = grad.to(dtype)
         if grad_scale is not None:
             g = g / grad_scale
+        if clip is not None:
+            g = g * clip.to(g)
         g = ADAMW.prepare(g, hp, xp=_namespace)
         keys = {m.name: m.torch for m in ADAMW.moments_of(hp)}
         old = {
