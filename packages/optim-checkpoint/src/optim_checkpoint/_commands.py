@@ -4,7 +4,6 @@
 import json
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -179,7 +178,7 @@ def unpin_step(folder: Folder, step: Annotated[int, typer.Argument(help="The ste
 @app.command("export")
 def export_part(
     folder: Folder,
-    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    target: Annotated[str, typer.Argument(help="The .safetensors file to write.")],
     step: Step = None,
     part: Annotated[
         Part | None, typer.Option(help="What of it to write, for safetensors; model if left out.")

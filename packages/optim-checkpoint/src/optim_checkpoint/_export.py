@@ -4,7 +4,6 @@
 import os
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 
 from optim_checkpoint import _fs, _place, _reading
 from optim_checkpoint._collect import Staging, read_staged
@@ -19,6 +18,7 @@ from optim_checkpoint._header import TensorInfo
 from optim_checkpoint._json import as_array, as_object
 from optim_checkpoint._select import candidates
 from optim_checkpoint._shard import Entry, lay_out, write_shard
+from optim_checkpoint._urls import local_file
 
 
 def export(
@@ -51,7 +51,7 @@ def export(
         CheckpointExistsError: If `target` exists and `force` is false.
         CheckpointWriteError: If it cannot be written.
     """
-    goal = Path(target)
+    goal = local_file(target)
     if goal.exists() and not force:
         raise CheckpointExistsError(f"{goal} exists; pass --force to replace it")
     wanted = None if step is None else check_step(step)

@@ -3,6 +3,7 @@
 
 import os
 import re
+from pathlib import Path
 
 from optim_checkpoint._errors import CheckpointError
 
@@ -33,6 +34,20 @@ def local(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
             f"{text} is a URL that lost a slash, as pathlib.Path drops one: give the URL as a str"
         )
     return path
+
+
+def local_file(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file or folder of another tool, which only a disk has.
+
+    Raises:
+        CheckpointError: If it is the URL of a store.
+    """
+    if is_store(path):
+        raise CheckpointError(
+            f"{shown_url(os.fspath(path))} is in a store; what other tools read or write must be "
+            "on a local disk: copy it there, or from there"
+        )
+    return Path(local(path))
 
 
 def shown_url(url: str) -> str:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,9 @@ class Net(torch.nn.Module):
 
 def train(folder, world, rank, last, store):
     """Do what the module says; return how it ended."""
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    # Who waits in the group of the training for one that waits is no matter of the save.
+    wait = timedelta(seconds=20)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=wait)
     if world % 2 or world == 2:
         mesh, places = init_device_mesh("cpu", (world,)), [Shard(0)]
     else:

@@ -55,8 +55,10 @@ def tell(report: Report, what: str) -> None:
 
 
 def import_step(
-    source: Annotated[Path, typer.Argument(help="The file or folder of the other tool.")],
-    folder: Annotated[Path, typer.Argument(help="The folder of a run; created where missing.")],
+    source: Annotated[str, typer.Argument(help="The file or folder of the other tool.")],
+    folder: Annotated[
+        str, typer.Argument(help="The folder of a run, created where missing, or a URL of fsspec.")
+    ],
     step: Annotated[int | None, typer.Option(help="The step, where the source has none.")] = None,
     format_: Annotated[
         str | None,
@@ -94,7 +96,7 @@ def import_step(
 
 
 def export_step(
-    folder: Path, target: Path, step: int | None, format_: str, leave_out: list[str], *, force: bool
+    folder: str, target: str, step: int | None, format_: str, leave_out: list[str], *, force: bool
 ) -> None:
     """Write a step for another tool."""
     report = export_checkpoint(

@@ -4,11 +4,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection
-from pathlib import Path
 
 from optim_checkpoint._errors import CheckpointExistsError, CheckpointWriteError
 from optim_checkpoint._folder import StrPath, check_step
 from optim_checkpoint._fs import opened
+from optim_checkpoint._urls import local_file
 from optim_checkpoint.migrate._found import Report
 
 FORMATS = ("torch", "lightning", "dcp")
@@ -49,13 +49,14 @@ def export_checkpoint(
         CheckpointNotFoundError: If there is no such step.
         CorruptCheckpointError: If it is damaged.
         UnsupportedStateError: If it was saved by JAX, or the other format cannot hold it.
+        CheckpointError: If `target` is in a store.
         CheckpointExistsError: If `target` exists.
         CheckpointWriteError: If it cannot be written.
         ValueError: If `format` is none of these.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    goal = Path(target)
+    goal = local_file(target)
     if goal.exists() and (format == "dcp" or not force or goal.is_dir()):
         advice = "" if format == "dcp" else "; pass --force to replace it"
         raise CheckpointExistsError(f"{goal} exists{advice}")

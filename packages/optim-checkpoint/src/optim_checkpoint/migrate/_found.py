@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from optim_checkpoint._errors import UnsupportedStateError, shown
 from optim_checkpoint._names import label_of
+from optim_checkpoint._place import Place
 from optim_checkpoint._typed import Leaf, encode_exact
 
 
@@ -23,7 +23,7 @@ class Report:
         notes: What was assumed or changed on the way, one line each.
     """
 
-    path: Path
+    path: Place
     step: int
     format: str
     holds: tuple[str, ...]

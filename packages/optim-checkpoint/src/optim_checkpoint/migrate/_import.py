@@ -7,6 +7,7 @@ from typing import Any
 from optim_checkpoint._api import steps
 from optim_checkpoint._errors import CheckpointExistsError, CheckpointNotFoundError
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._urls import local_file
 from optim_checkpoint.migrate._found import Found, Report
 
 FORMATS = ("torch", "lightning", "trainer", "accelerate", "dcp", "orbax")
@@ -69,7 +70,7 @@ def import_checkpoint(
 
     Args:
         source: The file or folder.
-        path: The folder of the run; created where missing.
+        path: The folder of the run, created where missing, or the URL of a store.
         step: The training step; None where the source says it (Lightning, Trainer, a folder of
             Orbax's CheckpointManager, what `export_checkpoint` wrote).
         format: "torch", "lightning", "trainer", "accelerate", "dcp" or "orbax"; None looks.
@@ -91,6 +92,7 @@ def import_checkpoint(
         What came along, what did not, and what was assumed.
 
     Raises:
+        CheckpointError: If the source is in a store.
         CheckpointNotFoundError: If the source, or a file that it needs, is not there.
         CorruptCheckpointError: If it is truncated or damaged.
         UnsupportedStateError: If it holds pickled objects, or something is not certain.
@@ -114,7 +116,7 @@ def import_checkpoint(
         >>> report.left_out
         ('generators: the source has none',)
     """
-    origin = Path(source)
+    origin = local_file(source)
     kind = format_of(origin) if format is None else format
     if kind not in FORMATS:
         raise ValueError(f"format is {kind!r}; it must be one of {', '.join(FORMATS)}")

@@ -1,15 +1,14 @@
 """Writing what was found in another tool's checkpoint as one of this package."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from optim_checkpoint._collect import Collector
-from optim_checkpoint._commit import commit
 from optim_checkpoint._errors import UnsupportedStateError
 from optim_checkpoint._folder import StrPath
+from optim_checkpoint._place import Place, commit
 from optim_checkpoint._typed import encode
 from optim_checkpoint.migrate._found import Found, named, storable
 from optim_checkpoint.migrate._naming import Names, add_ties, name_optimizer
@@ -97,7 +96,7 @@ def write(
     model: torch.nn.Module | None,
     ties: Mapping[str, str],
     replace: bool,
-) -> Path:
+) -> Place:
     """Commit what was found; `found` receives what stays behind.
 
     Raises:

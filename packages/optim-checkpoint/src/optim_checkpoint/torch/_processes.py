@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from optim_checkpoint._errors import CheckpointError, CheckpointWriteError
 from optim_checkpoint._peers import Team, alone
 from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._names import unwrap
+
+# How long one waits for another in the background, which may be writing: torch's default.
+WAIT = timedelta(minutes=30)
 
 
 class GroupProcesses:
@@ -100,7 +104,9 @@ class OwnGroup:
     """A gloo group with the processes of another one, for a thread beside the training's.
 
     Collectives of two threads in one group would meet in any order. It is made by the first call of
-    all processes, and anew where training got another group to save with.
+    all processes, and anew where training got another group to save with. Where one process cannot
+    reach another, it ends the group: gloo tells only those that wait for the one that is gone, and
+    who waits for them would wait for as long as a collective may take, 30 minutes.
     """
 
     def __init__(self) -> None:
@@ -122,17 +128,58 @@ class OwnGroup:
                 )
             # Only who is in it makes it.
             ranks = GroupProcesses(group).ranks
-            self._group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+            self._group = dist.new_group(
+                ranks, backend="gloo", use_local_synchronization=True, timeout=WAIT
+            )
             self._of = of
-        return Team(GroupProcesses(self._group), f"saving step {step}", CheckpointWriteError)
+        if self._group is None:
+            raise CheckpointWriteError(
+                f"step {step} was not saved: an earlier save lost a process, and the processes are "
+                "no group any more; start them anew"
+            )
+        return Team(_OwnProcesses(self), f"saving step {step}", CheckpointWriteError)
+
+    @property
+    def group(self) -> Any:
+        """The group."""
+        return self._group
 
     def close(self) -> None:
         """Give the group back."""
-        group, self._group, self._of = self._group, None, None
+        self.end()
+        self._of = None
+
+    def end(self) -> None:
+        """Give the group back, and make no other one."""
+        group, self._group = self._group, None
         # Training may have ended all groups before.
         with contextlib.suppress(ValueError):
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
+
+
+class _OwnProcesses(GroupProcesses):
+    """The processes of an own group, which ends where one of them cannot be reached."""
+
+    def __init__(self, own: OwnGroup) -> None:
+        super().__init__(own.group)
+        self._own = own
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        with self._ending():
+            return super().exchange(message)
+
+    def gather(self, message: bytes) -> list[bytes]:
+        with self._ending():
+            return super().gather(message)
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError:
+            self._own.end()
+            raise
 
 
 def writers(group: Any, step: object, *, sharded: bool) -> Team | None:
