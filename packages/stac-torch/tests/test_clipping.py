@@ -242,3 +242,39 @@ def test_compiled_in_one_graph(cls):
 def test_refused(cls, options, error, message):
     with pytest.raises(error, match=message):
         cls(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), **options)
+
+
+def test_a_gradient_of_two_parameters_is_written_once():
+    one, other = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = STAC([{"params": [one], "role": "sign"}, {"params": [other], "role": "adamw"}],
+                     max_grad_norm=1.0, write_clipped=True)  # fmt: skip
+    one.grad = other.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    # The norm is that of both.
+    expected = torch.tensor([3.0, 4.0]) / (50**0.5 + 1e-6)
+    torch.testing.assert_close(one.grad, expected)
+
+
+def test_an_expanded_gradient_is_refused_before_any_is_written():
+    one, other = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = STAM([one, other], max_grad_norm=1.0, write_clipped=True)
+    one.grad, other.grad = torch.tensor([3.0, 4.0]), torch.tensor([2.0]).expand(2)
+    with pytest.raises(ValueError, match="write_clipped needs gradients that share no entries"):
+        optimizer.step()
+    same([one, one.grad], [torch.zeros(2), torch.tensor([3.0, 4.0])])
+
+
+def test_a_number_of_numpy_limits_the_norm():
+    numpy = pytest.importorskip("numpy")
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = STAM([parameter], max_grad_norm=numpy.float32(0.5))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert optimizer.grad_norm == 5
+
+
+def test_the_share_of_saturated_codes_is_that_of_the_sign_section():
+    model, optimizer = pair(sign_state_dtype="int4", adamw_state_dtype="int8")
+    backward(model)
+    optimizer.step()
+    assert optimizer.diagnostics()["int8_saturation"] is None

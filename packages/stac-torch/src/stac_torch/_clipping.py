@@ -14,6 +14,7 @@ rewritten. n is a sum of squares, so a nan or an infinity anywhere makes it one.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ def checked_clipping(max_grad_norm: Any, write_clipped: Any) -> Clipping | None:
             msg = "write_clipped=True writes gradients clipped to max_grad_norm, got None: give one"
             raise ValueError(msg)
         return None
-    if isinstance(max_grad_norm, bool) or not isinstance(max_grad_norm, (int, float)):
+    if isinstance(max_grad_norm, bool) or not isinstance(max_grad_norm, Real):
         msg = f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}"
         raise TypeError(msg)
     if math.isnan(max_grad_norm) or max_grad_norm <= 0:
@@ -242,11 +243,17 @@ def write_(
         factor: That of clipping.
         grad_scale: None, or the factor that a gradient scaler left in them.
         skip: None, or a flag: where true they stay as they are.
+
+    Raises:
+        ValueError: A gradient is expanded; none was written then.
     """
+    if any(0 in g.stride() and g.numel() > 1 for g in grads):
+        raise ValueError("write_clipped needs gradients that share no entries; one is expanded")
     if skip is not None:
         factor = torch.where(skip, 1.0, factor)
         grad_scale = None if grad_scale is None else torch.where(skip, 1.0, grad_scale)
-    for g in grads:
+    # Two parameters may hold one gradient.
+    for g in {id(g): g for g in grads}.values():
         if grad_scale is not None:
             g.div_(grad_scale.to(g.device))
         g.mul_(factor.to(g.device))

@@ -43,7 +43,9 @@ class Tally:
 
 def int8_saturation(states: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the share of 8-bit momentum entries at the end of the code; None without any."""
-    codes = [local(s["exp_avg"]) for s in states if "exp_avg_scale" in s]
+    # AdamW's moments in 8 bits have a second one.
+    signs = [s for s in states if "exp_avg_scale" in s and "exp_avg_sq" not in s]
+    codes = [local(s["exp_avg"]) for s in signs]
     codes = [c for c in codes if c.dtype is torch.int8 and c.numel() > 0]
     if not codes:
         return None
