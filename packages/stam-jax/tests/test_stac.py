@@ -326,7 +326,16 @@ def test_a_pattern_takes_what_its_layer_contains():
             ValueError,
             r"sign_momentum must be in \[0, 1\)",
         ),
-        (lambda: stam_jax.stac(sign_state_dtype="int16"), ValueError, "state_dtype must be a float"),
+        (
+            lambda: stam_jax.stac(sign_state_dtype="int16"),
+            ValueError,
+            "state_dtype must be a float",
+        ),
+        (
+            lambda: stam_jax.stac(sign_state_dtype="int3"),
+            ValueError,
+            "state_dtype must be .* got 'int3', which is no dtype; or a code, 'int8' or 'int4'",
+        ),
         (
             lambda: stam_jax.stac(stochastic_rounding=True).update(
                 PARAMS, stam_jax.stac(stochastic_rounding=True).init(PARAMS)

@@ -87,7 +87,11 @@ def canonical_float(name: str, dtype: Any) -> np.dtype | None:
     """
     if dtype is None:
         return None
-    resolved = jnp.dtype(dtype)
+    try:
+        resolved = jnp.dtype(dtype)
+    except TypeError as error:
+        msg = f"{name} must be a floating dtype or None, got {dtype!r}, which is no dtype"
+        raise ValueError(msg) from error
     if not jnp.issubdtype(resolved, jnp.floating):
         msg = (
             f"{name} must be a floating dtype or None, got {resolved.name}: for example 'bfloat16'"

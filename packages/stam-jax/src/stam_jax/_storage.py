@@ -44,7 +44,10 @@ def canonical(name: str, dtype: Any, *, codes: Sequence[str] = (INT8,)) -> Any:
         # A string, because not every release of NumPy and JAX knows a dtype of 4 bits.
         if dtype is not None and str(getattr(dtype, "__name__", dtype)) == code:
             return code
-    return _dtypes.canonical_float(name, dtype)
+    try:
+        return _dtypes.canonical_float(name, dtype)
+    except ValueError as error:
+        raise ValueError(f"{error}; or a code, {' or '.join(map(repr, codes))}") from error
 
 
 def start(moment: Moment, requested: Any, params: Any) -> dict[str, Any]:
