@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection
+from pathlib import Path
 
 from optim_checkpoint._errors import CheckpointExistsError, CheckpointWriteError
 from optim_checkpoint._folder import StrPath, check_step
