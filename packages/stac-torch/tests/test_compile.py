@@ -12,8 +12,6 @@ from torch import nn
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Guards may run slower"),
     pytest.mark.filterwarnings("ignore:Profiler record function"),
-    # Torch 2.10 says so of itself when dynamo is imported.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
 ]
 
 OPTIONS = [

@@ -155,7 +155,6 @@ def test_it_excludes_foreach_and_diagnostics():
 
 @pytest.mark.filterwarnings("ignore:Guards may run slower")
 @pytest.mark.filterwarnings("ignore:Profiler record function")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_under_torch_compile_it_runs_outside_the_graph_or_says_why_it_cannot():
     p = nn.Parameter(torch.ones(4))
     p.grad = torch.ones(4)

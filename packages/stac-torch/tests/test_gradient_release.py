@@ -1,17 +1,12 @@
 """Gradient release: one optimizer per parameter, stepped inside the backward pass."""
 
-import warnings
 from functools import partial
 
 import pytest
 import torch
 from stac_torch import STAC, param_groups
 from torch import nn
-
-with warnings.catch_warnings():
-    # Older releases say so of what they import there themselves.
-    warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-    from torch.distributed.optim import _apply_optimizer_in_backward
+from torch.distributed.optim import _apply_optimizer_in_backward
 
 OPTIONS = {"lr": 3e-3, "weight_decay": 0.1}
 identical = partial(torch.testing.assert_close, rtol=0, atol=0)

@@ -121,7 +121,6 @@ def test_names_of_wrappers_are_stripped(prefix):
 
 
 # Torch 2.10 says so of itself when dynamo is imported.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 @pytest.mark.parametrize(
     "wrap",
     [
