@@ -173,12 +173,12 @@ class OverflowingStorage(NumpyRun):
 class Noisy(NumpyRun):
     """Each step adds noise in the last bits."""
 
-    _noise: ClassVar[np.random.Generator] = np.random.default_rng()
+    _generator: ClassVar[np.random.Generator] = np.random.default_rng()
 
     def step(self, grads: Tree, *, lr: float | None = None) -> None:
         super().step(grads, lr=lr)
         for leaf, p in self._params.items():
-            self._params[leaf] = (p * (1 + 1e-6 * self._noise.random(p.shape))).astype(p.dtype)
+            self._params[leaf] = (p * (1 + 1e-6 * self._generator.random(p.shape))).astype(p.dtype)
 
 
 def coded(rule: OptimizerRule) -> bool:
