@@ -120,7 +120,7 @@ def decoder(
         >>> np.arange(4000, dtype="<u2").__mod__(200).tofile(path)
         >>> task = decoder(path, parameters=150e3, symbols=256, context=16, steps=10)
         >>> task.name, task.evaluate(task.model(0), "test").keys()
-        ('decoder-0.1m', dict_keys(['loss', 'accuracy']))
+        ('decoder-0.116m', dict_keys(['loss', 'accuracy']))
     """
     for name, value in (("symbols", symbols), ("context", context), ("batch", batch)):
         if value < 1:
