@@ -17,6 +17,7 @@ from optim_bench.timing._rounds import Run
 
 # Too small to change the parameters noticeably: a step costs the same at any rate.
 RATE = 1e-6
+LIMIT = 1.0
 
 
 def _adamw_after_a_sum() -> optax.GradientTransformation:
@@ -42,7 +43,13 @@ CASES: Mapping[str, optax.GradientTransformation] = MappingProxyType(
         "stam": stam_jax.stam(RATE),
         "stam sampled": stam_jax.stam(RATE, stat_sample=4096),
         "stam_lite": stam_jax.stam_lite(RATE),
+        "stac": stam_jax.stac(RATE),
         "adamw after a sum": _adamw_after_a_sum(),
+        "clip and adamw": optax.chain(optax.clip_by_global_norm(LIMIT), optax.adamw(RATE)),
+        "clip and stam": optax.chain(optax.clip_by_global_norm(LIMIT), stam_jax.stam(RATE)),
+        "clip and stam_lite": optax.chain(
+            optax.clip_by_global_norm(LIMIT), stam_jax.stam_lite(RATE)
+        ),
     }
 )
 

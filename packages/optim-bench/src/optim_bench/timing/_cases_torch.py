@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from stac_torch import STAC
+from stac_torch import STAC, STAM, STAMLite
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
 from optim_bench.errors import BenchError
@@ -15,6 +16,8 @@ from optim_bench.timing._rounds import Run
 
 # Too small to change the parameters noticeably: a step costs the same at any rate.
 RATE = 1e-6
+# Above the norm: gradients that are clipped at each step would become another problem.
+LIMIT = 1e6
 POLICIES: tuple[Literal["propagate", "skip"], ...] = ("propagate", "skip")
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8"}
 
@@ -33,6 +36,21 @@ def _stac(state: str, policy: Literal["propagate", "skip"]) -> Callable[[list[Te
     return make
 
 
+def _sections(params: list[Tensor]) -> list[dict[str, Any]]:
+    """Return the embedding, which is the head, for AdamW, and the rest for the sign update."""
+    return [{"params": params[1:], "role": "sign"}, {"params": params[:1], "role": "adamw"}]
+
+
+def _clipped(state: str) -> Callable[[list[Tensor]], Optimizer]:
+    return lambda params: STAC(
+        _sections(params),
+        RATE,
+        sign_state_dtype=STATE_DTYPES[state],
+        fused=True,
+        max_grad_norm=LIMIT,
+    )
+
+
 CASES: Mapping[str, Callable[[list[Tensor]], Optimizer]] = MappingProxyType(
     {
         "adamw fused": lambda params: AdamW(params, RATE, fused=True),
@@ -40,12 +58,23 @@ CASES: Mapping[str, Callable[[list[Tensor]], Optimizer]] = MappingProxyType(
         "stac foreach": lambda params: STAC(
             params, RATE, role="sign", nonfinite="propagate", foreach=True
         ),
+        "adamw": lambda params: AdamW(params, RATE),
+        "stac": lambda params: STAC(_sections(params), RATE),
+        "stam": lambda params: STAM(params, RATE),
+        "stam_lite": lambda params: STAMLite(params, RATE),
+        **{f"stac clipped {state}": _clipped(state) for state in STATE_DTYPES},
         **{
             f"stac fused {state} {policy}": _stac(state, policy)
             for state in STATE_DTYPES
             for policy in POLICIES
         },
     }
+)
+
+
+# What a loop calls before the step.
+BEFORE: Mapping[str, Callable[[list[Tensor]], object]] = MappingProxyType(
+    {"adamw fused after clipping": lambda params: clip_grad_norm_(params, LIMIT, foreach=True)}
 )
 
 
@@ -112,7 +141,13 @@ class Tensors:
         else:
             for param, grad in zip(params, self.grads, strict=True):
                 param.requires_grad_().grad = grad
-            step = CASES[case](params).step
+            take = CASES[case.removesuffix(" after clipping")](params).step
+            before = BEFORE.get(case)
+
+            def step() -> None:
+                if before is not None:
+                    before(params)
+                take()
 
         def run(n: int) -> None:
             for _ in range(n):

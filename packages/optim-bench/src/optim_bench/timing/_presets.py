@@ -115,6 +115,28 @@ STAC_FUSED = (
     _stac("int8", 1.05, 18 / 28, skip=True),
 )
 
+_CLIP_TITLE = "clip_grad_norm_(foreach=True), AdamW(fused=True)"
+
+
+def _clipping(
+    title: str, shapes: tuple[Shape, ...], reach: Mapping[str, float], device: str
+) -> Group:
+    """Clipping and step: what a loop runs between its backward passes."""
+    return Group(
+        "clipping",
+        "torch",
+        f"{title}, clipping and step",
+        shapes,
+        "adamw fused after clipping",
+        _CLIP_TITLE,
+        tuple(
+            Contender(f"stac clipped {state}", f"STAC fused, {state}, max_grad_norm", value)
+            for state, value in reach.items()
+        ),
+        device=device,
+    )
+
+
 STEP_SPEED = (
     Group(
         "transformer",
@@ -123,8 +145,20 @@ STEP_SPEED = (
         TRANSFORMER,
         "adamw",
         "optax.adamw",
-        STAM_FAMILY,
+        (*STAM_FAMILY, Contender("stac", "STAC", 0.80)),
         (Floor("adamw after a sum", "optax.adamw after one sum of abs(g - m) per leaf"),),
+    ),
+    Group(
+        "clipped",
+        "jax",
+        "20.5 M parameters of a transformer, clipping and step",
+        TRANSFORMER,
+        "clip and adamw",
+        "clip_by_global_norm, optax.adamw",
+        (
+            Contender("clip and stam", "clip_by_global_norm, STAM", 1.40),
+            Contender("clip and stam_lite", "clip_by_global_norm, STAMLite", 0.85),
+        ),
     ),
     Group(
         "small leaves",
@@ -167,7 +201,26 @@ STEP_SPEED = (
         TRANSFORMER,
         "adamw foreach",
         "AdamW(foreach=True)",
-        (Contender("stac foreach", 'STAC foreach, float32, nonfinite="propagate"', 0.50),),
+        (
+            Contender("stac foreach", 'STAC foreach, float32, nonfinite="propagate"', 0.50),
+            Contender("stam", "STAM", 1.05),
+            Contender("stam_lite", "STAMLite", 0.65),
+        ),
+    ),
+    Group(
+        "transformer, as constructed",
+        "torch",
+        "20.5 M parameters of a transformer",
+        TRANSFORMER,
+        "adamw",
+        "AdamW()",
+        (Contender("stac", "STAC()", 0.35),),
+    ),
+    _clipping(
+        "20.5 M parameters of a transformer",
+        TRANSFORMER,
+        {"float32": 0.68, "bfloat16": 0.60, "int8": 0.68},
+        "cpu",
     ),
     Group(
         "many tensors",
@@ -211,6 +264,12 @@ STEP_SPEED_CUDA = (
         "AdamW(fused=True)",
         (_stac("float32", 1.00, 20 / 28, skip=False),),
         device="cuda",
+    ),
+    _clipping(
+        "208 M parameters of a transformer",
+        LARGE_TRANSFORMER,
+        {"float32": 0.70, "bfloat16": 0.62, "int8": 0.58},
+        "cuda",
     ),
 )
 
