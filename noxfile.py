@@ -416,9 +416,16 @@ def bench_checkpoint(session: nox.Session) -> None:
 @nox.session(python=NEWEST, default=False)
 @nox.parametrize("package", ["stac-torch", "optim-bench"], ids=["stac-torch", "optim-bench"])
 def gpu(session: nox.Session, package: str) -> None:
-    """What needs a CUDA device, on a machine that has one."""
+    """What needs a CUDA device, on a machine that has one; then the step times there.
+
+    `-- --json packages/optim-bench/evidence/step-speed-cuda.json --update-readme
+    packages/optim-bench/evidence/costs.md` keeps them.
+    """
     steps.install_editable(session, package)
-    session.run("pytest", "-m", "gpu", f"packages/{package}/tests", *session.posargs)
+    session.run("pytest", "-m", "gpu", f"packages/{package}/tests")
+    if package == "optim-bench":
+        timed = ("optim-bench", "time", "--preset", "step-speed-cuda", "--rounds", "30")
+        session.run(*timed, *session.posargs)
 
 
 @nox.session(python=False, default=False)
