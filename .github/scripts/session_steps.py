@@ -19,7 +19,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DIST = {"optim-checkpoint": "loadfile"}
 
 # The heart of each package: what users call, without what takes minutes. `uvx nox -t quick` runs
-# it, and so do the Pythons and frameworks whose neighbours on both sides run the whole.
+# it, and so does what mixes an old Python with new frameworks, or old frameworks with a new Python.
 HEART = {
     "stam-core": "conformance hyperparams namespaces package rules stac",
     "stam-jax": "arguments descent errors leaves limits nonfinite rounding state_dict",
