@@ -7,14 +7,14 @@ import linecache
 import sys
 
 import pytest
-from optim_bench import source
-from optim_bench.catalog import Request, build_plan
+from optim_bench.executors.train import train
 from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, learning_rate, resolve
 from optim_bench.protocol import Plan
+from optim_bench.protocol.catalog import Request, build_plan
 from optim_bench.records import RunSpec
-from optim_bench.source import source_of
+from optim_bench.results import source
+from optim_bench.results.source import source_of
 from optim_bench.tasks.built_in import WORKLOADS, get
-from optim_bench.train import train
 
 FILES = {
     "src_mine.py": """

@@ -5,12 +5,12 @@ import json
 import os
 
 import pytest
-from optim_bench.campaign import failed_runs, progress_of, run_campaign
 from optim_bench.errors import BenchError
 from optim_bench.executors import InlineExecutor
 from optim_bench.protocol import Budget, Phase
-from optim_bench.results import build_results
-from optim_bench.store import Store, read_json, write_bytes, write_json
+from optim_bench.protocol.campaign import failed_runs, progress_of, run_campaign
+from optim_bench.results.store import Store, read_json, write_bytes, write_json
+from optim_bench.results.verdicts import build_results
 
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=2, extensions=1, defaults=False)
 
