@@ -9,7 +9,10 @@ identity is part of a run's key. It is
     settings:...      over what a task declares beside its functions
 
 Modules of the standard library are left out, and the frameworks, whose versions every record
-holds. What a module reads at run time, such as a configuration file, is not seen.
+holds. What a module reads at run time, such as a configuration file, is not seen. Of a notebook,
+which is no file, the functions count that are used, with the values that they read as globals,
+defaults or from around them: plain ones, arrays, and lists, dictionaries and sets of both. Other
+objects there, such as a data frame or a model, do not.
 """
 
 import ast
@@ -30,6 +33,7 @@ from typing import Any
 
 from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo
 from optim_bench.references import is_reference, module_of
+from optim_bench.results._values import values_text
 from optim_bench.tasks import Entry
 
 # Recorded with every run (`executors.train.environment`), or governed by declared versions.
@@ -155,14 +159,33 @@ def _typed_with(name: str, origin: Any, parts: dict[str, bytes]) -> list[tuple[s
             codes += [inner for inner in code.co_consts if hasattr(inner, "co_names")]
             space = getattr(function, "__globals__", {})
             used |= {n: space[n] for n in code.co_names if n in space}
-    plain = {n: v for n, v in sorted(used.items()) if isinstance(v, _PLAIN)}
+        used |= _kept_values(function)
+    plain = {n: v for n, v in sorted(used.items()) if _is_plain(v)}
     parts[place] += repr(plain).encode()
+    for global_name in sorted({*used} - {*plain}):
+        if told := values_text(used[global_name]):
+            parts[place] += f"{global_name}={told}\n".encode()
     modules = [(v.__name__, None) for v in used.values() if isinstance(v, ModuleType)]
     written = [(owner, v) for v in used.values() if isinstance(owner := _module_of(v), str)]
     return [*modules, *written]
 
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
+def _kept_values(function: Any) -> dict[str, Any]:
+    """Return what a function keeps beside its text: its defaults, and what it closes over."""
+    if not isinstance(function, FunctionType):
+        return {}
+    kept: dict[str, Any] = dict(function.__kwdefaults__ or {})
+    kept |= {str(index): value for index, value in enumerate(function.__defaults__ or ())}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # the cell of a name that was not assigned
+            kept[name] = cell.cell_contents
+    return {f"{function.__qualname__} {name}": value for name, value in kept.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def _typed(name: str, origin: Any) -> bytes:
