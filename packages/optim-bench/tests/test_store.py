@@ -36,6 +36,19 @@ def test_a_file_is_strict_json_named_by_the_hash_of_its_spec(store, make_spec, m
     assert "NaN" not in path.read_text()
 
 
+def test_a_plan_of_an_older_search_is_refused_by_its_rule(store, make_plan, make_spec, make_record):
+    store.register(make_plan({"jax": ("stam", "adamw")}, BUDGET))
+    store.write(make_record(make_spec(), 1.0))
+    newer = make_plan({"jax": ("stam", "adamw")}, dataclasses.replace(BUDGET, halving=True))
+    with pytest.raises(BenchError, match=r"gave every learning rate all tuning seeds.*--output"):
+        store.register(newer)
+    # The other way round, the search of a tier is what differs, not a version.
+    (store.root / "plan.json").unlink()
+    store.register(newer)
+    with pytest.raises(BenchError, match="registers another comparison; choose another --output"):
+        store.register(make_plan({"jax": ("stam", "adamw")}, BUDGET))
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [

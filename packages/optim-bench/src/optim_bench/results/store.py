@@ -130,9 +130,15 @@ class Store:
                     "written, and runs of both must not meet; choose another --output, or move "
                     "that file away to train it anew beside the runs that are there"
                 )
+            rule = ""
+            if plan.budget.halving and not self.plan().budget.halving:
+                rule = (
+                    "; an older version wrote it, whose search gave every learning rate all tuning "
+                    "seeds, and this one stops the rates that cannot win"
+                )
             raise BenchError(
-                f"{path} registers another comparison; choose another --output, or move that file "
-                "away to plan anew over the runs that are there"
+                f"{path} registers another comparison{rule}; choose another --output, or move that "
+                "file away to plan anew over the runs that are there"
             )
         write_json(path, plan.to_json())
 
