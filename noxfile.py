@@ -2,7 +2,7 @@
 
 Each package is tested in an environment that holds that package, what it declares, and the test
 tools. An interpreter that a machine cannot provide skips with its reason, and nox lists at its end
-what ran; `.github/scripts/count_sessions.py` holds CI to that list.
+what ran; `--error-on-missing-interpreters`, as CI has it, makes an error of that.
 """
 
 import json
@@ -38,6 +38,7 @@ SITE = ("mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", "mkdocs-gen-fil
 SITE += ("mkdocs-literate-nav==0.6.3", "mkdocs-htmlproofer-plugin==1.6.0", "mkdocs==1.6.1")
 
 PYTHONS = ("3.11", "3.12", "3.13")
+OPTIMIZERS = ("stam-core", "stam-jax", "stac-torch")
 
 
 def available(version: str) -> bool:
@@ -104,10 +105,10 @@ def quick(session: nox.Session, package: str) -> None:
     steps.pytest(session, *files, markers=" and not slow", package=package)
 
 
-@nox.session(python="3.14")
+@nox.session(python="3.14", default=available("3.14"))
 @each_package
 def newer(session: nox.Session, package: str) -> None:
-    """One package on the Python that few machines have yet; without it this skips."""
+    """One package on the Python that few machines have yet."""
     steps.install_editable(session, package)
     steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
 
@@ -175,67 +176,40 @@ def jax_build(session: nox.Session, build: str) -> None:
     session.install("--dry-run", *packages, f"jax[{build}]")
 
 
-# What is tested beside the packages of others, or our own that it must not depend on: the folder of
-# the tests, the groups and whatever else comes with it, and whether the tests start workers.
+# What is tested beside packages of others, or ours that it must not depend on: the tests, then
+# what comes with them (`:name` is a dependency group).
 BESIDE = {
-    # The trajectories of the published package that ours descends from.
-    "parity-jax": ("stam-jax/tests_parity", (), ("stam-optimizer==0.1.0",), False),
-    "parity-torch": (
-        "stac-torch/tests_parity/parity_published.py",
-        (),
-        ("stac-optimizer==0.1.5",),
-        False,
-    ),
-    # The optimizers of this workspace, saved.
-    "siblings": (
-        "optim-checkpoint/tests_siblings",
-        (),
-        steps.editable("stam-core", "stam-jax", "stac-torch"),
-        False,
-    ),
+    # The trajectories of the published packages that ours descend from.
+    "parity-jax": "stam-jax/tests_parity stam-optimizer==0.1.0",
+    "parity-torch": "stac-torch/tests_parity/parity_published.py stac-optimizer==0.1.5",
+    "siblings": f"optim-checkpoint/tests_siblings {' '.join(steps.editable(*OPTIMIZERS))}",
     # What Lightning, transformers' Trainer, Accelerate and Orbax write themselves.
-    "migrations": (
-        "optim-checkpoint/tests_migrate",
-        ("integrations", "bench-optim-checkpoint"),
-        (),
-        False,
-    ),
-    # transformers' Trainer, Accelerate and Lightning.
-    "integrations": ("stac-torch/tests_integration", ("integrations",), (), False),
+    "migrations": "optim-checkpoint/tests_migrate :integrations :bench-optim-checkpoint",
+    "integrations": "stac-torch/tests_integration :integrations",
     # submitit's local executor, and a real Ray cluster on loopback.
-    "submitit": ("optim-bench/tests_submitit", (), steps.editable("optim-bench[submitit]"), True),
-    "ray": ("optim-bench/tests_ray", (), steps.editable("optim-bench[ray]"), True),
+    "submitit": "optim-bench/tests_submitit -e packages/optim-bench[submitit]",
+    "ray": "optim-bench/tests_ray -e packages/optim-bench[ray]",
     # The optimizers of others that optim-bench enters, and its examples on data of others.
-    "third-party": (
-        "optim-bench/tests_third_party",
-        ("gallery",),
-        ("stac-optimizer==0.3.0", "torchao==0.18.0"),
-        True,
-    ),
+    "third-party": "optim-bench/tests_third_party stac-optimizer==0.3.0 torchao==0.18.0 :gallery",
 }
 
 
-# The published stac-optimizer needs 3.13.
+def beside_session(name: str) -> object:
+    """The parameters of one; the published stac-optimizer needs 3.13."""
+    python = "3.13" if "stac-optimizer" in BESIDE[name] else NEWEST
+    return nox.param(python, name, id=name, tags=[BESIDE[name].partition("/")[0]])
+
+
 @nox.session
-@nox.parametrize(
-    "python, what",
-    [
-        nox.param(
-            "3.13" if "stac-optimizer" in str(of) else NEWEST,
-            name,
-            id=name,
-            tags=[of[0].split("/")[0]],
-        )
-        for name, of in BESIDE.items()
-    ],
-)
+@nox.parametrize("python, what", [beside_session(name) for name in BESIDE])
 def beside(session: nox.Session, what: str) -> None:
     """One package beside what others publish, write or run."""
-    tests, groups, more, alone = BESIDE[what]
-    package = tests.split("/")[0]
+    tests, *needs = BESIDE[what].split()
+    package = tests.partition("/")[0]
     steps.install_editable(session, package)
-    session.install(*more, *(line for name in groups for line in steps.group(name)))
-    if alone:
+    groups = (line for need in needs if need[0] == ":" for line in steps.group(need[1:]))
+    session.install(*(need for need in needs if need[0] != ":"), *groups)
+    if package == "optim-bench":
         steps.pytest_alone(session, f"packages/{tests}")
     else:
         steps.pytest(session, f"packages/{tests}", markers="", package=package)
@@ -252,7 +226,7 @@ def peers(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
-    tools = (*steps.group("test-tools"), *steps.group("release"), *steps.group("nox"))
+    tools = (*steps.group("test-tools"), *steps.group("release"))
     session.install("-e", "shared-tests", *tools)
     steps.pytest(session, "shared-tests/tests", f"{SCRIPTS}/tests", markers="")
 
