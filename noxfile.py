@@ -2,9 +2,10 @@
 
 Each package is tested in an environment that holds that package, what it declares, and the test
 tools. An interpreter that a machine cannot provide skips with its reason, and nox lists at its end
-what ran; `.github/scripts/count_sessions.py` holds CI to that list.
+what ran; `--error-on-missing-interpreters`, as CI has it, makes an error of that.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -37,6 +38,7 @@ SITE = ("mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", "mkdocs-gen-fil
 SITE += ("mkdocs-literate-nav==0.6.3", "mkdocs-htmlproofer-plugin==1.6.0", "mkdocs==1.6.1")
 
 PYTHONS = ("3.11", "3.12", "3.13")
+OPTIMIZERS = ("stam-core", "stam-jax", "stac-torch")
 
 
 def available(version: str) -> bool:
@@ -62,8 +64,7 @@ each_package_by_name = nox.parametrize("package", PACKAGES, ids=PACKAGES)
 def lint(session: nox.Session) -> None:
     """Format, lint, import arrows, and the rules of the workspace itself."""
     session.install(*steps.group("lint"), "pip")
-    sources = [*(f"packages/{package}" for package in PACKAGES), "shared-tests"]
-    session.install("--no-deps", *(flag for path in sources for flag in ("-e", path)))
+    session.install("--no-deps", *steps.editable(*PACKAGES), "-e", "shared-tests")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("lint-imports")
@@ -73,9 +74,8 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=NEWEST, tags=["quick"])
 def types(session: nox.Session) -> None:
     """pyright: strict where no framework is involved, standard elsewhere."""
-    sources = [f"packages/{package}{EXTRAS.get(package, '')}" for package in PACKAGES]
-    flags = [flag for path in (*sources, "shared-tests") for flag in ("-e", path)]
-    session.install(*flags, "-e", "packages/optim-bench[ray,submitit]")
+    packages = steps.editable(*PACKAGES, "optim-bench[ray,submitit]")
+    session.install(*packages, "-e", "shared-tests")
     session.install(*steps.group("types"), *steps.group("test"), "nox")
     session.run("pyright")
 
@@ -83,15 +83,15 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 @each_package
 def tests(session: nox.Session, package: str) -> None:
-    """One package with the newest of what it declares: whole on the oldest and the newest Python.
+    """One package with the newest of what it declares: whole on the newest Python.
 
-    The heart of it on those between; the slow tests and the docstrings on the newest only.
+    The heart of it on the older ones; `minimums` takes the whole on the oldest. The slow tests and
+    the docstrings are for the newest only.
     """
     steps.install_editable(session, package)
     newest = session.python == NEWEST
-    whole = newest or session.python == OLDEST
     markers = "" if newest else " and not slow"
-    steps.pytest(session, *steps.files(package, whole=whole), markers=markers, package=package)
+    steps.pytest(session, *steps.files(package, whole=newest), markers=markers, package=package)
     if newest:
         steps.doctests(session, package)
 
@@ -105,10 +105,10 @@ def quick(session: nox.Session, package: str) -> None:
     steps.pytest(session, *files, markers=" and not slow", package=package)
 
 
-@nox.session(python="3.14")
+@nox.session(python="3.14", default=available("3.14"))
 @each_package
 def newer(session: nox.Session, package: str) -> None:
-    """One package on the Python that few machines have yet; without it this skips."""
+    """One package on the Python that few machines have yet."""
     steps.install_editable(session, package)
     steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
 
@@ -121,41 +121,35 @@ def minimums(session: nox.Session, package: str) -> None:
     steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
 
 
-# The newest versions are what `tests` resolves to; the floor on the oldest Python is in `minimums`.
+# The newest versions are what `tests` resolves to; `minimums` has the floor on the oldest Python.
 @nox.session
 @nox.parametrize(
-    "python, jax, optax, whole",
+    "python, package, versions, whole",
     [
-        nox.param("3.12", "0.8.3", "0.2.6", True, id="middle", tags=["stam-jax"]),
-        nox.param("3.13", "0.6.2", "0.2.4", False, id="floor", tags=["stam-jax"]),
+        nox.param(
+            "3.12", "stam-jax", "jax==0.8.3 optax==0.2.6", True, id="jax-middle", tags=["stam-jax"]
+        ),
+        nox.param(
+            "3.13", "stam-jax", "jax==0.6.2 optax==0.2.4", False, id="jax-floor", tags=["stam-jax"]
+        ),
+        nox.param(
+            "3.12", "stac-torch", "torch==2.13.0", True, id="torch-middle", tags=["stac-torch"]
+        ),
+        nox.param(
+            "3.13", "stac-torch", "torch==2.10.0", False, id="torch-floor", tags=["stac-torch"]
+        ),
     ],
 )
-def jax(session: nox.Session, jax: str, optax: str, whole: bool) -> None:
-    """stam-jax on an older JAX and the optax of its time, optax's own suites included.
-
-    `minimums` takes the whole of it at the floor, on the oldest Python.
-    """
-    steps.install_editable(session, "stam-jax", f"jax=={jax}", f"optax=={optax}")
-    tests = "packages/stam-jax/tests"
-    steps.pytest(session, *steps.files("stam-jax", whole=whole), markers=" and not slow")
-    # The rest of what JAX and optax change most: the slow tests of these two.
-    suites = (f"{tests}/test_optax_suites.py", f"{tests}/test_sharding.py")
-    steps.pytest(session, *suites, markers=" and slow")
-
-
-@nox.session
-@nox.parametrize(
-    "python, torch, whole",
-    [
-        nox.param("3.12", "2.10.0", False, id="floor-3.12", tags=["stac-torch"]),
-        nox.param("3.13", "2.10.0", True, id="floor-3.13", tags=["stac-torch"]),
-        nox.param("3.12", "2.13.0", True, id="middle", tags=["stac-torch"]),
-    ],
-)
-def torch(session: nox.Session, torch: str, whole: bool) -> None:
-    """stac-torch on an older PyTorch; `minimums` has the floor on the oldest Python."""
-    steps.install_editable(session, "stac-torch", f"torch=={torch}")
-    steps.pytest(session, *steps.files("stac-torch", whole=whole), markers=" and not slow")
+def older(session: nox.Session, package: str, versions: str, whole: bool) -> None:
+    """A package on an older framework, optax's own suites included."""
+    steps.install_editable(session, package, *versions.split())
+    steps.pytest(session, *steps.files(package, whole=whole), markers=" and not slow")
+    if package == "stam-jax":
+        # The rest of what JAX and optax change most: the slow tests of these two.
+        suites = (
+            f"packages/{package}/tests/test_{name}.py" for name in ("optax_suites", "sharding")
+        )
+        steps.pytest(session, *suites, markers=" and slow")
 
 
 @nox.session(python=NEWEST)
@@ -182,30 +176,43 @@ def jax_build(session: nox.Session, build: str) -> None:
     session.install("--dry-run", *packages, f"jax[{build}]")
 
 
-@nox.session(python="3.13")  # The published stac-optimizer needs it.
-@nox.parametrize(
-    "package, published",
-    [
-        nox.param("stam-jax", "stam-optimizer==0.1.0", id="stam-jax", tags=["stam-jax"]),
-        nox.param("stac-torch", "stac-optimizer==0.1.5", id="stac-torch", tags=["stac-torch"]),
-    ],
-)
-def parity(session: nox.Session, package: str, published: str) -> None:
-    """The trajectories of the published package that ours descends from."""
+# What is tested beside packages of others, or ours that it must not depend on: the tests, then
+# what comes with them (`:name` is a dependency group).
+BESIDE = {
+    # The trajectories of the published packages that ours descend from.
+    "parity-jax": "stam-jax/tests_parity stam-optimizer==0.1.0",
+    "parity-torch": "stac-torch/tests_parity/parity_published.py stac-optimizer==0.1.5",
+    "siblings": f"optim-checkpoint/tests_siblings {' '.join(steps.editable(*OPTIMIZERS))}",
+    # What Lightning, transformers' Trainer, Accelerate and Orbax write themselves.
+    "migrations": "optim-checkpoint/tests_migrate :integrations :bench-optim-checkpoint",
+    "integrations": "stac-torch/tests_integration :integrations",
+    # submitit's local executor, and a real Ray cluster on loopback.
+    "submitit": "optim-bench/tests_submitit -e packages/optim-bench[submitit]",
+    "ray": "optim-bench/tests_ray -e packages/optim-bench[ray]",
+    # The optimizers of others that optim-bench enters, and its examples on data of others.
+    "third-party": "optim-bench/tests_third_party stac-optimizer==0.3.0 torchao==0.18.0 :gallery",
+}
+
+
+def beside_session(name: str) -> object:
+    """The parameters of one; the published stac-optimizer needs 3.13."""
+    python = "3.13" if "stac-optimizer" in BESIDE[name] else NEWEST
+    return nox.param(python, name, id=name, tags=[BESIDE[name].partition("/")[0]])
+
+
+@nox.session
+@nox.parametrize("python, what", [beside_session(name) for name in BESIDE])
+def beside(session: nox.Session, what: str) -> None:
+    """One package beside what others publish, write or run."""
+    tests, *needs = BESIDE[what].split()
+    package = tests.partition("/")[0]
     steps.install_editable(session, package)
-    session.install(published)
-    files = sorted((ROOT / "packages" / package / "tests_parity").glob("*.py"))
-    steps.pytest(session, *map(str, files), markers="")
-
-
-@nox.session(python=NEWEST, tags=["optim-checkpoint"])
-def siblings(session: nox.Session) -> None:
-    """optim-checkpoint with the optimizers of this workspace, which it must not depend on."""
-    steps.install_editable(session, "optim-checkpoint")
-    others = ("stam-core", "stam-jax", "stac-torch")
-    session.install(*(flag for name in others for flag in ("-e", f"packages/{name}")))
-    tests = "packages/optim-checkpoint/tests_siblings"
-    steps.pytest(session, tests, markers="", package="optim-checkpoint")
+    groups = (line for need in needs if need[0] == ":" for line in steps.group(need[1:]))
+    session.install(*(need for need in needs if need[0] != ":"), *groups)
+    if package == "optim-bench":
+        steps.pytest_alone(session, f"packages/{tests}")
+    else:
+        steps.pytest(session, f"packages/{tests}", markers="", package=package)
 
 
 @nox.session(python=NEWEST, default=False)
@@ -216,45 +223,10 @@ def peers(session: nox.Session) -> None:
     steps.pytest_alone(session, "packages/optim-checkpoint/tests_peers")
 
 
-@nox.session(python=NEWEST, tags=["optim-checkpoint"])
-def migrations(session: nox.Session) -> None:
-    """Imports of what Lightning, transformers' Trainer, Accelerate and Orbax write themselves."""
-    steps.install_editable(session, "optim-checkpoint")
-    session.install(*steps.group("integrations"), *steps.group("bench-optim-checkpoint"))
-    steps.pytest(session, "packages/optim-checkpoint/tests_migrate", markers="")
-
-
-@nox.session(python=NEWEST, tags=["stac-torch"])
-def integrations(session: nox.Session) -> None:
-    """stac-torch under transformers' Trainer, Accelerate and Lightning."""
-    steps.install_editable(session, "stac-torch")
-    session.install(*steps.group("integrations"))
-    steps.pytest(session, "packages/stac-torch/tests_integration", markers="")
-
-
-@nox.session(python=NEWEST, tags=["optim-bench"])
-@nox.parametrize("executor", ["submitit", "ray"], ids=["submitit", "ray"])
-def cluster(session: nox.Session, executor: str) -> None:
-    """optim-bench through submitit's local executor, and on a real Ray cluster on loopback."""
-    steps.install_editable(session, "optim-bench")
-    siblings = (flag for name in SIBLINGS["optim-bench"] for flag in ("-e", f"packages/{name}"))
-    session.install(*siblings, "-e", f"packages/optim-bench[{executor}]")
-    # The tests start workers of their own, and those of Ray share one cluster.
-    steps.pytest_alone(session, f"packages/optim-bench/tests_{executor}")
-
-
-@nox.session(python="3.13", tags=["optim-bench"])  # The published stac-optimizer needs it.
-def third_party(session: nox.Session) -> None:
-    """The optimizers of others that optim-bench enters, and its examples on data of others."""
-    steps.install_editable(session, "optim-bench")
-    session.install("stac-optimizer==0.3.0", "torchao==0.18.0", *steps.group("gallery"))
-    steps.pytest_alone(session, "packages/optim-bench/tests_third_party")
-
-
 @nox.session(python=NEWEST)
 def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
-    tools = (*steps.group("test-tools"), *steps.group("release"), *steps.group("nox"))
+    tools = (*steps.group("test-tools"), *steps.group("release"))
     session.install("-e", "shared-tests", *tools)
     steps.pytest(session, "shared-tests/tests", f"{SCRIPTS}/tests", markers="")
 
@@ -339,8 +311,14 @@ def main_job(session: nox.Session) -> None:
     session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
     session.chdir(clone)
     session.run("uv", "run", "optim-bench", "run", external=True, env={"VIRTUAL_ENV": None})
-    check = (f"{SCRIPTS}/check_main_job.py", "optim-bench-results")
-    session.run("uv", "run", "python", *check, external=True)
+    session.run("uv", "run", "optim-bench", "validate", "optim-bench-results", external=True)
+    results = json.loads(Path("optim-bench-results", "results.json").read_text(encoding="utf-8"))
+    fresh = {cell["name"]: cell["fresh"] for cell in results["cells"]}
+    compared = {name.partition("/")[2] for name, runs in fresh.items() if runs["ok"]}
+    if compared != {"jax/stam", "jax/stam_lite", "jax/adamw", "torch/stac", "torch/adamw"}:
+        session.error(f"the main job compared {sorted(compared)}")
+    if unfinished := [name for name, runs in fresh.items() if runs["ok"] != runs["planned"]]:
+        session.error(f"not every fresh run is ok of {', '.join(unfinished)}")
     session.chdir(ROOT)
     shutil.rmtree(clone)
 

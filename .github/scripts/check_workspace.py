@@ -73,7 +73,9 @@ def list_problems(root: Path, packages: Iterable[str]) -> Iterator[str]:
     """Which lists of packages forget one."""
     tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     linter = tools["importlinter"]
-    sources = {name for contract in linter["contracts"] for name in contract["source_modules"]}
+    sources = {
+        name for contract in linter["contracts"] for name in contract.get("source_modules", ())
+    }
     for package in packages:
         module = package.replace("-", "_")
         for name, how in LISTS.items():

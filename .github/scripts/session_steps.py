@@ -19,7 +19,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DIST = {"optim-checkpoint": "loadfile"}
 
 # The heart of each package: what users call, without what takes minutes. `uvx nox -t quick` runs
-# it, and so do the Pythons and frameworks whose neighbours on both sides run the whole.
+# it, and so does what mixes an old Python with new frameworks, or old frameworks with a new Python.
 HEART = {
     "stam-core": "conformance hyperparams namespaces package rules stac",
     "stam-jax": "arguments descent errors leaves limits nonfinite rounding state_dict",
@@ -49,15 +49,21 @@ def group(name: str) -> list[str]:
     return requirements
 
 
+def editable(*packages: str) -> list[str]:
+    """The options that install packages of the working tree, with the extras they are tested with.
+
+    A name with extras of its own, `package[extra]`, gets those instead.
+    """
+    return [flag for name in packages for flag in ("-e", f"packages/{name}{EXTRAS.get(name, '')}")]
+
+
 def install_editable(session: nox.Session, package: str, *options: str) -> None:
     """Install a package of the working tree with its extras and siblings, then its test tools.
 
     The tools come second, and may not move what is there: options such as a lowest resolution
     decide about the package and its dependencies alone.
     """
-    editable = [f"packages/{name}" for name in SIBLINGS[package]]
-    editable.append(f"packages/{package}{EXTRAS.get(package, '')}")
-    session.install(*options, *(flag for target in editable for flag in ("-e", target)))
+    session.install(*options, *editable(*SIBLINGS[package], package))
     freeze = ("uv", "pip", "freeze", "--exclude-editable")
     frozen = str(session.run(*freeze, silent=True, stderr=subprocess.DEVNULL, external=True))
     constraints = Path(session.create_tmp(), "frozen.txt")
@@ -81,8 +87,8 @@ def doctests(session: nox.Session, package: str, *options: str) -> None:
     """Run the examples of a package's docstrings.
 
     Apart from its tests, because the option would also import the scripts that those start as
-    processes. The one module that imports an extra of its own has no examples, and `cluster`
-    imports it.
+    processes. The one module that imports an extra of its own has no examples, and
+    `beside(submitit)` imports it.
     """
     skip = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
     pytest(session, *skip, *options, f"packages/{package}/src", markers="")

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optim_bench.campaign import run_campaign
 from optim_bench.executors import Executor, make_executor
+from optim_bench.protocol.campaign import run_campaign
 from optim_bench.records import RunRecord, RunSpec
-from optim_bench.store import Store
+from optim_bench.results.store import Store
 
 FAKE_TRAINER = '''
 """Loss with a known best learning rate and a known ratio to adamw, noise shared within a seed."""

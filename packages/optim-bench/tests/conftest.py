@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from optim_bench.protocol import Budget, Cell, Plan, next_specs
 from optim_bench.records import RunRecord, RunSpec
-from optim_bench.results import build_results, validate_results
+from optim_bench.results.verdicts import build_results, validate_results
 
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=10, extensions=0, defaults=False)
 

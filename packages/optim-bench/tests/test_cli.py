@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from optim_bench.cli import build_app, run_app
 from optim_bench.records import RunSpec
-from optim_bench.store import Store
+from optim_bench.results.store import Store
 
 SMOKE = ["run", "--tier", "smoke", "--executor", "inline"]
 ONE_CELL = ["--workload", "digits-cnn", "--framework", "jax", "--optimizer", "stam"]
@@ -407,7 +407,7 @@ def test_what_the_system_refuses_is_one_line(bench, finished, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", "/tmp/somewhere")
 
-    monkeypatch.setattr("optim_bench.carry_out.make_executor", full)
+    monkeypatch.setattr("optim_bench.cli.carry_out.make_executor", full)
     status, _, err = bench("retry", finished)
     assert status == 1
     assert err == (

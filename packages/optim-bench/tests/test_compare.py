@@ -12,13 +12,13 @@ from pathlib import Path
 import optim_bench
 import pytest
 from optim_bench import BenchError, TorchTask, UsageError, compare, forecast
-from optim_bench._compare import DEFAULT_OUTPUT
-from optim_bench.budget import DESIGNS, Allowance, Cost, choose, fewest_seeds, runs_of
-from optim_bench.catalog import Request, build_plan
 from optim_bench.cli import build_app, run_app
-from optim_bench.comparison import _latex
-from optim_bench.results import LABELS
-from optim_bench.store import Store
+from optim_bench.cli.compare import DEFAULT_OUTPUT
+from optim_bench.cli.comparison import _latex
+from optim_bench.protocol.budget import DESIGNS, Allowance, Cost, choose, fewest_seeds, runs_of
+from optim_bench.protocol.catalog import Request, build_plan
+from optim_bench.results.store import Store
+from optim_bench.results.verdicts import LABELS
 
 TASK = """
 import torch

@@ -1,11 +1,11 @@
 """Controls with real training: AdamW ties with itself, and a crippled AdamW loses."""
 
 import pytest
-from optim_bench.campaign import run_campaign
 from optim_bench.executors import InlineExecutor
 from optim_bench.protocol import Budget, Cell, Plan
-from optim_bench.results import build_results
-from optim_bench.store import Store
+from optim_bench.protocol.campaign import run_campaign
+from optim_bench.results.store import Store
+from optim_bench.results.verdicts import build_results
 from optim_bench.tasks.built_in import WORKLOADS
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,10 @@ import tarfile
 import threading
 
 import pytest
-from optim_bench import cli_data, data
 from optim_bench.cli import build_app, run_app
-from optim_bench.data import Download, FetchError, RemoteFile
+from optim_bench.cli import data as cli_data
+from optim_bench.tasks import data
+from optim_bench.tasks.data import Download, FetchError, RemoteFile
 
 CONTENT = b"the numbers" * 1000
 

@@ -5,10 +5,10 @@ import struct
 
 import numpy as np
 import pytest
-from optim_bench import data
+from optim_bench.executors.train import train
 from optim_bench.records import RunSpec
+from optim_bench.tasks import data
 from optim_bench.tasks.built_in import WORKLOADS
-from optim_bench.train import train
 
 
 def idx(array: np.ndarray) -> bytes:

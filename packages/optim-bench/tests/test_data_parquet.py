@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pyarrow
 import pytest
-from optim_bench import data
+from optim_bench.tasks import data
 from optim_bench.tasks.built_in import WORKLOADS
 from PIL import Image
 from pyarrow import parquet

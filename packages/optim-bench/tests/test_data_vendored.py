@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optim_bench import data
-from optim_bench.data import _vendored
 from optim_bench.tasks import built_in as workloads
+from optim_bench.tasks import data
+from optim_bench.tasks.data import _vendored
 
 # name -> (array, dtype, shape, smallest, largest)
 CONTENTS = {
@@ -40,12 +40,14 @@ CONTENTS = {
 
 
 def manifest() -> dict[str, dict[str, str]]:
-    text = (resources.files("optim_bench.data") / "files" / "manifest.json").read_text("ascii")
+    text = (resources.files("optim_bench.tasks.data") / "files" / "manifest.json").read_text(
+        "ascii"
+    )
     return json.loads(text)
 
 
 def test_every_vendored_file_is_declared_listed_and_tested():
-    folder = resources.files("optim_bench.data") / "files"
+    folder = resources.files("optim_bench.tasks.data") / "files"
     packed = {entry.name for entry in folder.iterdir() if entry.name.endswith(".xz")}
 
     assert packed == {f"{name}.npz.xz" for name in data.SOURCES}
@@ -54,7 +56,7 @@ def test_every_vendored_file_is_declared_listed_and_tested():
 
 @pytest.mark.parametrize("name", CONTENTS)
 def test_file_has_the_recorded_digest(name):
-    packed = (resources.files("optim_bench.data") / "files" / f"{name}.npz.xz").read_bytes()
+    packed = (resources.files("optim_bench.tasks.data") / "files" / f"{name}.npz.xz").read_bytes()
 
     assert hashlib.sha256(packed).hexdigest() == manifest()[name]["sha256"]
 

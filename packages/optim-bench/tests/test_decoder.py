@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 from optim_bench import compare
-from optim_bench.data import DamagedDataError
 from optim_bench.tasks import TaskError
+from optim_bench.tasks.data import DamagedDataError
 from optim_bench.tasks.decoder import decoder
 
 TINY = {"parameters": 1e5, "symbols": 64, "context": 16, "batch": 4, "windows": 8}

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import pytest
-from optim_bench import train as training
-from optim_bench.carry_out import execution_of
-from optim_bench.catalog import Request
+from optim_bench.cli.carry_out import execution_of
 from optim_bench.errors import BenchError, UsageError
 from optim_bench.executors import (
     Placement,
@@ -15,9 +13,11 @@ from optim_bench.executors import (
     make_executor,
     visible_gpus,
 )
-from optim_bench.machine import driver, processor
+from optim_bench.executors import train as training
+from optim_bench.executors.machine import driver, processor
+from optim_bench.executors.train import train
+from optim_bench.protocol.catalog import Request
 from optim_bench.records import RunSpec
-from optim_bench.train import train
 
 TELLING = """
 import os
@@ -128,7 +128,7 @@ def test_a_cluster_gives_its_devices_out_itself(executor):
 
 
 def test_a_tpu_is_for_jax(tmp_path):
-    from optim_bench._compare import Question, prepare
+    from optim_bench.cli.compare import Question, prepare
     from rich.console import Console
 
     request = Request("smoke", ("digits-cnn",), ("stac",), ("torch",))

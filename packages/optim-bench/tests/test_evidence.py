@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from optim_bench.campaign import run_campaign
 from optim_bench.errors import BenchError
 from optim_bench.executors import InlineExecutor
-from optim_bench.memory import memory_markdown
+from optim_bench.optimizers import resolve
 from optim_bench.protocol import Budget
-from optim_bench.report import section_of
-from optim_bench.results import build_results, validate_results, verdict_sentence
-from optim_bench.store import Store
-from optim_bench.timing import PRESETS, preset_markdown
+from optim_bench.protocol.campaign import run_campaign
+from optim_bench.report.memory import memory_markdown
+from optim_bench.report.pages import section_of
+from optim_bench.report.timing import PRESETS, preset_markdown
+from optim_bench.results.store import Store
+from optim_bench.results.verdicts import build_results, validate_results, verdict_sentence
+from optim_bench.tasks.built_in import get
 
 PACKAGE = Path(__file__).parents[1]
 EVIDENCE = PACKAGE / "evidence"
@@ -50,6 +52,15 @@ def numbers(name):
 def test_the_numbers_are_valid_and_small(results):
     assert validate_results(results) == []
     assert sum(p.stat().st_size for p in EVIDENCE.rglob("*") if p.is_file()) < 3 * MEGABYTES
+
+
+def test_what_the_committed_results_name_is_found(results):
+    named = {(cell["framework"], cell["optimizer"]) for cell in results["cells"]}
+    assert len(named) == 13
+    for framework, name in named:
+        assert callable(resolve(name, framework).load_factory()), name
+    versions = {facts["name"]: facts["version"] for facts in results["workloads"]}
+    assert {name: get(name).version for name in versions} == versions
 
 
 def test_the_page_is_what_the_numbers_give(tool, results):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 from optim_bench.cli import build_app, run_app
-from optim_bench.memory import MODELS, memory_markdown, memory_report
-from optim_bench.memory import _cases_torch as torch_cases
+from optim_bench.report.memory import MODELS, memory_markdown, memory_report
+from optim_bench.report.memory import _cases_torch as torch_cases
 
 MEBIBYTE = 1024**2
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from optim_bench.executors.train import open_session, train
 from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, resolve
 from optim_bench.optimizers._matrices import hidden_matrices
 from optim_bench.records import RunSpec
 from optim_bench.tasks.built_in import WORKLOADS
-from optim_bench.train import open_session, train
 
 # digits-noisy is an MLP 64-128-128-10: six tensors, 26,122 entries, of which the hidden matrices
 # fc1 and fc2 hold 24,576 and the output layer fc3 1,290.

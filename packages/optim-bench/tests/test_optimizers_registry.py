@@ -4,13 +4,7 @@ import dataclasses
 from importlib import metadata
 
 import pytest
-from optim_bench.catalog import (
-    Request,
-    absent_optimizers,
-    all_optimizers,
-    build_plan,
-    check_installed,
-)
+from optim_bench.executors.train import MissingExtraError, train
 from optim_bench.optimizers import (
     ENTRY_POINT_GROUP,
     OPTIMIZERS,
@@ -20,8 +14,14 @@ from optim_bench.optimizers import (
     learning_rate,
     resolve,
 )
+from optim_bench.protocol.catalog import (
+    Request,
+    absent_optimizers,
+    all_optimizers,
+    build_plan,
+    check_installed,
+)
 from optim_bench.records import RunSpec
-from optim_bench.train import MissingExtraError, train
 
 PLUGIN = """
 from optim_bench.optimizers import OptimizerInfo, Parameter, learning_rate

@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import pytest
-from optim_bench.catalog import Request, build_plan
 from optim_bench.errors import UsageError
 from optim_bench.protocol import (
     TIERS,
@@ -18,6 +17,7 @@ from optim_bench.protocol import (
     phase_of,
     tuning_of,
 )
+from optim_bench.protocol.catalog import Request, build_plan
 
 BUDGET = Budget(grid_points=3, tuning_seeds=2, fresh_seeds=4, extensions=2, defaults=False)
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optim_bench.campaign import run_campaign
 from optim_bench.executors import InlineExecutor
 from optim_bench.protocol import TIERS, Budget, next_specs
-from optim_bench.report import summary_markdown, write_report
-from optim_bench.report._chart import log_ticks
-from optim_bench.report._groups import all_charts
-from optim_bench.report._html import report_html
-from optim_bench.report._pack import as_written
-from optim_bench.report._theme import THEMES, colour_of, marks_of
-from optim_bench.results import build_results, has_interval, interval_text
-from optim_bench.store import Store
+from optim_bench.protocol.campaign import run_campaign
+from optim_bench.report.pages import summary_markdown, write_report
+from optim_bench.report.pages._chart import log_ticks
+from optim_bench.report.pages._groups import all_charts
+from optim_bench.report.pages._html import report_html
+from optim_bench.report.pages._pack import as_written
+from optim_bench.report.pages._theme import THEMES, colour_of, marks_of
+from optim_bench.results.store import Store
+from optim_bench.results.verdicts import build_results, has_interval, interval_text
 
 MEGABYTES = 1_000_000
 BUDGET = Budget(grid_points=5, tuning_seeds=2, fresh_seeds=8, extensions=2, defaults=False)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from optim_bench.protocol import Budget, next_specs
-from optim_bench.results import build_results, validate_results, verdict_sentence
+from optim_bench.results.verdicts import build_results, validate_results, verdict_sentence
 
 SEEDS = 10
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=SEEDS, extensions=0, defaults=False)

@@ -6,8 +6,8 @@ import math
 
 import pytest
 from optim_bench.protocol import Budget, next_specs
-from optim_bench.report import summary_markdown
-from optim_bench.results import build_results, validate_results
+from optim_bench.report.pages import summary_markdown
+from optim_bench.results.verdicts import build_results, validate_results
 
 BUDGET = Budget(grid_points=5, tuning_seeds=1, fresh_seeds=10, extensions=0, defaults=True)
 FRESH = [1.0 + 0.01 * i for i in range(10)]

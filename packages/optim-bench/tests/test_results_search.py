@@ -7,9 +7,9 @@ import math
 import pytest
 from optim_bench.errors import BenchError
 from optim_bench.protocol import Budget, next_specs
-from optim_bench.report import summary_markdown
-from optim_bench.results import build_results, results_of, validate_results
-from optim_bench.store import Store
+from optim_bench.report.pages import summary_markdown
+from optim_bench.results.store import Store
+from optim_bench.results.verdicts import build_results, results_of, validate_results
 
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=10, extensions=0, defaults=False)
 RATES = (0.000316, 0.001, 0.00316)

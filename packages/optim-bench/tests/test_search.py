@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 
 import pytest
-from optim_bench.catalog import Request, build_plan
 from optim_bench.errors import UsageError
 from optim_bench.optimizers import OptimizerInfo, learning_rate, resolve
-from optim_bench.points import parse_search, points_of
 from optim_bench.protocol import TIERS, Budget, Cell, Plan, expected_runs, next_specs, tuning_of
-from optim_bench.report._groups import all_charts
-from optim_bench.results import build_results, judged_mean, other_metrics
+from optim_bench.protocol.catalog import Request, build_plan
+from optim_bench.protocol.points import parse_search, points_of
+from optim_bench.report.pages._groups import all_charts
+from optim_bench.results.verdicts import build_results, judged_mean, other_metrics
 
 PACKAGE = Path(__file__).parents[1]
 HALVED = Budget(7, 3, 4, 4, defaults=False, halving=True)

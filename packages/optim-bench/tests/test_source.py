@@ -7,14 +7,14 @@ import linecache
 import sys
 
 import pytest
-from optim_bench import source
-from optim_bench.catalog import Request, build_plan
+from optim_bench.executors.train import train
 from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, learning_rate, resolve
 from optim_bench.protocol import Plan
+from optim_bench.protocol.catalog import Request, build_plan
 from optim_bench.records import RunSpec
-from optim_bench.source import source_of
+from optim_bench.results import source
+from optim_bench.results.source import source_of
 from optim_bench.tasks.built_in import WORKLOADS, get
-from optim_bench.train import train
 
 FILES = {
     "src_mine.py": """
@@ -279,7 +279,8 @@ def test_a_long_chain_of_modules_is_followed_to_its_end(folder):
     assert identity("src_chain.m0:build") != before
 
 
-def test_every_function_of_a_notebook_counts_with_what_it_uses(monkeypatch):
+@pytest.fixture
+def identity_after(monkeypatch):
     def identity_after(*cells):
         space = {"__name__": "src_notebook"}
         for number, text in enumerate(cells):
@@ -291,12 +292,71 @@ def test_every_function_of_a_notebook_counts_with_what_it_uses(monkeypatch):
         monkeypatch.delitem(sys.modules, "src_notebook")
         return identity_of(space["build"])
 
+    return identity_after
+
+
+def test_every_function_of_a_notebook_counts_with_what_it_uses(identity_after):
     helper = "def helper(x):\n    return x\n"
     build = "def build(learning_rate):\n    helper(WIDTH)\n"
     before = identity_after(helper, "WIDTH = 8\n", build)
     assert identity_after(helper, "WIDTH = 8\n", build) == before
     assert identity_after(helper, "WIDTH = 9\n", build) != before
     assert identity_after(helper.replace("x\n", "2 * x\n"), "WIDTH = 8\n", build) != before
+
+
+USED = ["numpy.array({})", "jax.numpy.asarray({})", "torch.tensor({})"]
+# A large array prints alike whatever stands in its middle.
+LARGE = "numpy.where(numpy.arange(5000) == 2000, {}, 0)"
+
+
+@pytest.mark.parametrize("made", [*USED, LARGE, "torch.tensor({}, dtype=torch.bfloat16)"])
+@pytest.mark.parametrize("held", ["{}", "(1, {})", "[{}]", "{{'x': [{}]}}"])
+def test_the_arrays_that_a_notebook_uses_count_by_their_numbers(identity_after, made, held):
+    build = "def build(learning_rate):\n    DATA\n"
+    data = [held.format(made.format(value)) for value in (1.0, 1.0, 2.0)]
+    cells = [f"import jax, numpy, torch\nDATA = {text}\n" for text in data]
+    found = [identity_after(cell, build) for cell in cells]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("numpy.zeros(4)", "numpy.zeros((2, 2))"),
+        ("numpy.zeros(2)", "numpy.zeros(4, 'f4')"),
+        ("[8, 8]", "[8, 9]"),
+        ("{8, 9}", "{8}"),
+        ("jax.random.key(0)", "jax.random.key(1)"),
+    ],
+)
+def test_what_else_tells_values_of_a_notebook_apart(identity_after, one, other):
+    cells = ("import jax, numpy\nDATA = {}\n", "def build(learning_rate):\n    DATA\n")
+    found = [identity_after(cells[0].format(value), cells[1]) for value in (one, one, other)]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "def build(learning_rate, data={}): ...\n",
+        "def build(learning_rate, *, data={}): ...\n",
+        "def outer(d):\n    def build(learning_rate): d\n    return build\nbuild = outer({})\n",
+    ],
+)
+@pytest.mark.parametrize("value", ["WIDTH", "numpy.array([WIDTH])"])
+def test_what_a_function_of_a_notebook_keeps_counts(identity_after, made, value):
+    build = made.format(value)
+    found = [identity_after(f"import numpy\nWIDTH = {width}\n", build) for width in (8, 8, 9)]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    "made", ["numpy.array([object()])", "torch.eye(2).to_sparse()", "torch.ones(2, device='meta')"]
+)
+def test_an_array_whose_numbers_cannot_be_read_is_refused(identity_after, made):
+    cell = f"import numpy, torch\nDATA = {made}\n"
+    with pytest.raises(ValueError, match=r"an array of a notebook .* make it in a file"):
+        identity_after(cell, "def build(learning_rate):\n    DATA\n")
 
 
 def test_wrappers_in_a_circle_without_a_file_are_refused():

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from optim_bench.stats import (
+from optim_bench.results.stats import (
     best_of,
     bootstrap_aggregates,
     compare_paired,

@@ -5,12 +5,12 @@ import json
 import os
 
 import pytest
-from optim_bench.campaign import failed_runs, progress_of, run_campaign
 from optim_bench.errors import BenchError
 from optim_bench.executors import InlineExecutor
 from optim_bench.protocol import Budget, Phase
-from optim_bench.results import build_results
-from optim_bench.store import Store, read_json, write_bytes, write_json
+from optim_bench.protocol.campaign import failed_runs, progress_of, run_campaign
+from optim_bench.results.store import Store, read_json, write_bytes, write_json
+from optim_bench.results.verdicts import build_results
 
 BUDGET = Budget(grid_points=3, tuning_seeds=1, fresh_seeds=2, extensions=1, defaults=False)
 
@@ -34,6 +34,19 @@ def test_a_file_is_strict_json_named_by_the_hash_of_its_spec(store, make_spec, m
     path = store.runs / f"{record.spec.key()}.json"
     assert json.loads(path.read_text())["metrics"]["val_loss"] is None
     assert "NaN" not in path.read_text()
+
+
+def test_a_plan_of_an_older_search_is_refused_by_its_rule(store, make_plan, make_spec, make_record):
+    store.register(make_plan({"jax": ("stam", "adamw")}, BUDGET))
+    store.write(make_record(make_spec(), 1.0))
+    newer = make_plan({"jax": ("stam", "adamw")}, dataclasses.replace(BUDGET, halving=True))
+    with pytest.raises(BenchError, match=r"gave every learning rate all tuning seeds.*--output"):
+        store.register(newer)
+    # The other way round, the search of a tier is what differs, not a version.
+    (store.root / "plan.json").unlink()
+    store.register(newer)
+    with pytest.raises(BenchError, match="registers another comparison; choose another --output"):
+        store.register(make_plan({"jax": ("stam", "adamw")}, BUDGET))
 
 
 @pytest.mark.parametrize(

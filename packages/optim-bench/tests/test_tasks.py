@@ -11,9 +11,9 @@ import pytest
 import torch
 from optim_bench import JaxTask, TaskError, TorchTask
 from optim_bench.errors import UsageError
+from optim_bench.executors.train import train
 from optim_bench.records import RunSpec
 from optim_bench.tasks import enter_task, find_task
-from optim_bench.train import train
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 X = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
@@ -487,7 +487,7 @@ def test_the_key_of_a_run_does_not_hang_on_where_its_task_lies_but_on_what_it_is
 
 def test_settings_and_functions_are_a_tasks_identity_and_a_version_pins_it():
     from optim_bench.optimizers import OPTIMIZERS
-    from optim_bench.source import source_of
+    from optim_bench.results.source import source_of
 
     def identity(task):
         return source_of(OPTIMIZERS["torch/adamw"], "adamw", task)

@@ -7,8 +7,8 @@ from optim_bench.cli import build_app, run_app
 from optim_bench.errors import BenchError
 from optim_bench.executors import DEFAULT_TRAINER
 from optim_bench.protocol import Budget
-from optim_bench.store import Store
-from optim_bench.timing import TimingRequest, measure_times, summarize
+from optim_bench.report.timing import TimingRequest, measure_times, summarize
+from optim_bench.results.store import Store
 
 PAIR = (("adamw", "adamw", {}), ("stam_lite", "stam_lite", {}))
 
@@ -82,7 +82,7 @@ def test_a_comparison_s_times_land_in_its_folder_and_its_report(
             "machine": {"cores": 2, "processor": "a processor"},
         }
 
-    monkeypatch.setattr("optim_bench.cli_measure.measure_times", measure)
+    monkeypatch.setattr("optim_bench.cli.measure.measure_times", measure)
     budget = Budget(3, 1, 2, 0, defaults=False)
     store = Store(tmp_path)
     store.open()

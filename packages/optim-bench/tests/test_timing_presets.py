@@ -10,11 +10,11 @@ import shutil
 import pytest
 from optim_bench.cli import build_app, run_app
 from optim_bench.errors import BenchError
-from optim_bench.timing import PRESETS, Contender, Group, preset_markdown, time_preset
-from optim_bench.timing import _update as update
-from optim_bench.timing import _update_process as process
-from optim_bench.timing._presets import TRANSFORMER, Floor
-from optim_bench.timing._rounds import interleave
+from optim_bench.report.timing import PRESETS, Contender, Group, preset_markdown, time_preset
+from optim_bench.report.timing import _update as update
+from optim_bench.report.timing import _update_process as process
+from optim_bench.report.timing._presets import TRANSFORMER, Floor
+from optim_bench.report.timing._rounds import interleave
 
 GROUPS = PRESETS["step-speed"]
 TINY = ((8, 16), (16,))
@@ -198,7 +198,7 @@ def test_the_command_refuses_what_it_would_ignore(arguments, message, capfd):
 
 def test_the_command_writes_the_numbers_and_the_table(seconds, monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(update, "_measure", lambda request, threads: measured(seconds, request))
-    monkeypatch.setattr("optim_bench.cli_measure.PRESETS", {"p": ()})
+    monkeypatch.setattr("optim_bench.cli.measure.PRESETS", {"p": ()})
     readme, numbers = tmp_path / "README.md", tmp_path / "p.json"
     readme.write_text("a\n<!-- optim-bench p: begin -->\n<!-- optim-bench p: end -->\nb\n")
     arguments = ["time", "--preset", "p", "--framework", "jax", "--json", str(numbers)]

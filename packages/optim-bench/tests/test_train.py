@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 from optim_bench.errors import UsageError
+from optim_bench.executors.train import MissingExtraError, train
+from optim_bench.executors.train._schedule import multipliers
 from optim_bench.records import SCHEDULES, RunSpec
 from optim_bench.tasks import TaskError
 from optim_bench.tasks.built_in import WORKLOADS
-from optim_bench.train import MissingExtraError, train
-from optim_bench.train._schedule import multipliers
 
 FRAMEWORKS = ("jax", "torch")
 frameworks = pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -48,7 +48,7 @@ def test_same_spec_gives_bit_identical_metrics(framework, workload):
 def test_a_fresh_process_gives_the_same_numbers(framework):
     spec = make_spec(framework, steps=25)
     code = (
-        "from optim_bench.records import RunSpec\nfrom optim_bench.train import train\n"
+        "from optim_bench.records import RunSpec\nfrom optim_bench.executors.train import train\n"
         f"print(repr(dict(train(RunSpec(**{spec.to_json()!r})).metrics)))"
     )
     result = subprocess.run(
@@ -130,7 +130,7 @@ def test_progress_is_told_after_every_evaluation():
 
 @pytest.mark.slow
 def test_jax_compiles_once_for_all_learning_rates_and_seeds():
-    backend = importlib.import_module("optim_bench.train._jax")
+    backend = importlib.import_module("optim_bench.executors.train._jax")
     train(make_spec("jax"))
     program = next(reversed(backend._PROGRAMS.values()))
     train(make_spec("jax", seed=1, hyperparameters={"learning_rate": 1e-2}))

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 import torch
+from optim_bench.executors.train import open_session, train
 from optim_bench.optimizers import OPTIMIZERS, OptimizerInfo, learning_rate
 from optim_bench.records import RunSpec
+from optim_bench.report.timing import TimingRequest, measure_times
 from optim_bench.tasks.built_in import get
-from optim_bench.timing import TimingRequest, measure_times
-from optim_bench.train import open_session, train
 
 SOURCE = '''
 from dataclasses import dataclass

@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
+from optim_bench.executors.train import train
 from optim_bench.records import RunSpec
-from optim_bench.train import train
 
 torch = pytest.importorskip("torch")
 
@@ -105,7 +105,7 @@ def test_the_noise_of_two_seeds_differs(monkeypatch):
 
 
 def test_what_a_program_draws_when_it_is_built_does_not_depend_on_who_came_first():
-    from optim_bench.train import _jax
+    from optim_bench.executors.train import _jax
 
     first = run("jax", "when_built", seed=3)
     _jax._PROGRAMS.clear()

@@ -2,9 +2,9 @@
 
 import io
 
-from optim_bench.campaign import CellProgress, Progress
+from optim_bench.cli.ui import live_progress
 from optim_bench.protocol import Phase
-from optim_bench.ui import live_progress
+from optim_bench.protocol.campaign import CellProgress, Progress
 from rich.console import Console
 
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optim_bench.executors.train import open_session
+from optim_bench.executors.train._schedule import multipliers
 from optim_bench.optimizers import resolve
 from optim_bench.tasks.built_in import WORKLOADS
 from optim_bench.tasks.built_in._workload import EVALUATION_SLICE
-from optim_bench.train import open_session
-from optim_bench.train._schedule import multipliers
 from optim_conformance import Pair, WorkloadConformance
 
 FRAMEWORKS = ("jax", "torch")

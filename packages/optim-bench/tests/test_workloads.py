@@ -191,7 +191,7 @@ def test_an_unknown_workload_lists_what_there_is():
 
 def test_importing_the_registries_loads_no_framework():
     code = (
-        "import sys, optim_bench.tasks, optim_bench.optimizers, optim_bench.train\n"
+        "import sys, optim_bench.tasks, optim_bench.optimizers, optim_bench.executors.train\n"
         "from optim_bench.optimizers import resolve\n"
         "resolve('adamw', 'jax'), resolve('stac', 'torch')\n"
         "names = ('jax', 'torch', 'optax', 'stam_jax', 'stac_torch')\n"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from optim_bench import JaxTask, compare
+from optim_bench.executors.train import train
 from optim_bench.records import RunSpec
 from optim_bench.tasks import enter_task
-from optim_bench.train import train
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 OTHERS = {"equinox_mlp": ["stam"], "tabular": ["tabular.py:mine"], "small_cnn": ["muon"]}

@@ -1,10 +1,10 @@
 """The entries that need another distribution: they train, and keep the state they say."""
 
 import pytest
-from optim_bench.catalog import absent_optimizers, all_optimizers
+from optim_bench.executors.train import train
 from optim_bench.optimizers import OPTIONAL
+from optim_bench.protocol.catalog import absent_optimizers, all_optimizers
 from optim_bench.records import RunSpec
-from optim_bench.train import train
 
 pytestmark = [
     # Raised while torchao is imported and compiles its step; nothing of it is ours to mend.

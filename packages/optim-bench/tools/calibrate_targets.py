@@ -14,9 +14,9 @@ import math
 import statistics
 import sys
 
+from optim_bench.executors.train import train
 from optim_bench.records import RunRecord, RunSpec
 from optim_bench.tasks.built_in import WORKLOADS
-from optim_bench.train import train
 
 RATES = [1e-3 * 10 ** (i / 2) for i in range(-3, 4)]
 TUNING_SEEDS = range(3)

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from evidence_page import FIGURES, figure_names, page
-from optim_bench.campaign import progress_of, run_campaign
-from optim_bench.catalog import Request, build_plan
 from optim_bench.executors import DEFAULT_TRAINER, make_executor
 from optim_bench.optimizers import resolve
 from optim_bench.protocol import Phase, Plan
+from optim_bench.protocol.campaign import progress_of, run_campaign
+from optim_bench.protocol.catalog import Request, build_plan
 from optim_bench.records import FRAMEWORKS, RunRecord
-from optim_bench.report._write import figures
-from optim_bench.results import build_results, validate_results
-from optim_bench.store import Store, read_json, write_bytes
+from optim_bench.report.pages._write import figures
+from optim_bench.results.store import Store, read_json, write_bytes
+from optim_bench.results.verdicts import build_results, validate_results
 
 PACKAGE = Path(__file__).resolve().parents[1]
 EVIDENCE = PACKAGE / "evidence"

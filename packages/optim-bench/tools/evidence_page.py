@@ -10,10 +10,10 @@ from typing import Any
 
 from optim_bench.protocol import BASELINE
 from optim_bench.records import FRAMEWORKS
-from optim_bench.report import tables_markdown
-from optim_bench.report._groups import GROUPS
-from optim_bench.results import FRAMEWORK_TITLES, LABELS, compare_pairs, fresh_losses
-from optim_bench.stats import compare_paired
+from optim_bench.report.pages import tables_markdown
+from optim_bench.report.pages._groups import GROUPS
+from optim_bench.results.stats import compare_paired
+from optim_bench.results.verdicts import FRAMEWORK_TITLES, LABELS, compare_pairs, fresh_losses
 
 Item = Mapping[str, Any]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from optim_bench.protocol import Budget, Cell, next_specs, tuning_of
 from optim_bench.records import FRAMEWORKS, RunRecord
-from optim_bench.results import FRAMEWORK_TITLES, LABELS, compare_pairs
-from optim_bench.store import read_json, write_bytes
+from optim_bench.results.store import read_json, write_bytes
+from optim_bench.results.verdicts import FRAMEWORK_TITLES, LABELS, compare_pairs
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
 PAGE = EVIDENCE / "search.md"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import vl_convert
 from numpy.typing import NDArray
-from optim_bench.report._chart import VEGA_LITE
+from optim_bench.report.pages._chart import VEGA_LITE
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
 DEVELOPMENT = ("digits-noisy", "patches-denoise", "diamonds-mlp", "shakespeare-char")

@@ -19,12 +19,12 @@ from typing import Any
 import rules_optimizers as research
 import rules_tasks
 import torch
+from optim_bench.executors.train import train
 from optim_bench.optimizers import OptimizerInfo, enter_optimizer, resolve
 from optim_bench.optimizers._info import learning_rate
 from optim_bench.protocol import Budget, Cell, known_specs, next_specs, tuning_of
 from optim_bench.records import RunRecord
 from optim_bench.tasks import enter_task
-from optim_bench.train import train
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "evidence"
 # The seeds of the first are among those of the full one, so its runs are not lost.

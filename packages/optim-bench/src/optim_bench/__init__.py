@@ -4,8 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optim_bench._compare import compare, forecast
-    from optim_bench.comparison import Comparison, Verdict
+    from optim_bench.cli.compare import compare, forecast
+    from optim_bench.cli.comparison import Comparison, Verdict
     from optim_bench.errors import BenchError, UsageError
     from optim_bench.optimizers import OptimizerInfo
     from optim_bench.tasks import JaxTask, TaskError, TorchTask
@@ -15,15 +15,15 @@ __version__ = "0.1.0"
 # Loaded when first asked for: a task's module imports this package, and so does every worker.
 _PLACES = {
     "BenchError": "errors",
-    "Comparison": "comparison",
+    "Comparison": "cli.comparison",
     "JaxTask": "tasks",
     "OptimizerInfo": "optimizers",
     "TaskError": "tasks",
     "TorchTask": "tasks",
     "UsageError": "errors",
-    "Verdict": "comparison",
-    "compare": "_compare",
-    "forecast": "_compare",
+    "Verdict": "cli.comparison",
+    "compare": "cli.compare",
+    "forecast": "cli.compare",
 }
 
 __all__ = [

@@ -41,10 +41,10 @@ class RunSpec:
             optimizer's own.
         seed: decides initial parameters and data order, the same for every optimizer.
         steps: the horizon T in optimizer steps, at least 1.
-        schedule: one of `SCHEDULES` (`optim_bench.train` has their formulas), or `"own"`.
+        schedule: one of `SCHEDULES` (`optim_bench.executors.train` has their formulas), or `"own"`.
         protocol: version of the comparison's rules.
-        source: identity of the code that comes from outside this package (`optim_bench.source`),
-            None where nothing does; it is then no part of the key.
+        source: identity of the code that comes from outside this package
+            (`optim_bench.results.source`), None where nothing does; it is then no part of the key.
         task: what a task from outside is found by, `"module:task"` or `"file.py:task"`, None for a
             built-in workload. No part of the key: where a file lies decides no number.
 

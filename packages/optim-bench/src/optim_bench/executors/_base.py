@@ -15,7 +15,7 @@ from typing import Protocol
 from optim_bench.records import REQUIRED_METRICS, RunRecord, RunSpec
 
 Trainer = Callable[..., RunRecord]
-DEFAULT_TRAINER = "optim_bench.train:train"
+DEFAULT_TRAINER = "optim_bench.executors.train:train"
 
 
 class Executor(Protocol):

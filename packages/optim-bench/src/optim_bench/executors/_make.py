@@ -43,8 +43,7 @@ def make_executor(
 
     Raises:
         UsageError: the name is unknown, or the executor cannot do what an option asks.
-        ModuleNotFoundError: its extra is not installed; `optim_bench.requirements` finds that out
-            beforehand.
+        ModuleNotFoundError: its extra is not installed; `requirements` finds that out beforehand.
     """
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from optim_bench.stats import MAX_EXACT_PAIRS
+from optim_bench.results.stats import MAX_EXACT_PAIRS
 
 # Level of the family of tests per framework, and of every interval.
 ALPHA = 0.05

@@ -1,17 +1,4 @@
-"""The report of a comparison: the same bytes for the same runs."""
+"""What a reader gets: pages and tables, and the two costs that stand in them, time and memory.
 
-from optim_bench.report._html import report_html
-from optim_bench.report._markdown import summary_markdown, tables_markdown, update_readme
-from optim_bench.report._markers import replace_section, section_of
-from optim_bench.report._write import PAGE, write_report
-
-__all__ = [
-    "PAGE",
-    "replace_section",
-    "report_html",
-    "section_of",
-    "summary_markdown",
-    "tables_markdown",
-    "update_readme",
-    "write_report",
-]
+This loads nothing: the processes that measure import their own part alone, after they are pinned.
+"""

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from optim_bench import data
+from optim_bench.tasks import data
 from optim_bench.tasks._frameworks import TorchTask
 from optim_bench.tasks._task import TaskError
 from optim_bench.tasks.built_in._torch_models import Block

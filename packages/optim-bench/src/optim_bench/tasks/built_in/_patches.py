@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from optim_bench import data
+from optim_bench.tasks import data
 from optim_bench.tasks.built_in import _layers
 from optim_bench.tasks.built_in._workload import Array, Workload, generator
 

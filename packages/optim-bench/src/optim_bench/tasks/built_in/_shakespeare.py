@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optim_bench import data
+from optim_bench.tasks import data
 from optim_bench.tasks.built_in import _layers
 from optim_bench.tasks.built_in._workload import SPLITS, Array, Workload, generator
 
