@@ -1,8 +1,11 @@
-"""Which checks of the compiled form wait for the nightly session."""
+"""Which checks of the compiled form wait for the nightly session; each library of the CPU kernel."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from stac_torch import _kernel
 
 # What Dynamo could capture wrongly: the trajectory of every graph, storage, skipping, odd shapes,
 # and what makes it compile again. Each run of a check takes it more than a second.
@@ -42,3 +45,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.nightly)
             # Hundreds of examples are hundreds of runs.
             item.add_marker(pytest.mark.timeout(3600))
+
+
+# Torch's names of vector instructions, of which a processor has all up to one.
+CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
+OWN = torch.backends.cpu.get_cpu_capability()
+HERE = CAPABILITIES[: CAPABILITIES.index(OWN) + 1] if OWN in CAPABILITIES else CAPABILITIES[:1]
+
+
+@pytest.fixture(params=HERE)
+def each_kernel(request, monkeypatch):
+    """Use every library of the CPU kernel in turn that this processor can run."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    _kernel._found.cache_clear()
+    kernel = _kernel.cpu_kernel()
+    assert kernel is not None, _kernel.why_no_cpu_kernel()
+    assert Path(kernel._name).stem == request.param.lower()
+    yield
+    _kernel._found.cache_clear()

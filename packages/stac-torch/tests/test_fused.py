@@ -60,6 +60,7 @@ def identical(one, other):
     torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("dtype", PARAMETERS)
@@ -69,6 +70,7 @@ def test_the_bits_of_the_plain_path(dtype, state, options):
         identical(fused, plain)
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("state", [None, "int8"])
 def test_stochastic_rounding_draws_the_same(state):
     options = {"stochastic_rounding": True, "sign_state_dtype": state, "weight_decay": 0.1}
@@ -78,6 +80,7 @@ def test_stochastic_rounding_draws_the_same(state):
     assert not torch.equal(fused[0][0], nearest[0][0])
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("dtype", PARAMETERS)
 def test_every_half_is_read_and_every_float_rounded_as_by_torch(dtype):
     """All 65,536 numbers of 16 bits, and floats beside the middles between two of them."""
@@ -248,6 +251,7 @@ def test_threads_change_no_bit():
         identical(results[index], results[index % 2])
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_bad_entry_is_found_wherever_it_stands(threads):
     before = torch.get_num_threads()

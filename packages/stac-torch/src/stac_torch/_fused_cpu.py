@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stac_torch._compiler import cpu_library
+from stac_torch._kernel import required_cpu_kernel, run_team
 from stac_torch._layout import is_dense, laid_out_like
 from stac_torch._records import Slot
 from stac_torch._sign import SignOptions
@@ -104,9 +104,10 @@ def all_finite_cpu(grads: Sequence[Tensor]) -> bool:
 
 def _call(name: str, table: "array[int]", options: _Options) -> int:
     address, length = table.buffer_info()
-    return getattr(cpu_library(), name)(
+    return getattr(required_cpu_kernel(), name)(
         ctypes.c_void_p(address),
         ctypes.c_int64(length // _FIELDS),
         ctypes.byref(options),
         torch.get_num_threads(),
+        run_team(),
     )

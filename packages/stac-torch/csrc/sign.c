@@ -1,14 +1,12 @@
 /* The sign step on lists of tensors in host memory, for `stac_torch._fused_cpu`.
  *
- * One call walks any number of tensors of any shape, so nothing is compiled twice and 3,000 small
- * tensors cost one call. Everything is read and written once: 20 bytes per float32 entry, where
- * AdamW moves 28. The values are those of `stac_torch._sign`, bit for bit: the same roundings in
- * the same order, which is why contraction to fused multiply-adds must be off.
- *
- * Build: cc -O3 -march=native -ffp-contract=off -fopenmp -fPIC -shared sign.c
+ * One call walks any number of tensors of any shape, so 3,000 small ones cost one call. Everything
+ * is read and written once: 20 bytes per float32 entry, where AdamW moves 28. The values are those
+ * of `stac_torch._sign`, bit for bit: the same roundings in the same order, which is why
+ * contraction to fused multiply-adds must be off. `hatch_build.py` builds it, once for each set of
+ * vector instructions; the intrinsics in `int8.h` are all that knows one by name.
  */
 
-#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 #include <tgmath.h>
@@ -154,33 +152,56 @@ static void part(const tensor *t, int64_t units, int64_t before, int64_t start, 
 
 typedef void visitor(const tensor *, options *, int64_t first, int64_t last);
 
-/* Call `visit` on all units of all tensors, an equal share of the entries in each thread. */
-static void walk(const tensor *tensors, int64_t count, options *o, int threads, visitor *visit) {
-    int64_t total = 0;
-    for (int64_t i = 0; i < count; i++) total += tensors[i].entries;
-#pragma omp parallel num_threads(threads)
-    {
-        int64_t team = omp_get_num_threads(), rank = omp_get_thread_num();
-        int64_t start = total / team * rank + smaller(rank, total % team);
-        int64_t stop = total / team * (rank + 1) + smaller(rank + 1, total % team);
+/* `GOMP_parallel` of the OpenMP library that torch has loaded: a team of threads calls a function.
+ * Linked to a second such library, this one's idle threads would turn in circles beside torch's. */
+typedef void run_team(void (*work)(void *), void *job, unsigned threads, unsigned flags);
+
+typedef struct {
+    const tensor *tensors;
+    int64_t count;
+    options *o;
+    visitor *visit;
+    int64_t total, shares, next; /* entries; what they are divided into; the next to be taken */
+} job;
+
+/* Visit one share after another until none is left, however many threads the team has. */
+static void work(void *data) {
+    job *j = data;
+    int64_t share;
+    while ((share = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->shares) {
+        int64_t size = j->total / j->shares, rest = j->total % j->shares;
+        int64_t start = size * share + smaller(share, rest);
+        int64_t stop = size * (share + 1) + smaller(share + 1, rest);
         int64_t before = 0;
-        for (int64_t i = 0; i < count && before < stop; i++) {
-            const tensor *t = &tensors[i];
+        for (int64_t i = 0; i < j->count && before < stop; i++) {
+            const tensor *t = &j->tensors[i];
             int64_t after = before + t->entries;
             if (after > start && t->entries) {
                 int64_t units = t->row ? t->entries / t->row * ((t->row + BLOCK - 1) / BLOCK)
                                        : (t->entries + PIECE - 1) / PIECE;
                 int64_t first, last;
                 part(t, units, before, start, stop, &first, &last);
-                visit(t, o, first, last);
+                j->visit(t, j->o, first, last);
             }
             before = after;
         }
     }
 }
 
-void stac_sign_step(const tensor *tensors, int64_t count, options *o, int threads) {
-    walk(tensors, count, o, threads, o->moment == INT8 ? step_int8 : step_plain);
+/* Call `visit` on all units of all tensors. */
+static void walk(const tensor *tensors, int64_t count, options *o, unsigned threads, run_team *team,
+                 visitor *visit) {
+    job j = {tensors, count, o, visit, 0, threads, 0};
+    for (int64_t i = 0; i < count; i++) j.total += tensors[i].entries;
+    if (team && threads > 1)
+        team(work, &j, threads, 0);
+    else
+        work(&j);
+}
+
+void stac_sign_step(const tensor *tensors, int64_t count, options *o, unsigned threads,
+                    run_team *team) {
+    walk(tensors, count, o, threads, team, o->moment == INT8 ? step_int8 : step_plain);
 }
 
 static int has_nonfinite(const tensor *t, const options *o, int64_t index) {
@@ -208,14 +229,12 @@ static void look(const tensor *t, options *o, int64_t first, int64_t last) {
     for (int64_t index = first; index < first + half && !o->nonfinite; index++) {
         int bad = has_nonfinite(t, o, index);
         if (index + half < last) bad |= has_nonfinite(t, o, index + half);
-        if (bad) {
-#pragma omp atomic write
-            o->nonfinite = 1;
-        }
+        if (bad) __atomic_store_n(&o->nonfinite, 1, __ATOMIC_RELAXED);
     }
 }
 
-int stac_all_finite(const tensor *tensors, int64_t count, options *o, int threads) {
-    walk(tensors, count, o, threads, look);
+int stac_all_finite(const tensor *tensors, int64_t count, options *o, unsigned threads,
+                    run_team *team) {
+    walk(tensors, count, o, threads, team, look);
     return !o->nonfinite;
 }
