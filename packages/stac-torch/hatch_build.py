@@ -71,10 +71,11 @@ def build(compiler: list[str], sources: Path, folder: Path) -> list[str]:
     with tempfile.TemporaryDirectory(dir=folder) as new:
         command = [*compiler, *FLAGS, str(sources / "sign.c"), "-o"]
         running = [
-            subprocess.Popen([*command, str(Path(new, f"{name}.so")), *flags])
+            subprocess.Popen([*command, str(Path(new, f"{name}.so")), *flags])  # noqa: S603
             for name, flags in sets.items()
         ]
-        if any([process.wait() for process in running]):
+        statuses = [process.wait() for process in running]
+        if any(statuses):
             msg = (
                 "the C compiler failed; name another in CC, or set STAC_TORCH_PURE=1 for no kernel"
             )

@@ -1,4 +1,4 @@
-"""Which checks of the compiled form wait for the nightly session; each library of the CPU kernel."""
+"""Which checks of the compiled form wait for the nightly session; the libraries of the kernel."""
 
 from pathlib import Path
 from typing import Any
