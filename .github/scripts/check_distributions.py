@@ -48,7 +48,7 @@ def problems(path: Path) -> Iterator[str]:
     """What is wrong with a wheel or an sdist."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            names = [name for name in archive.namelist() if not name.endswith("/")]
             (place,) = (name for name in names if name.endswith(".dist-info/METADATA"))
             text = archive.read(place).decode("utf-8")
             record = archive.read(place.replace("METADATA", "RECORD")).decode("utf-8")

@@ -205,8 +205,16 @@ def main(arguments: list[str] | None = None) -> int:
     only = "nothing but the wheel with compiled parts for this platform"
     verbs["build"].add_argument("--platform-only", action="store_true", help=only)
     commands.add_parser("address").add_argument("url")
-    options = parser.parse_args(arguments)
+    try:
+        execute(parser.parse_args(arguments))
+    except RefusedError as refused:
+        print(f"refused:\n{refused}", file=sys.stderr)
+        return 1
+    return 0
 
+
+def execute(options: argparse.Namespace) -> None:
+    """Run the subcommand that was parsed."""
     if options.command == "address":
         set_address(ROOT, options.url.rstrip("/"))
     elif options.command == "prepare":
@@ -218,14 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
         files = build(ROOT, options.package, options.out, platform_only=only)
         print(*(path.name for path in files), sep="\n")
     else:
-        try:
-            package, version = plan(ROOT, options.tag, options.package, options.index)
-        except RefusedError as refused:
-            print(f"refused:\n{refused}", file=sys.stderr)
-            return 1
+        package, version = plan(ROOT, options.tag, options.package, options.index)
         runners = json.dumps(RUNNERS if package in PURE else RUNNERS[:1])
         print(f"package={package}\nversion={version}\nrunners={runners}")
-    return 0
 
 
 if __name__ == "__main__":
