@@ -1,6 +1,6 @@
 """``fused=True``: which kernel takes the sign step of a tensor, and what it can take.
 
-On the CPU a compiled C kernel (:mod:`stac_torch._fused_cpu`), on CUDA a Triton kernel
+On the CPU a C kernel from the wheel (:mod:`stac_torch._fused_cpu`), on CUDA a Triton kernel
 (:mod:`stac_torch._fused_cuda`). Where neither can run this raises: a user who asked for the fast
 path must not get a slow one unawares.
 """
