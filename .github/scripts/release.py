@@ -183,7 +183,9 @@ def add_platform(wheel: Path, out: Path, environment: Mapping[str, str]) -> None
         raise RefusedError(f"{wheel.name} is pure: install a C compiler on this machine")
     if sys.platform == "linux":
         repair = ("uvx", "--quiet", *AUDITWHEEL, "repair", "--wheel-dir", str(out), str(wheel))
-        subprocess.run(repair, check=True, env=environment, stderr=subprocess.DEVNULL)
+        # The folders that it packs have the mode of those that it makes.
+        quiet = {"stderr": subprocess.DEVNULL, "umask": 0o022}
+        subprocess.run(repair, check=True, env=environment, **quiet)
     else:
         shutil.copy(wheel, out)
 
