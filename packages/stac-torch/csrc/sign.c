@@ -4,15 +4,13 @@
  * is read and written once: 20 bytes per float32 entry, where AdamW moves 28. The values are those
  * of `stac_torch._sign`, bit for bit: the same roundings in the same order, which is why
  * contraction to fused multiply-adds must be off. `hatch_build.py` builds it, once for each set of
- * vector instructions; the intrinsics in `int8.h` are all that knows one by name.
- */
+ * vector instructions; the intrinsics in `int8.h` are all that knows one by name. */
 
 #include <stdint.h>
-#include <string.h>
 #include <tgmath.h>
 
 /* Entries in flight: the widened copies of a piece stay in the first-level cache. */
-enum { PIECE = 1024, BLOCK = 256, LEVELS = 127, AHEAD = 4 };
+enum { PIECE = 512, BLOCK = 256, LEVELS = 127 };
 
 enum dtype { FLOAT64, FLOAT32, FLOAT16, BFLOAT16, INT8, NONE };
 
@@ -29,22 +27,14 @@ typedef struct {
     double lr, decay, momentum, fresh; /* fresh is 1 - momentum */
     double grad_scale;                 /* 0 for none */
     double clip;                       /* factor of the gradient; times 1 is exact */
-    int64_t maximize;
-    int64_t param, grad, moment; /* dtypes */
-    int64_t nonfinite;           /* set where one was seen */
+    int64_t maximize, param, grad, moment; /* a truth value, and dtypes */
+    int64_t nonfinite;                     /* set where one was seen */
 } options;
 
-static inline uint32_t bits_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
+typedef union { float value; uint32_t bits; } word;
 
-static inline float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
+static inline uint32_t bits_of(float value) { return (word){.value = value}.bits; }
+static inline float float_of(uint32_t bits) { return (word){.bits = bits}.value; }
 
 /* To nearest, ties to even, in integers: compilers vectorise these and not the library's own. */
 static inline uint16_t to_bfloat16(float value) {
@@ -85,6 +75,18 @@ static inline uint32_t mixed(uint32_t x) {
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* `DO(type in memory, conversion from it, and to it)` for a dtype of floating point. */
+#define WITH_DTYPE(dtype, DO)                           \
+    if ((dtype) == FLOAT64)                             \
+        DO(double, , );                                 \
+    else if ((dtype) == FLOAT32)                        \
+        DO(float, , (float));                           \
+    else if ((dtype) == FLOAT16)                        \
+        DO(uint16_t, from_float16, to_float16);         \
+    else                                                \
+        DO(uint16_t, from_bfloat16, to_bfloat16)
+static const double LARGEST[] = {INFINITY, 0x1.FFFFFEp127, 65504.0, 0x1.FEp127};
+
 #define REAL float
 #define NAMED(name) name##_float
 #include "step.h"
@@ -96,17 +98,6 @@ static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #include "int8.h"
 
-/* Ask for a later block: the phases of a block are too long for the processor to look ahead. */
-static void prefetch(const tensor *t, const options *o, int64_t offset) {
-    static const int sizes[] = {8, 4, 2, 2};
-    if (offset + BLOCK > t->entries) return;
-    const char *param = (const char *)t->param + offset * sizes[o->param];
-    const char *grad = (const char *)t->grad + offset * sizes[o->grad];
-    for (int i = 0; i < BLOCK * sizes[o->param]; i += 64) __builtin_prefetch(param + i, 1);
-    for (int i = 0; i < BLOCK * sizes[o->grad]; i += 64) __builtin_prefetch(grad + i, 0);
-    for (int i = 0; i < BLOCK; i += 64) __builtin_prefetch((const char *)t->moment + offset + i, 1);
-}
-
 static void step_int8(const tensor *t, options *o, int64_t first, int64_t last) {
     int64_t blocks = (t->row + BLOCK - 1) / BLOCK;
     float moment[BLOCK];
@@ -116,7 +107,6 @@ static void step_int8(const tensor *t, options *o, int64_t first, int64_t last) 
         int n = (int)smaller(BLOCK, t->row - column);
         int8_t *codes = (int8_t *)t->moment + offset;
         float *scale = (float *)t->scale + index;
-        prefetch(t, o, offset + AHEAD * BLOCK);
         decode(moment, codes, *scale, n);
         if (o->param == FLOAT64) {
             double wide[BLOCK];
@@ -130,24 +120,10 @@ static void step_int8(const tensor *t, options *o, int64_t first, int64_t last) 
     }
 }
 
-static void step_plain(const tensor *t, options *o, int64_t first, int64_t last) {
-    for (int64_t index = first; index < last; index++) {
-        int64_t offset = index * PIECE;
-        int n = (int)smaller(PIECE, t->entries - offset);
-        if (o->param == FLOAT64)
-            piece_double(t, o, offset, n);
-        else
-            piece_float(t, o, offset, n);
-    }
-}
-
-/* The part of a tensor's units that lies in [start, stop) of the entries of all tensors. */
-static void part(const tensor *t, int64_t units, int64_t before, int64_t start, int64_t stop,
-                 int64_t *first, int64_t *last) {
-    int64_t from = start > before ? start - before : 0;
-    int64_t to = smaller(stop - before, t->entries);
-    *first = (int64_t)((__int128)from * units / t->entries);
-    *last = (int64_t)((__int128)to * units / t->entries);
+/* Blocks of rows where the moment is in codes, else pieces. */
+static int64_t units(const tensor *t) {
+    return t->row ? t->entries / t->row * ((t->row + BLOCK - 1) / BLOCK)
+                  : (t->entries + PIECE - 1) / PIECE;
 }
 
 typedef void visitor(const tensor *, options *, int64_t first, int64_t last);
@@ -157,33 +133,21 @@ typedef void visitor(const tensor *, options *, int64_t first, int64_t last);
 typedef void run_team(void (*work)(void *), void *job, unsigned threads, unsigned flags);
 
 typedef struct {
-    const tensor *tensors;
-    int64_t count;
-    options *o;
-    visitor *visit;
-    int64_t total, shares, next; /* entries; what they are divided into; the next to be taken */
+    const tensor *tensors; int64_t count; options *o; visitor *visit;
+    int64_t total, shares, next; /* units; what they are divided into; the next to be taken */
 } job;
 
-/* Visit one share after another until none is left, however many threads the team has. */
+/* Take one share after another until none is left, whatever the team is and what else runs. */
 static void work(void *data) {
     job *j = data;
     int64_t share;
     while ((share = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->shares) {
-        int64_t size = j->total / j->shares, rest = j->total % j->shares;
-        int64_t start = size * share + smaller(share, rest);
-        int64_t stop = size * (share + 1) + smaller(share + 1, rest);
-        int64_t before = 0;
-        for (int64_t i = 0; i < j->count && before < stop; i++) {
+        int64_t first = j->total * share / j->shares, last = j->total * (share + 1) / j->shares;
+        for (int64_t i = 0; i < j->count && last > 0; i++) {
             const tensor *t = &j->tensors[i];
-            int64_t after = before + t->entries;
-            if (after > start && t->entries) {
-                int64_t units = t->row ? t->entries / t->row * ((t->row + BLOCK - 1) / BLOCK)
-                                       : (t->entries + PIECE - 1) / PIECE;
-                int64_t first, last;
-                part(t, units, before, start, stop, &first, &last);
-                j->visit(t, j->o, first, last);
-            }
-            before = after;
+            int64_t own = units(t);
+            if (first < own) j->visit(t, j->o, first > 0 ? first : 0, smaller(last, own));
+            first -= own, last -= own;
         }
     }
 }
@@ -191,8 +155,8 @@ static void work(void *data) {
 /* Call `visit` on all units of all tensors. */
 static void walk(const tensor *tensors, int64_t count, options *o, unsigned threads, run_team *team,
                  visitor *visit) {
-    job j = {tensors, count, o, visit, 0, threads, 0};
-    for (int64_t i = 0; i < count; i++) j.total += tensors[i].entries;
+    job j = {tensors, count, o, visit, 0, 4 * (int64_t)threads, 0};
+    for (int64_t i = 0; i < count; i++) j.total += units(&tensors[i]);
     if (team && threads > 1)
         team(work, &j, threads, 0);
     else
@@ -201,34 +165,26 @@ static void walk(const tensor *tensors, int64_t count, options *o, unsigned thre
 
 void stac_sign_step(const tensor *tensors, int64_t count, options *o, unsigned threads,
                     run_team *team) {
-    walk(tensors, count, o, threads, team, o->moment == INT8 ? step_int8 : step_plain);
+    visitor *plain = o->param == FLOAT64 ? pieces_double : pieces_float;
+    walk(tensors, count, o, threads, team, o->moment == INT8 ? step_int8 : plain);
 }
 
-static int has_nonfinite(const tensor *t, const options *o, int64_t index) {
-    int64_t offset = index * PIECE;
-    int n = (int)smaller(PIECE, t->entries - offset);
-    uint32_t bad = 0;
-    if (o->grad == FLOAT64) {
-        const uint64_t *grad = (const uint64_t *)t->grad + offset;
-        for (int i = 0; i < n; i++) bad |= grad[i] << 1 >= 0xFFE0000000000000u;
-    } else if (o->grad == FLOAT32) {
-        const uint32_t *grad = (const uint32_t *)t->grad + offset;
-        for (int i = 0; i < n; i++) bad |= grad[i] << 1 >= 0xFF000000u;
-    } else {
-        const uint16_t *grad = (const uint16_t *)t->grad + offset;
-        uint16_t infinity = o->grad == FLOAT16 ? 0x7C00 : 0x7F80;
-        for (int i = 0; i < n; i++) bad |= (grad[i] & 0x7FFF) >= infinity;
-    }
-    return bad;
-}
-
-/* Whether all gradients are finite: one more read of them, and no write. It goes from the beginning
- * and from the middle in turn: a core reads two streams a quarter faster than one. */
+/* Whether all gradients are finite: without its sign, what is not is infinity at least. It goes from
+ * the beginning and from the middle in turn: a core reads two streams faster than one. */
 static void look(const tensor *t, options *o, int64_t first, int64_t last) {
     int64_t half = (last - first + 1) / 2;
-    for (int64_t index = first; index < first + half && !o->nonfinite; index++) {
-        int bad = has_nonfinite(t, o, index);
-        if (index + half < last) bad |= has_nonfinite(t, o, index + half);
+    for (int64_t k = 0; k < last - first && !o->nonfinite; k++) {
+        int64_t offset = (first + k / 2 + (k & 1) * half) * PIECE;
+        int n = (int)smaller(PIECE, t->entries - offset);
+        uint32_t bad = 0;
+#define LOOK(type, infinity) \
+    for (int i = 0; i < n; i++) bad |= (type)(((const type *)t->grad)[offset + i] << 1) >= infinity
+        if (o->grad == FLOAT64)
+            LOOK(uint64_t, 0xFFE0000000000000u);
+        else if (o->grad == FLOAT32)
+            LOOK(uint32_t, 0xFF000000u);
+        else
+            LOOK(uint16_t, (o->grad == FLOAT16 ? 0xF800u : 0xFF00u));
         if (bad) __atomic_store_n(&o->nonfinite, 1, __ATOMIC_RELAXED);
     }
 }

@@ -53,13 +53,30 @@ OWN = torch.backends.cpu.get_cpu_capability()
 HERE = CAPABILITIES[: CAPABILITIES.index(OWN) + 1] if OWN in CAPABILITIES else CAPABILITIES[:1]
 
 
-@pytest.fixture(params=HERE)
-def each_kernel(request, monkeypatch):
-    """Use every library of the CPU kernel in turn that this processor can run."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+def use_kernel(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     _kernel._found.cache_clear()
     kernel = _kernel.cpu_kernel()
     assert kernel is not None, _kernel.why_no_cpu_kernel()
-    assert Path(kernel._name).stem == request.param.lower()
+    assert Path(kernel._name).stem == capability.lower()
+
+
+@pytest.fixture(params=HERE)
+def each_kernel(request, monkeypatch):
+    """Run a test with every library of the CPU kernel that this processor can run."""
+    use_kernel(monkeypatch, request.param)
     yield
+    _kernel._found.cache_clear()
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Give a test an iterator that uses one of these libraries after another."""
+
+    def each():
+        for capability in HERE:
+            use_kernel(monkeypatch, capability)
+            yield capability
+
+    yield each
     _kernel._found.cache_clear()

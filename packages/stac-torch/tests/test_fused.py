@@ -43,31 +43,34 @@ def everything(params, optimizer):
     return [p.detach() for p in params], [dict(optimizer.state.get(p, {})) for p in params]
 
 
-def both(dtype, options, steps=4, bad_step=None, role="sign"):
+def taken(how, dtype, options, steps=4, bad_step=None, role="sign"):
+    """Return the parameters and states after some steps, and how many of these were skipped."""
+    params = parameters(dtype)
+    optimizer = STAC([(str(i), p) for i, p in enumerate(params)], role=role, **options, **how)
+    for step in range(steps):
+        give_gradients(params, step, bad=step == bad_step)
+        optimizer.step()
+    return (*everything(params, optimizer), optimizer.nonfinite_skipped_steps)
+
+
+def both(dtype, options, **given):
     """Return what the plain loop and the kernel make of the same gradients."""
-    results = []
-    for how in ({"foreach": False}, {"fused": True}):
-        params = parameters(dtype)
-        optimizer = STAC([(str(i), p) for i, p in enumerate(params)], role=role, **options, **how)
-        for step in range(steps):
-            give_gradients(params, step, bad=step == bad_step)
-            optimizer.step()
-        results.append((*everything(params, optimizer), optimizer.nonfinite_skipped_steps))
-    return results
+    return [taken(how, dtype, options, **given) for how in ({"foreach": False}, {"fused": True})]
 
 
 def identical(one, other):
     torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("dtype", PARAMETERS)
-def test_the_bits_of_the_plain_path(dtype, state, options):
+def test_the_bits_of_the_plain_path(dtype, state, options, kernels):
+    given = dtype, {**options, "sign_state_dtype": state}
     for bad_step in (None, 2):
-        plain, fused = both(dtype, {**options, "sign_state_dtype": state}, bad_step=bad_step)
-        identical(fused, plain)
+        plain = taken({"foreach": False}, *given, bad_step=bad_step)
+        for _ in kernels():
+            identical(taken({"fused": True}, *given, bad_step=bad_step), plain)
 
 
 @pytest.mark.usefixtures("each_kernel")

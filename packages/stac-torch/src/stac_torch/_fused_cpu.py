@@ -18,31 +18,18 @@ from stac_torch._records import Slot
 from stac_torch._sign import SignOptions
 
 _FIELDS = 8
-_CODES = {
-    torch.float64: 0,
-    torch.float32: 1,
-    torch.float16: 2,
-    torch.bfloat16: 3,
-    torch.int8: 4,
-}
-_NONE = 5
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8)
+_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
+_NONE = len(_DTYPES)
 
 
 class _Options(ctypes.Structure):
     """``options`` of ``csrc/sign.c``."""
 
     _fields_ = (
-        ("lr", ctypes.c_double),
-        ("decay", ctypes.c_double),
-        ("momentum", ctypes.c_double),
-        ("fresh", ctypes.c_double),
-        ("grad_scale", ctypes.c_double),
-        ("clip", ctypes.c_double),
-        ("maximize", ctypes.c_int64),
-        ("param", ctypes.c_int64),
-        ("grad", ctypes.c_int64),
-        ("moment", ctypes.c_int64),
-        ("nonfinite", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("lr", "decay", "momentum", "fresh")),
+        *((name, ctypes.c_double) for name in ("grad_scale", "clip")),
+        *((name, ctypes.c_int64) for name in ("maximize", "param", "grad", "moment", "nonfinite")),
     )
 
 
@@ -89,14 +76,11 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
 def all_finite_cpu(grads: Sequence[Tensor]) -> bool:
     """Tell whether every entry is finite, in one pass over gradients in host memory."""
     tables: dict[int, array[int]] = {}
-    kept: list[Tensor] = []
-    for g in grads:
-        if not is_dense(g):
-            g = g.contiguous()
-            kept.append(g)
-        tables.setdefault(_CODES[g.dtype], array("q")).extend(
-            (0, g.data_ptr(), 0, 0, g.numel(), 0, -1, 0)
-        )
+    # Copies have to outlive the calls, which know their addresses alone.
+    dense = [g if is_dense(g) else g.contiguous() for g in grads]
+    for g in dense:
+        row = (0, g.data_ptr(), 0, 0, g.numel(), 0, -1, 0)
+        tables.setdefault(_CODES[g.dtype], array("q")).extend(row)
     return all(
         _call("stac_all_finite", table, _Options(grad=code)) for code, table in tables.items()
     )
