@@ -86,17 +86,18 @@ static int encode_nearly(int8_t *restrict codes, const float *restrict moment, f
 
 #endif
 
-static float encode(int8_t *restrict codes, const float *restrict moment, int n) {
-    uint32_t largest = 0; /* as integers, magnitudes are in order and nan is the largest */
+static float largest(const float *restrict moment, int n) {
+    uint32_t most = 0; /* as integers, magnitudes are in order and nan is the largest */
     for (int i = 0; i < n; i++) {
         uint32_t magnitude = bits_of(moment[i]) & 0x7FFFFFFF;
-        largest = magnitude > largest ? magnitude : largest;
+        most = magnitude > most ? magnitude : most;
     }
-    float scale = float_of(largest);
+    return float_of(most);
+}
+
+static void encode(int8_t *restrict codes, const float *restrict moment, float scale, int n) {
     const float levels = (float)LEVELS * LEVELS * LEVELS * LEVELS;
     /* The factor of a smaller scale, or of none, would not be a number. */
     if (!(scale >= 0x1p-90f) || encode_nearly(codes, moment, levels / scale, n))
-        encode_exactly(codes, moment, largest ? scale : 1.0f, n);
-    return scale;
+        encode_exactly(codes, moment, scale != 0 ? scale : 1.0f, n);
 }
-

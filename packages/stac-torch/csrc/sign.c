@@ -17,10 +17,9 @@ enum dtype { FLOAT64, FLOAT32, FLOAT16, BFLOAT16, INT8, NONE };
 /* One row of the table that the caller fills; 64-bit fields, pointers as integers. */
 typedef struct {
     int64_t param, grad, moment, scale; /* addresses; moment and scale may be 0 */
-    int64_t entries;
-    int64_t row;     /* entries of one index of dimension 0, for int8 moments */
-    int64_t noise;   /* hash of seed and name, or -1 to round to nearest */
-    int64_t counter; /* the step being taken, for the noise */
+    int64_t entries, row; /* row: entries of one index of dimension 0, for int8 moments */
+    int64_t noise;        /* hash of seed and name, or -1 to round to nearest */
+    int64_t counter;      /* the step being taken, for the noise */
 } tensor;
 
 typedef struct {
@@ -98,31 +97,36 @@ static const double LARGEST[] = {INFINITY, 0x1.FFFFFEp127, 65504.0, 0x1.FEp127};
 
 #include "int8.h"
 
+/* Pieces of one row each. The blocks of a piece are looked through before the first one is encoded,
+ * so that the processor need not wait for the end of either. */
 static void step_int8(const tensor *t, options *o, int64_t first, int64_t last) {
-    int64_t blocks = (t->row + BLOCK - 1) / BLOCK;
-    float moment[BLOCK];
+    int64_t across = (t->row + PIECE - 1) / PIECE, blocks = (t->row + BLOCK - 1) / BLOCK;
+    float moment[PIECE];
     for (int64_t index = first; index < last; index++) {
-        int64_t row = index / blocks, column = index % blocks * BLOCK;
+        int64_t row = index / across, column = index % across * PIECE;
         int64_t offset = row * t->row + column;
-        int n = (int)smaller(BLOCK, t->row - column);
+        int n = (int)smaller(PIECE, t->row - column);
         int8_t *codes = (int8_t *)t->moment + offset;
-        float *scale = (float *)t->scale + index;
-        decode(moment, codes, *scale, n);
+        float *scale = (float *)t->scale + row * blocks + column / BLOCK;
+        for (int i = 0; i < n; i += BLOCK)
+            decode(moment + i, codes + i, scale[i / BLOCK], (int)smaller(BLOCK, n - i));
         if (o->param == FLOAT64) {
-            double wide[BLOCK];
+            double wide[PIECE];
             for (int i = 0; i < n; i++) wide[i] = (double)moment[i];
             update_double(t, o, offset, n, wide);
             for (int i = 0; i < n; i++) moment[i] = (float)wide[i];
         } else {
             update_float(t, o, offset, n, moment);
         }
-        *scale = encode(codes, moment, n);
+        for (int i = 0; i < n; i += BLOCK)
+            scale[i / BLOCK] = largest(moment + i, (int)smaller(BLOCK, n - i));
+        for (int i = 0; i < n; i += BLOCK)
+            encode(codes + i, moment + i, scale[i / BLOCK], (int)smaller(BLOCK, n - i));
     }
 }
 
-/* Blocks of rows where the moment is in codes, else pieces. */
 static int64_t units(const tensor *t) {
-    return t->row ? t->entries / t->row * ((t->row + BLOCK - 1) / BLOCK)
+    return t->row ? t->entries / t->row * ((t->row + PIECE - 1) / PIECE)
                   : (t->entries + PIECE - 1) / PIECE;
 }
 
@@ -152,7 +156,6 @@ static void work(void *data) {
     }
 }
 
-/* Call `visit` on all units of all tensors. */
 static void walk(const tensor *tensors, int64_t count, options *o, unsigned threads, run_team *team,
                  visitor *visit) {
     job j = {tensors, count, o, visit, 0, 4 * (int64_t)threads, 0};
@@ -169,8 +172,8 @@ void stac_sign_step(const tensor *tensors, int64_t count, options *o, unsigned t
     walk(tensors, count, o, threads, team, o->moment == INT8 ? step_int8 : plain);
 }
 
-/* Whether all gradients are finite: without its sign, what is not is infinity at least. It goes from
- * the beginning and from the middle in turn: a core reads two streams faster than one. */
+/* Whether all gradients are finite: without its sign, what is not is infinity at least. It goes
+ * from the beginning and from the middle in turn: a core reads two streams faster than one. */
 static void look(const tensor *t, options *o, int64_t first, int64_t last) {
     int64_t half = (last - first + 1) / 2;
     for (int64_t k = 0; k < last - first && !o->nonfinite; k++) {

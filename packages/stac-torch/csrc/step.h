@@ -22,8 +22,7 @@ static void NAMED(store_randomly)(const tensor *t, int64_t offset, const REAL *r
         uint32_t word = mixed((uint32_t)index ^ step) ^ (uint32_t)(index >> 32) ^ key;
         uint32_t bits = bits_of((float)value[i]);
         uint16_t drawn = (bits + (mixed(word) >> 16)) >> 16;
-        int finite = (bits & 0x7F800000) != 0x7F800000;
-        into[i] = finite ? drawn : to_bfloat16((float)value[i]);
+        into[i] = (bits & 0x7F800000) < 0x7F800000 ? drawn : to_bfloat16((float)value[i]);
     }
 }
 

@@ -72,7 +72,7 @@ def test_the_wheel_of_a_platform_has_every_library(source, quick):
 @pytest.mark.skipif(sys.platform != "linux", reason="lists the symbols of ELF libraries")
 def test_a_library_needs_libc_alone(source, tmp_path):
     """As it is shipped: without optimization even a sign is a call."""
-    wheel, _ = build(source)
+    wheel, _ = build(source, CC=f"{CC} -Wall -Wextra -Werror")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     for path in (tmp_path / "stac_torch" / "kernels").iterdir():

@@ -18,9 +18,8 @@ from stac_torch._records import Slot
 from stac_torch._sign import SignOptions
 
 _FIELDS = 8
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, None)
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
-_NONE = len(_DTYPES)
 
 
 class _Options(ctypes.Structure):
@@ -37,10 +36,9 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
     """Take one step on tensors in host memory, whose layouts were checked."""
     if options.skip is not None and bool(options.skip):
         return
-    lr = float(options.lr)
     scale = options.grad_scale
     base = {
-        "lr": lr,
+        "lr": float(options.lr),
         "decay": float(1 - options.lr * options.weight_decay),
         "momentum": options.momentum,
         "fresh": 1 - options.momentum,
@@ -55,7 +53,7 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
         g = laid_out_like(p, grad)
         # A copy has to outlive the call, which knows its address alone.
         kept.append(g)
-        key = _CODES[p.dtype], _CODES[g.dtype], _NONE if m is None else _CODES[m.dtype]
+        key = _CODES[p.dtype], _CODES[g.dtype], _CODES[None if m is None else m.dtype]
         tables.setdefault(key, array("q")).extend(
             (
                 p.data_ptr(),
@@ -69,8 +67,7 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
             )
         )
     for (param, grad, moment), table in tables.items():
-        filled = _Options(**base, param=param, grad=grad, moment=moment)
-        _call("stac_sign_step", table, filled)
+        _call("stac_sign_step", table, _Options(**base, param=param, grad=grad, moment=moment))
 
 
 def all_finite_cpu(grads: Sequence[Tensor]) -> bool:
