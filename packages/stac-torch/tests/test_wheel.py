@@ -55,8 +55,9 @@ def build(source, **variables):
 
 def compiled(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        text = archive.read("stac_torch-0.1.0.dist-info/WHEEL").decode()
-        return sorted(name for name in archive.namelist() if name.endswith(".so")), text
+        names = archive.namelist()
+        (place,) = (name for name in names if name.endswith(".dist-info/WHEEL"))
+        return sorted(name for name in names if name.endswith(".so")), archive.read(place).decode()
 
 
 def test_the_wheel_of_a_platform_has_every_library(source, quick):
