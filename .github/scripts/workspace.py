@@ -24,6 +24,11 @@ ADDRESS = "https://project.invalid/optimizers"
 UNKNOWN = ".invalid/"
 # The extras with which a package is tested, where it has some.
 EXTRAS = {"optim-checkpoint": "[cli,fsspec,jax,torch]", "optim-bench": "[jax,torch,parquet]"}
+# What builds the pure wheel of a package that also has one with compiled parts for each platform:
+# the variable that its build hook reads. GitHub's runners for those platforms, the first of which
+# builds the rest as well.
+PURE = {"stac-torch": "STAC_TORCH_PURE"}
+RUNNERS = ("ubuntu-24.04", "ubuntu-24.04-arm", "macos-15")
 
 
 def project(folder: Path) -> dict:

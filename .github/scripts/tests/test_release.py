@@ -121,11 +121,26 @@ def test_the_siblings_of_an_extra_must_be_published_too(root, index):
 def test_a_plan_is_printed_as_the_workflow_reads_it(root, index, monkeypatch, capsys):
     monkeypatch.setattr(release, "ROOT", root)
     assert release.main(["plan", "--package", "stam-jax"]) == 0
-    assert capsys.readouterr().out == "package=stam-jax\nversion=0.2.0\n"
+    planned = 'package=stam-jax\nversion=0.2.0\nrunners=["ubuntu-24.04"]\n'
+    assert capsys.readouterr().out == planned
     assert release.main(["plan", "--package", "optim-bench"]) == 1
     refused = capsys.readouterr()
     assert refused.out == ""
     assert refused.err == "refused:\nstam-jax 0.2 is not published; release it first\n"
+
+
+def test_a_package_with_compiled_parts_is_built_on_every_platform(root, index, monkeypatch, capsys):
+    monkeypatch.setattr(release, "ROOT", root)
+    monkeypatch.setattr(release, "PURE", {"stam-core": "X"})
+    index.clear()
+    assert release.main(["plan", "--package", "stam-core"]) == 0
+    runners = capsys.readouterr().out.splitlines()[-1]
+    assert runners == 'runners=["ubuntu-24.04", "ubuntu-24.04-arm", "macos-15"]'
+
+
+def test_a_pure_wheel_is_not_released_as_that_of_a_platform(tmp_path):
+    with pytest.raises(release.RefusedError, match=r"x-1-py3-none-any\.whl is pure: install a C"):
+        release.add_platform(tmp_path / "x-1-py3-none-any.whl", tmp_path / "out", {})
 
 
 def test_a_placeholder_is_no_address(root, index):

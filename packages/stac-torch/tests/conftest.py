@@ -1,8 +1,11 @@
-"""Which checks of the compiled form wait for the nightly session."""
+"""Which checks of the compiled form wait for the nightly session; the libraries of the kernel."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from stac_torch import _kernel
 
 # What Dynamo could capture wrongly: the trajectory of every graph, storage, skipping, odd shapes,
 # and what makes it compile again. Each run of a check takes it more than a second.
@@ -42,3 +45,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.nightly)
             # Hundreds of examples are hundreds of runs.
             item.add_marker(pytest.mark.timeout(3600))
+
+
+# Torch's names of vector instructions, of which a processor has all up to one.
+CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
+OWN = torch.backends.cpu.get_cpu_capability()
+HERE = CAPABILITIES[: CAPABILITIES.index(OWN) + 1] if OWN in CAPABILITIES else CAPABILITIES[:1]
+
+
+def use_kernel(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    _kernel._found.cache_clear()
+    kernel = _kernel.cpu_kernel()
+    assert kernel is not None, _kernel.why_no_cpu_kernel()
+    assert Path(kernel._name).stem == capability.lower()
+
+
+@pytest.fixture(params=HERE)
+def each_kernel(request, monkeypatch):
+    """Run a test with every library of the CPU kernel that this processor can run."""
+    use_kernel(monkeypatch, request.param)
+    yield
+    _kernel._found.cache_clear()
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Give a test an iterator that uses one of these libraries after another."""
+
+    def each():
+        for capability in HERE:
+            use_kernel(monkeypatch, capability)
+            yield capability
+
+    yield each
+    _kernel._found.cache_clear()

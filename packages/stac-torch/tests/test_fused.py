@@ -43,17 +43,19 @@ def everything(params, optimizer):
     return [p.detach() for p in params], [dict(optimizer.state.get(p, {})) for p in params]
 
 
-def both(dtype, options, steps=4, bad_step=None, role="sign"):
+def taken(how, dtype, options, steps=4, bad_step=None, role="sign"):
+    """Return the parameters and states after some steps, and how many of these were skipped."""
+    params = parameters(dtype)
+    optimizer = STAC([(str(i), p) for i, p in enumerate(params)], role=role, **options, **how)
+    for step in range(steps):
+        give_gradients(params, step, bad=step == bad_step)
+        optimizer.step()
+    return (*everything(params, optimizer), optimizer.nonfinite_skipped_steps)
+
+
+def both(dtype, options, **given):
     """Return what the plain loop and the kernel make of the same gradients."""
-    results = []
-    for how in ({"foreach": False}, {"fused": True}):
-        params = parameters(dtype)
-        optimizer = STAC([(str(i), p) for i, p in enumerate(params)], role=role, **options, **how)
-        for step in range(steps):
-            give_gradients(params, step, bad=step == bad_step)
-            optimizer.step()
-        results.append((*everything(params, optimizer), optimizer.nonfinite_skipped_steps))
-    return results
+    return [taken(how, dtype, options, **given) for how in ({"foreach": False}, {"fused": True})]
 
 
 def identical(one, other):
@@ -63,12 +65,15 @@ def identical(one, other):
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("dtype", PARAMETERS)
-def test_the_bits_of_the_plain_path(dtype, state, options):
+def test_the_bits_of_the_plain_path(dtype, state, options, kernels):
+    given = dtype, {**options, "sign_state_dtype": state}
     for bad_step in (None, 2):
-        plain, fused = both(dtype, {**options, "sign_state_dtype": state}, bad_step=bad_step)
-        identical(fused, plain)
+        plain = taken({"foreach": False}, *given, bad_step=bad_step)
+        for _ in kernels():
+            identical(taken({"fused": True}, *given, bad_step=bad_step), plain)
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("state", [None, "int8"])
 def test_stochastic_rounding_draws_the_same(state):
     options = {"stochastic_rounding": True, "sign_state_dtype": state, "weight_decay": 0.1}
@@ -78,6 +83,7 @@ def test_stochastic_rounding_draws_the_same(state):
     assert not torch.equal(fused[0][0], nearest[0][0])
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("dtype", PARAMETERS)
 def test_every_half_is_read_and_every_float_rounded_as_by_torch(dtype):
     """All 65,536 numbers of 16 bits, and floats beside the middles between two of them."""
@@ -248,6 +254,7 @@ def test_threads_change_no_bit():
         identical(results[index], results[index % 2])
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_bad_entry_is_found_wherever_it_stands(threads):
     before = torch.get_num_threads()

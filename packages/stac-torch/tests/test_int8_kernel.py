@@ -1,31 +1,20 @@
 """The codes of ``csrc/int8.h`` are not computed as they are defined, and are those defined."""
 
 import math
-import platform
 
 import pytest
 import torch
-from stac_torch import STAC, _compiler
+from stac_torch import STAC
 from stac_torch._int8 import BLOCK, encode
 from torch import nn
 
-# The second leaves out what only processors with AVX-512 run.
-BUILDS = [(), ("-mno-avx512f",)] if platform.machine() == "x86_64" else [()]
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 # Less than a block, one, and last blocks with whole and broken vectors.
 ROWS = [100, BLOCK, 2 * BLOCK + 1, 3 * BLOCK - 5]
 # From the subnormal, over the smallest whose inverse is a number, to the largest.
 EXPONENTS = [-149, -127, -126, -91, -90, -89, -60, -20, -1, 0, 1, 30, 100, 126]
 SCALES = [math.ldexp(x, e) for e in EXPONENTS for x in (1.0, 1.37, 1.9999)]
-
-
-@pytest.fixture(params=BUILDS, scope="module", autouse=True)
-def kernel(request, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_compiler, "FLAGS", (*_compiler.FLAGS, *request.param))
-        patch.setenv("STAC_TORCH_CACHE", str(tmp_path_factory.mktemp("kernel")))
-        _compiler.cpu_library.cache_clear()
-        yield
-    _compiler.cpu_library.cache_clear()
 
 
 def check(values):

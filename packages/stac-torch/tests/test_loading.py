@@ -41,7 +41,7 @@ def test_how_to_compute_is_decided_here(own, loads):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_run_goes_on_in_the_other_form(fused):
-    """What was saved with a compiler steps where there is none, and the other way round."""
+    """What was saved with a kernel steps where there is none, and the other way round."""
     options = {"adamw_modules": [], "last_n_layers": 1}
     model, optimizer = pair(fused=fused, **options)
     train(model, optimizer)

@@ -1,6 +1,6 @@
 """``fused=True``: which kernel takes the sign step of a tensor, and what it can take.
 
-On the CPU a compiled C kernel (:mod:`stac_torch._fused_cpu`), on CUDA a Triton kernel
+On the CPU a C kernel from the wheel (:mod:`stac_torch._fused_cpu`), on CUDA a Triton kernel
 (:mod:`stac_torch._fused_cuda`). Where neither can run this raises: a user who asked for the fast
 path must not get a slow one unawares.
 """
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stac_torch._compiler import cpu_library
 from stac_torch._dtypes import INT8
 from stac_torch._fused_cpu import all_finite_cpu, sign_step_cpu_
 from stac_torch._int8 import scale_shape
+from stac_torch._kernel import required_cpu_kernel
 from stac_torch._layout import is_dense, same_layout
 from stac_torch._local import local
 from stac_torch._records import Slot, by_device
@@ -50,7 +50,7 @@ def prepare_fused(
     Raises:
         RuntimeError: A parameter with a gradient is on another device, not floating, or laid out as
             no kernel can walk it; its gradient or state does not belong to it as it is now; or a
-            kernel cannot be built.
+            kernel is missing.
     """
     devices: set[str] = set()
     for group in groups:
@@ -67,7 +67,7 @@ def prepare_fused(
                 if not tensor.is_contiguous():
                     _check_layout(group, p, moments)
     if "cpu" in devices:
-        cpu_library()
+        required_cpu_kernel()
     if "cuda" in devices:
         require_triton()
 

@@ -12,37 +12,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stac_torch._compiler import cpu_library
+from stac_torch._kernel import required_cpu_kernel, run_team
 from stac_torch._layout import is_dense, laid_out_like
 from stac_torch._records import Slot
 from stac_torch._sign import SignOptions
 
 _FIELDS = 8
-_CODES = {
-    torch.float64: 0,
-    torch.float32: 1,
-    torch.float16: 2,
-    torch.bfloat16: 3,
-    torch.int8: 4,
-}
-_NONE = 5
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, None)
+_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
 class _Options(ctypes.Structure):
     """``options`` of ``csrc/sign.c``."""
 
     _fields_ = (
-        ("lr", ctypes.c_double),
-        ("decay", ctypes.c_double),
-        ("momentum", ctypes.c_double),
-        ("fresh", ctypes.c_double),
-        ("grad_scale", ctypes.c_double),
-        ("clip", ctypes.c_double),
-        ("maximize", ctypes.c_int64),
-        ("param", ctypes.c_int64),
-        ("grad", ctypes.c_int64),
-        ("moment", ctypes.c_int64),
-        ("nonfinite", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("lr", "decay", "momentum", "fresh")),
+        *((name, ctypes.c_double) for name in ("grad_scale", "clip")),
+        *((name, ctypes.c_int64) for name in ("maximize", "param", "grad", "moment", "nonfinite")),
     )
 
 
@@ -50,10 +36,9 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
     """Take one step on tensors in host memory, whose layouts were checked."""
     if options.skip is not None and bool(options.skip):
         return
-    lr = float(options.lr)
     scale = options.grad_scale
     base = {
-        "lr": lr,
+        "lr": float(options.lr),
         "decay": float(1 - options.lr * options.weight_decay),
         "momentum": options.momentum,
         "fresh": 1 - options.momentum,
@@ -68,7 +53,7 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
         g = laid_out_like(p, grad)
         # A copy has to outlive the call, which knows its address alone.
         kept.append(g)
-        key = _CODES[p.dtype], _CODES[g.dtype], _NONE if m is None else _CODES[m.dtype]
+        key = _CODES[p.dtype], _CODES[g.dtype], _CODES[None if m is None else m.dtype]
         tables.setdefault(key, array("q")).extend(
             (
                 p.data_ptr(),
@@ -82,21 +67,17 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
             )
         )
     for (param, grad, moment), table in tables.items():
-        filled = _Options(**base, param=param, grad=grad, moment=moment)
-        _call("stac_sign_step", table, filled)
+        _call("stac_sign_step", table, _Options(**base, param=param, grad=grad, moment=moment))
 
 
 def all_finite_cpu(grads: Sequence[Tensor]) -> bool:
     """Tell whether every entry is finite, in one pass over gradients in host memory."""
     tables: dict[int, array[int]] = {}
-    kept: list[Tensor] = []
-    for g in grads:
-        if not is_dense(g):
-            g = g.contiguous()
-            kept.append(g)
-        tables.setdefault(_CODES[g.dtype], array("q")).extend(
-            (0, g.data_ptr(), 0, 0, g.numel(), 0, -1, 0)
-        )
+    # Copies have to outlive the calls, which know their addresses alone.
+    dense = [g if is_dense(g) else g.contiguous() for g in grads]
+    for g in dense:
+        row = (0, g.data_ptr(), 0, 0, g.numel(), 0, -1, 0)
+        tables.setdefault(_CODES[g.dtype], array("q")).extend(row)
     return all(
         _call("stac_all_finite", table, _Options(grad=code)) for code, table in tables.items()
     )
@@ -104,9 +85,10 @@ def all_finite_cpu(grads: Sequence[Tensor]) -> bool:
 
 def _call(name: str, table: "array[int]", options: _Options) -> int:
     address, length = table.buffer_info()
-    return getattr(cpu_library(), name)(
+    return getattr(required_cpu_kernel(), name)(
         ctypes.c_void_p(address),
         ctypes.c_int64(length // _FIELDS),
         ctypes.byref(options),
         torch.get_num_threads(),
+        run_team(),
     )

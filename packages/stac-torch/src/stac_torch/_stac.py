@@ -87,10 +87,9 @@ class STAC(BaseOptimizer):
             unit in the last place are not lost. Equal on replicas, and repeatable.
         rounding_seed: Its seed, and that of the noise by which moments in codes are rounded.
         foreach: Multi-tensor form; None chooses it for plain CUDA and XPU tensors.
-        fused: One pass over memory in one kernel: on the CPU a C kernel, which the system's C
-            compiler builds at the first use of a machine in a second or two; on CUDA a Triton
-            kernel. Never chosen by itself, and an error where neither can run. The AdamW section
-            takes torch's fused kernel.
+        fused: One pass over memory in one kernel: on the CPU a C kernel, which the wheels for Linux
+            and macOS have; on CUDA a Triton kernel. Never chosen by itself, and an error where
+            neither can run. The AdamW section takes torch's fused kernel.
         capturable: Keep every decision on the device, for CUDA graphs.
         track_diagnostics: Count in each step what :meth:`diagnostics` reports; costs memory and
             time, and the multi-tensor form.

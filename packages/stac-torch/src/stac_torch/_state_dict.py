@@ -20,7 +20,7 @@ from stac_torch._loaded_state import check_state
 from stac_torch._local import is_dtensor, local
 from stac_torch._state import step_device, step_dtype
 
-# How this process computes, which is no business of the one that saved: it may have had a compiler
+# How this process computes, which is no business of the one that saved: it may have had a kernel
 # or a GPU that this one lacks, or lacked what was asked for here.
 _OWN = ("foreach", "fused", "capturable")
 

@@ -1,8 +1,7 @@
 /* An 8-bit moment, block by block within its row; see `stac_torch._int8` for the code. */
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#ifdef __AVX512DQ__
 #include <immintrin.h>
-#define VECTORS
 #endif
 
 /* How near to the middle between two codes a root is encoded again by definition. Below, roots are
@@ -32,7 +31,7 @@ static void encode_exactly(int8_t *restrict codes, const float *restrict moment,
 /* The same codes several times as fast: the fourth root of |m| * 127^4 / scale, by no division and
  * no square root. Both functions return whether one is in doubt, as in 2 of 100 blocks of noise;
  * these are encoded again by definition. */
-#ifdef VECTORS
+#ifdef __AVX512DQ__
 
 /* The processor estimates a ~ y^(-1/2) and v ~ a^(-1/2) to 1e-4; one step of Newton's iteration for
  * y^(1/4) squares that: v + (y - v^4) / (4 v^3), where 1/v^3 ~ a^2 v. Of a zero or nan this makes
@@ -59,13 +58,11 @@ static int encode_nearly(int8_t *restrict codes, const float *restrict moment, f
 #else
 
 /* a*b + c where the last bits do not matter. */
-static inline float approximately(float a, float b, float c) {
-#ifdef __FMA__
-    return __builtin_fmaf(a, b, c);
+#ifdef __FP_FAST_FMAF
+#define approximately __builtin_fmaf
 #else
-    return a * b + c;
+#define approximately(a, b, c) ((a) * (b) + (c))
 #endif
-}
 
 /* Two steps of Newton's iteration for y^(-1/4), from the bits of y, and one for its inverse. */
 static int encode_nearly(int8_t *restrict codes, const float *restrict moment, float factor,
@@ -89,17 +86,18 @@ static int encode_nearly(int8_t *restrict codes, const float *restrict moment, f
 
 #endif
 
-static float encode(int8_t *restrict codes, const float *restrict moment, int n) {
-    uint32_t largest = 0; /* as integers, magnitudes are in order and nan is the largest */
+static float largest(const float *restrict moment, int n) {
+    uint32_t most = 0; /* as integers, magnitudes are in order and nan is the largest */
     for (int i = 0; i < n; i++) {
         uint32_t magnitude = bits_of(moment[i]) & 0x7FFFFFFF;
-        largest = magnitude > largest ? magnitude : largest;
+        most = magnitude > most ? magnitude : most;
     }
-    float scale = float_of(largest);
+    return float_of(most);
+}
+
+static void encode(int8_t *restrict codes, const float *restrict moment, float scale, int n) {
     const float levels = (float)LEVELS * LEVELS * LEVELS * LEVELS;
     /* The factor of a smaller scale, or of none, would not be a number. */
     if (!(scale >= 0x1p-90f) || encode_nearly(codes, moment, levels / scale, n))
-        encode_exactly(codes, moment, largest ? scale : 1.0f, n);
-    return scale;
+        encode_exactly(codes, moment, scale != 0 ? scale : 1.0f, n);
 }
-

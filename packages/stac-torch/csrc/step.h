@@ -1,36 +1,16 @@
 /* The step on one piece of one tensor in the arithmetic type REAL; sign.c includes it twice. */
 
 static void NAMED(load)(REAL *restrict into, int64_t address, int64_t offset, int64_t type, int n) {
-    if (type == FLOAT64) {
-        const double *from = (const double *)address + offset;
-        for (int i = 0; i < n; i++) into[i] = (REAL)from[i];
-    } else if (type == FLOAT32) {
-        const float *from = (const float *)address + offset;
-        for (int i = 0; i < n; i++) into[i] = (REAL)from[i];
-    } else if (type == FLOAT16) {
-        const uint16_t *from = (const uint16_t *)address + offset;
-        for (int i = 0; i < n; i++) into[i] = (REAL)from_float16(from[i]);
-    } else {
-        const uint16_t *from = (const uint16_t *)address + offset;
-        for (int i = 0; i < n; i++) into[i] = (REAL)from_bfloat16(from[i]);
-    }
+#define LOAD(stored, wide, narrow) \
+    for (int i = 0; i < n; i++) into[i] = (REAL)wide(((const stored *)address)[offset + i])
+    WITH_DTYPE(type, LOAD);
 }
 
 static void NAMED(store)(int64_t address, int64_t offset, int64_t type, const REAL *restrict value,
                          int n) {
-    if (type == FLOAT64) {
-        double *into = (double *)address + offset;
-        for (int i = 0; i < n; i++) into[i] = (double)value[i];
-    } else if (type == FLOAT32) {
-        float *into = (float *)address + offset;
-        for (int i = 0; i < n; i++) into[i] = (float)value[i];
-    } else if (type == FLOAT16) {
-        uint16_t *into = (uint16_t *)address + offset;
-        for (int i = 0; i < n; i++) into[i] = to_float16((float)value[i]);
-    } else {
-        uint16_t *into = (uint16_t *)address + offset;
-        for (int i = 0; i < n; i++) into[i] = to_bfloat16((float)value[i]);
-    }
+#define STORE(stored, wide, narrow) \
+    for (int i = 0; i < n; i++) ((stored *)address)[offset + i] = narrow(value[i])
+    WITH_DTYPE(type, STORE);
 }
 
 static void NAMED(store_randomly)(const tensor *t, int64_t offset, const REAL *restrict value,
@@ -42,8 +22,7 @@ static void NAMED(store_randomly)(const tensor *t, int64_t offset, const REAL *r
         uint32_t word = mixed((uint32_t)index ^ step) ^ (uint32_t)(index >> 32) ^ key;
         uint32_t bits = bits_of((float)value[i]);
         uint16_t drawn = (bits + (mixed(word) >> 16)) >> 16;
-        int finite = (bits & 0x7F800000) != 0x7F800000;
-        into[i] = finite ? drawn : to_bfloat16((float)value[i]);
+        into[i] = (bits & 0x7F800000) < 0x7F800000 ? drawn : to_bfloat16((float)value[i]);
     }
 }
 
@@ -103,24 +82,23 @@ static void NAMED(update)(const tensor *t, const options *o, int64_t offset, int
         NAMED(store)(t->param, offset, o->param, param, n);
 }
 
-static void NAMED(piece)(const tensor *t, const options *o, int64_t offset, int n) {
+static void NAMED(pieces)(const tensor *t, options *o, int64_t first, int64_t last) {
     const int64_t own = sizeof(REAL) == sizeof(float) ? FLOAT32 : FLOAT64;
-    if (o->moment == NONE || o->moment == own) {
-        NAMED(update)(t, o, offset, n, (REAL *)t->moment + offset);
-        return;
-    }
-    REAL moment[PIECE];
-    NAMED(load)(moment, t->moment, offset, o->moment, n);
-    NAMED(update)(t, o, offset, n, moment);
-    /* A moment too large for its storage becomes the largest that it holds. */
-    const REAL largest = (REAL)(o->moment == FLOAT16    ? 65504.0
-                                : o->moment == BFLOAT16 ? 0x1.FEp127
-                                                        : 0x1.FFFFFEp127);
-    if (o->moment != FLOAT64) {
+    for (int64_t offset = first * PIECE; offset < last * PIECE; offset += PIECE) {
+        int n = (int)smaller(PIECE, t->entries - offset);
+        if (o->moment == NONE || o->moment == own) {
+            NAMED(update)(t, o, offset, n, (REAL *)t->moment + offset);
+            continue;
+        }
+        REAL moment[PIECE];
+        NAMED(load)(moment, t->moment, offset, o->moment, n);
+        NAMED(update)(t, o, offset, n, moment);
+        /* A moment too large for its storage becomes the largest that it holds. */
+        const REAL largest = (REAL)LARGEST[o->moment];
         for (int i = 0; i < n; i++) {
             REAL value = moment[i] > largest ? largest : moment[i];
             moment[i] = value < -largest ? -largest : value;
         }
+        NAMED(store)(t->moment, offset, o->moment, moment, n);
     }
-    NAMED(store)(t->moment, offset, o->moment, moment, n);
 }
