@@ -204,3 +204,43 @@ def test_the_alignment_is_high_on_drift_and_0_on_noise(torch, research):
         gradients = torch.randn(60, 16, 64, generator=generator)
         noise = [signal.next(g, m, 1.0) for g in gradients][-1]
         assert float(torch.as_tensor(noise).mean()) > 0.85
+
+
+def _one_step(torch, research, gradients, **settings):
+    p = torch.nn.Parameter(torch.zeros_like(gradients[0]))
+    optimizer = research.Rows([p], 1.0, weight_decay=0.0, **settings)
+    before = p
+    for g in gradients:
+        before = p.detach().clone()
+        p.grad = g
+        optimizer.step()
+    return before - p.detach()
+
+
+def test_the_factored_moment_is_the_full_one_where_it_has_rank_one(torch, research):
+    g = torch.outer(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.1, 3.0]))
+    settings = {"b1": 0.8, "b2": 0.999}
+    factored = _one_step(torch, research, [g, 2 * g], over="factored", **settings)
+    full = _one_step(torch, research, [g, 2 * g], over="entry", **settings)
+    torch.testing.assert_close(factored, full)
+    # After one step of 1 and one of 2: m' = (0.8 * 0.2 + 0.2 * 2)/0.36 and v' = 2.5.
+    torch.testing.assert_close(full, g.sign() * (0.56 / 0.36 / 2.5**0.5), rtol=1e-3, atol=0)
+    look = _one_step(torch, research, [g, 2 * g], over="factored", form="look", **settings)
+    expected = (0.8 * 0.56 + 0.2 * 2) / (1 - 0.8**3) / 2.5**0.5
+    torch.testing.assert_close(look, g.sign() * expected, rtol=1e-3, atol=0)
+    root = _one_step(torch, research, [g, 2 * g], over="factored", power=0.5, **settings)
+    torch.testing.assert_close(root, full.sign() * full.abs() ** 0.5)
+
+
+def test_the_cautious_form_leaves_out_what_disagrees_with_the_gradient(torch, research):
+    g, turned = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]])
+    settings = {"b1": 0.9, "b2": 0.999, "over": "entry"}
+    plain = _one_step(torch, research, [g, turned], **settings)
+    cautious = _one_step(torch, research, [g, turned], form="cautious", **settings)
+    # m' of the second is 0.9 * 0.1 - 0.1 = -0.01 over 0.19: it agrees with its gradient.
+    torch.testing.assert_close(cautious, plain)
+    settings["b1"] = 0.95
+    turned = torch.tensor([[1.0, -0.5]])
+    plain = _one_step(torch, research, [g, turned], **settings)
+    cautious = _one_step(torch, research, [g, turned], form="cautious", **settings)
+    torch.testing.assert_close(cautious, plain * torch.tensor([[2.0, 0.0]]))
