@@ -109,8 +109,9 @@ class Rows(torch.optim.Optimizer):
             for u with the m' of a next equal gradient, "cautious" for u where it agrees with g.
         power: of the sign's scale, or of |u|.
         b2: decay of the second moment.
-        over: what one second moment is over: "row", "entry", "tensor", or "factored" for a product
-            of one per row and one per column.
+        over: what one second moment is over: "row", "entry", "tensor", "factored" for a product of
+            one per row and one per column, or "now" for none: g is divided by its own row's root
+            mean square before it is averaged.
         weight_decay: decoupled.
     """
 
@@ -141,7 +142,11 @@ class Rows(torch.optim.Optimizer):
 
     def _direction(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> Any:
         state, g = self.state[p], rows_of(grad)
+        if group["over"] == "now":
+            g = g if p.ndim > 1 else g.view(1, -1)
+            g = g / ((g * g).mean(1, keepdim=True).sqrt() + EPS)
         squares = {
+            "now": lambda: g.new_ones(1, 1),
             "row": lambda: (g * g).mean(1, keepdim=True),
             "factored": lambda: (g * g).mean(1, keepdim=True),
             "entry": lambda: g * g,
@@ -184,8 +189,12 @@ class Rows(torch.optim.Optimizer):
     def entries(self) -> int:
         """Return the numbers in the state, counters left out."""
         found = 0
-        for state in self.state.values():
-            found += sum(state[key].numel() for key in ("m", "v", "columns") if key in state)
+        groups = ((group, p) for group in self.param_groups for p in group["params"])
+        for group, state in ((group, self.state[p]) for group, p in groups if p in self.state):
+            kept = [key for key in ("m", "v", "columns") if key in state]
+            # Where it is not over anything, v is 1 for good.
+            kept = ["m"] if group["over"] == "now" else kept
+            found += sum(state[key].numel() for key in kept)
             found += state["signal"].entries() if "signal" in state else 0
         return found
 

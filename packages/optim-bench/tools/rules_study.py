@@ -93,6 +93,14 @@ ENTRIES: Mapping[str, Entry] = {
     "look(0.95)": _factored(0.95, form="look"),
     "AdamW look 0.9": _factored(0.9, form="look", over="entry"),
     "AdamW cautious 0.9": _factored(0.9, form="cautious", over="entry"),
+    # The third.
+    "first(0.9)": _norm(0.9, over="now"),
+    "first(0.8)": _norm(0.8, over="now"),
+    "first_root(0.8)": _norm(0.8, over="now", power=0.5),
+    "first_cautious(0.9)": _norm(0.9, over="now", form="cautious"),
+    "first(0.7)": _norm(0.7, over="now"),
+    "root(0.7)": _factored(0.7, power=0.5),
+    "row_sign(0.8, 0.5)": _sign(0.8, 0.5),
 }
 # Before the others where little time is left.
 FIRST = (
