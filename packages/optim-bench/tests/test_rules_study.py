@@ -26,6 +26,11 @@ def pages():
 
 
 @pytest.fixture(scope="module")
+def scores():
+    return tool("rules_scores")
+
+
+@pytest.fixture(scope="module")
 def torch():
     return pytest.importorskip("torch")
 
@@ -46,50 +51,76 @@ def test_the_page_is_what_the_numbers_give(pages, results):
     assert drawn == sorted(pages.charts(results))
 
 
-def test_the_chart_shows_the_stored_scores(pages, results):
-    svg = (EVIDENCE / "rules-figures" / "state.svg").read_text(encoding="utf-8")
-    scored = pages.scores(pages.losses(results, pages.DEVELOPMENT))
-    assert scored
-    for name in scored:
-        assert name in svg
+def test_the_charts_show_the_stored_entries(scores, results):
+    for name, part in (("regret", scores.DEVELOPMENT), ("held-out", scores.HELD_OUT)):
+        svg = (EVIDENCE / "rules-figures" / f"{name}.svg").read_text(encoding="utf-8")
+        scored = scores.scores(scores.losses(results, part))
+        assert len(scored) >= 14
+        for entry in scored:
+            assert entry in svg
 
 
-def test_the_page_counts_the_registered_entries(torch, pages):
+def test_every_registered_entry_ran_on_the_development_workloads(torch, pages, scores, results):
     study = tool("rules_study")
     assert len(study.ENTRIES) == pages.REGISTERED
     assert set(study.FIRST) < set(study.ENTRIES)
     assert set(study.ADAMW) < set(study.ENTRIES)
+    assert set(scores.complete(scores.losses(results, scores.DEVELOPMENT))) == set(study.ENTRIES)
 
 
-def test_the_coin_gives_the_development_workloads(pages):
+def test_the_candidate_is_the_one_that_the_plan_chooses(scores, results):
+    prose = tool("rules_prose")
+    scored = scores.scores(scores.losses(results, scores.DEVELOPMENT))
+    small = [name for name in scored if scores.state(results, name) <= 1.05]
+    tuned = [
+        name
+        for name in small
+        if not any(results["cells"][w][name]["under_tuned"] for w in scores.DEVELOPMENT)
+    ]
+    ranked = sorted(tuned, key=lambda name: scored[name]["worst"])
+    assert ranked[:2] == [prose.CANDIDATE, prose.RUNNER_UP]
+
+
+def test_the_verdict_is_what_the_held_out_workloads_give(torch, scores, results):
+    fixed = list(tool("rules_study").ADAMW)
+    held = scores.losses(results, scores.HELD_OUT)
+    difference, low, _ = scores.lead(held, tool("rules_prose").CANDIDATE, fixed)
+    text = (EVIDENCE / "rules.md").read_text(encoding="utf-8")
+    assert ("the goal is not met" in text) is not (difference > 0 and low > 0)
+    assert f"{100 * difference:.1f} ({100 * low:.1f} to" in text
+
+
+def test_the_coin_gives_the_development_workloads(scores):
     seven = ["digits-cnn", "diamonds-mlp", "permuted-digits", "digits-noisy"]
     seven += ["shifted-mlp", "patches-denoise", "shakespeare-char"]
-    assert set(random.Random(0x38BBC7E).sample(sorted(seven), 4)) == set(pages.DEVELOPMENT)
+    drawn = set(random.Random(0x38BBC7E).sample(sorted(seven), 4))
+    assert drawn == set(scores.DEVELOPMENT)
+    assert {*seven, "numpy-words", "flights-stream"} - drawn == set(scores.HELD_OUT)
 
 
-def test_regret_is_against_the_best_and_the_score_is_the_worst(pages):
+def test_regret_is_against_the_best_and_the_score_is_the_worst(scores):
     logs = {
         "w1": {"a": np.full(3, 0.0), "b": np.full(3, 0.5), "c": np.full(3, 0.1)},
         "w2": {"a": np.full(3, 1.3), "b": np.full(3, 1.0)},
     }
-    found = pages.scores(logs)
+    found = scores.scores(logs)
     assert list(found) == ["a", "b"]  # c is not finished
     assert found["a"]["regrets"] == pytest.approx({"w1": 0.0, "w2": 0.3})
     assert [found[n]["worst"] for n in "ab"] == pytest.approx([0.3, 0.5])
     assert (found["b"]["low"], found["b"]["high"]) == pytest.approx((0.5, 0.5))
 
 
-def test_the_bootstrap_pairs_the_seeds(pages):
+def test_the_bootstrap_pairs_the_seeds(scores):
     seeds = np.array([0.0, 5.0, 10.0])
     logs = {"w": {"a": seeds, "b": seeds + 0.2}}
     # Unpaired, the interval would be as wide as the seeds are apart.
-    assert pages.ratio(logs, "w", "b", "a") == pytest.approx([math.exp(0.2)] * 3)
-    assert pages.ratio(logs, "w", "a", "c") is None
+    assert scores.ratio(logs, "w", "b", "a") == pytest.approx([math.exp(0.2)] * 3)
+    assert scores.ratio(logs, "w", "a", "c") is None
 
 
-def test_a_diverged_seed_is_no_number_that_helps(pages):
+def test_a_diverged_seed_is_no_number_that_helps(scores):
     cells = {"w": {"a": {"test": [0.5, None]}, "b": {"test": []}}}
-    logs = pages.losses({"cells": cells}, ["w"])["w"]
+    logs = scores.losses({"cells": cells}, ["w"])["w"]
     assert logs["a"].mean() == math.inf
     assert logs["b"].mean() == math.inf
 
