@@ -26,6 +26,11 @@ def pages():
 
 
 @pytest.fixture(scope="module")
+def scores():
+    return tool("rules_scores")
+
+
+@pytest.fixture(scope="module")
 def torch():
     return pytest.importorskip("torch")
 
@@ -46,50 +51,76 @@ def test_the_page_is_what_the_numbers_give(pages, results):
     assert drawn == sorted(pages.charts(results))
 
 
-def test_the_chart_shows_the_stored_scores(pages, results):
-    svg = (EVIDENCE / "rules-figures" / "state.svg").read_text(encoding="utf-8")
-    scored = pages.scores(pages.losses(results, pages.DEVELOPMENT))
-    assert scored
-    for name in scored:
-        assert name in svg
+def test_the_charts_show_the_stored_entries(scores, results):
+    for name, part in (("regret", scores.DEVELOPMENT), ("held-out", scores.HELD_OUT)):
+        svg = (EVIDENCE / "rules-figures" / f"{name}.svg").read_text(encoding="utf-8")
+        scored = scores.scores(scores.losses(results, part))
+        assert len(scored) >= 14
+        for entry in scored:
+            assert entry in svg
 
 
-def test_the_page_counts_the_registered_entries(torch, pages):
+def test_every_registered_entry_ran_on_the_development_workloads(torch, pages, scores, results):
     study = tool("rules_study")
     assert len(study.ENTRIES) == pages.REGISTERED
     assert set(study.FIRST) < set(study.ENTRIES)
     assert set(study.ADAMW) < set(study.ENTRIES)
+    assert set(scores.complete(scores.losses(results, scores.DEVELOPMENT))) == set(study.ENTRIES)
 
 
-def test_the_coin_gives_the_development_workloads(pages):
+def test_the_candidate_is_the_one_that_the_plan_chooses(scores, results):
+    prose = tool("rules_prose")
+    scored = scores.scores(scores.losses(results, scores.DEVELOPMENT))
+    small = [name for name in scored if scores.state(results, name) <= 1.05]
+    tuned = [
+        name
+        for name in small
+        if not any(results["cells"][w][name]["under_tuned"] for w in scores.DEVELOPMENT)
+    ]
+    ranked = sorted(tuned, key=lambda name: scored[name]["worst"])
+    assert ranked[:2] == [prose.CANDIDATE, prose.RUNNER_UP]
+
+
+def test_the_verdict_is_what_the_held_out_workloads_give(torch, scores, results):
+    fixed = list(tool("rules_study").ADAMW)
+    held = scores.losses(results, scores.HELD_OUT)
+    difference, low, _ = scores.lead(held, tool("rules_prose").CANDIDATE, fixed)
+    text = (EVIDENCE / "rules.md").read_text(encoding="utf-8")
+    assert ("the goal is not met" in text) is not (difference > 0 and low > 0)
+    assert f"{100 * difference:.1f} ({100 * low:.1f} to" in text
+
+
+def test_the_coin_gives_the_development_workloads(scores):
     seven = ["digits-cnn", "diamonds-mlp", "permuted-digits", "digits-noisy"]
     seven += ["shifted-mlp", "patches-denoise", "shakespeare-char"]
-    assert set(random.Random(0x38BBC7E).sample(sorted(seven), 4)) == set(pages.DEVELOPMENT)
+    drawn = set(random.Random(0x38BBC7E).sample(sorted(seven), 4))
+    assert drawn == set(scores.DEVELOPMENT)
+    assert {*seven, "numpy-words", "flights-stream"} - drawn == set(scores.HELD_OUT)
 
 
-def test_regret_is_against_the_best_and_the_score_is_the_worst(pages):
+def test_regret_is_against_the_best_and_the_score_is_the_worst(scores):
     logs = {
         "w1": {"a": np.full(3, 0.0), "b": np.full(3, 0.5), "c": np.full(3, 0.1)},
         "w2": {"a": np.full(3, 1.3), "b": np.full(3, 1.0)},
     }
-    found = pages.scores(logs)
+    found = scores.scores(logs)
     assert list(found) == ["a", "b"]  # c is not finished
     assert found["a"]["regrets"] == pytest.approx({"w1": 0.0, "w2": 0.3})
     assert [found[n]["worst"] for n in "ab"] == pytest.approx([0.3, 0.5])
     assert (found["b"]["low"], found["b"]["high"]) == pytest.approx((0.5, 0.5))
 
 
-def test_the_bootstrap_pairs_the_seeds(pages):
+def test_the_bootstrap_pairs_the_seeds(scores):
     seeds = np.array([0.0, 5.0, 10.0])
     logs = {"w": {"a": seeds, "b": seeds + 0.2}}
     # Unpaired, the interval would be as wide as the seeds are apart.
-    assert pages.ratio(logs, "w", "b", "a") == pytest.approx([math.exp(0.2)] * 3)
-    assert pages.ratio(logs, "w", "a", "c") is None
+    assert scores.ratio(logs, "w", "b", "a") == pytest.approx([math.exp(0.2)] * 3)
+    assert scores.ratio(logs, "w", "a", "c") is None
 
 
-def test_a_diverged_seed_is_no_number_that_helps(pages):
+def test_a_diverged_seed_is_no_number_that_helps(scores):
     cells = {"w": {"a": {"test": [0.5, None]}, "b": {"test": []}}}
-    logs = pages.losses({"cells": cells}, ["w"])["w"]
+    logs = scores.losses({"cells": cells}, ["w"])["w"]
     assert logs["a"].mean() == math.inf
     assert logs["b"].mean() == math.inf
 
@@ -204,3 +235,43 @@ def test_the_alignment_is_high_on_drift_and_0_on_noise(torch, research):
         gradients = torch.randn(60, 16, 64, generator=generator)
         noise = [signal.next(g, m, 1.0) for g in gradients][-1]
         assert float(torch.as_tensor(noise).mean()) > 0.85
+
+
+def _one_step(torch, research, gradients, **settings):
+    p = torch.nn.Parameter(torch.zeros_like(gradients[0]))
+    optimizer = research.Rows([p], 1.0, weight_decay=0.0, **settings)
+    before = p
+    for g in gradients:
+        before = p.detach().clone()
+        p.grad = g
+        optimizer.step()
+    return before - p.detach()
+
+
+def test_the_factored_moment_is_the_full_one_where_it_has_rank_one(torch, research):
+    g = torch.outer(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.1, 3.0]))
+    settings = {"b1": 0.8, "b2": 0.999}
+    factored = _one_step(torch, research, [g, 2 * g], over="factored", **settings)
+    full = _one_step(torch, research, [g, 2 * g], over="entry", **settings)
+    torch.testing.assert_close(factored, full)
+    # After one step of 1 and one of 2: m' = (0.8 * 0.2 + 0.2 * 2)/0.36 and v' = 2.5.
+    torch.testing.assert_close(full, g.sign() * (0.56 / 0.36 / 2.5**0.5), rtol=1e-3, atol=0)
+    look = _one_step(torch, research, [g, 2 * g], over="factored", form="look", **settings)
+    expected = (0.8 * 0.56 + 0.2 * 2) / (1 - 0.8**3) / 2.5**0.5
+    torch.testing.assert_close(look, g.sign() * expected, rtol=1e-3, atol=0)
+    root = _one_step(torch, research, [g, 2 * g], over="factored", power=0.5, **settings)
+    torch.testing.assert_close(root, full.sign() * full.abs() ** 0.5)
+
+
+def test_the_cautious_form_leaves_out_what_disagrees_with_the_gradient(torch, research):
+    g, turned = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]])
+    settings = {"b1": 0.9, "b2": 0.999, "over": "entry"}
+    plain = _one_step(torch, research, [g, turned], **settings)
+    cautious = _one_step(torch, research, [g, turned], form="cautious", **settings)
+    # m' of the second is 0.9 * 0.1 - 0.1 = -0.01 over 0.19: it agrees with its gradient.
+    torch.testing.assert_close(cautious, plain)
+    settings["b1"] = 0.95
+    turned = torch.tensor([[1.0, -0.5]])
+    plain = _one_step(torch, research, [g, turned], **settings)
+    cautious = _one_step(torch, research, [g, turned], form="cautious", **settings)
+    torch.testing.assert_close(cautious, plain * torch.tensor([[2.0, 0.0]]))

@@ -105,10 +105,13 @@ class Rows(torch.optim.Optimizer):
         params: parameters, or groups that may override `form` and `power`.
         lr: learning rate.
         b1: a number, or a name in `SIGNALS`.
-        form: "sign" for sign(m) (mean_row|m'|/sqrt(v'))^power, "norm" for m'/sqrt(v').
-        power: of the sign's scale.
+        form: "sign" for sign(m) (mean_row|m'|/sqrt(v'))^power, "norm" for u = m'/sqrt(v'), "look"
+            for u with the m' of a next equal gradient, "cautious" for u where it agrees with g.
+        power: of the sign's scale, or of |u|.
         b2: decay of the second moment.
-        over: what one second moment is over: "row", "entry" or "tensor".
+        over: what one second moment is over: "row", "entry", "tensor", "factored" for a product of
+            one per row and one per column, or "now" for none: g is divided by its own row's root
+            mean square before it is averaged.
         weight_decay: decoupled.
     """
 
@@ -139,14 +142,21 @@ class Rows(torch.optim.Optimizer):
 
     def _direction(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> Any:
         state, g = self.state[p], rows_of(grad)
+        if group["over"] == "now":
+            g = g if p.ndim > 1 else g.view(1, -1)
+            g = g / ((g * g).mean(1, keepdim=True).sqrt() + EPS)
         squares = {
+            "now": lambda: g.new_ones(1, 1),
             "row": lambda: (g * g).mean(1, keepdim=True),
+            "factored": lambda: (g * g).mean(1, keepdim=True),
             "entry": lambda: g * g,
             "tensor": lambda: (g * g).mean().view(1, 1),
         }[group["over"]]()
         if not state:
             state["step"], state["left"] = 0, 1.0
             state["m"], state["v"] = torch.zeros_like(g), torch.zeros_like(squares)
+            if group["over"] == "factored" and p.ndim > 1:
+                state["columns"] = torch.zeros_like(g[:1])
             if isinstance(group["b1"], str):
                 state["signal"] = SIGNALS[group["b1"]](p)
         state["step"] += 1
@@ -156,9 +166,20 @@ class Rows(torch.optim.Optimizer):
         m.copy_(b1 * m + (1 - b1) * g)
         state["left"] = state["left"] * b1
         v.lerp_(squares, 1 - group["b2"])
-        root = (v / (1 - group["b2"] ** state["step"])).sqrt_().add_(EPS)
-        if group["form"] == "norm":
-            return m / (1 - state["left"]) / root
+        v = v / (1 - group["b2"] ** state["step"])
+        if "columns" in state:
+            state["columns"].lerp_((g * g).mean(0, keepdim=True), 1 - group["b2"])
+            c = state["columns"] / (1 - group["b2"] ** state["step"])
+            v = v * c / v.mean().clamp_min(1e-30)
+        root = v.sqrt().add_(EPS)
+        if group["form"] == "look":
+            return (b1 * m + (1 - b1) * g) / (1 - state["left"] * b1) / root
+        if group["form"] in ("norm", "cautious"):
+            u = m / (1 - state["left"]) / root
+            if group["form"] == "cautious":
+                agrees = (u * g > 0).float()
+                return u * agrees / agrees.mean().clamp_min(1e-3)
+            return u if group["power"] == 1 else u.sign() * u.abs() ** group["power"]
         if group["power"] == 0:
             return m.sign()
         size = (m / (1 - state["left"])).abs()
@@ -168,8 +189,12 @@ class Rows(torch.optim.Optimizer):
     def entries(self) -> int:
         """Return the numbers in the state, counters left out."""
         found = 0
-        for state in self.state.values():
-            found += state["m"].numel() + state["v"].numel()
+        groups = ((group, p) for group in self.param_groups for p in group["params"])
+        for group, state in ((group, self.state[p]) for group, p in groups if p in self.state):
+            kept = [key for key in ("m", "v", "columns") if key in state]
+            # Where it is not over anything, v is 1 for good.
+            kept = ["m"] if group["over"] == "now" else kept
+            found += sum(state[key].numel() for key in kept)
             found += state["signal"].entries() if "signal" in state else 0
         return found
 

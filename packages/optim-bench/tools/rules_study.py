@@ -52,6 +52,10 @@ def _sign(b1: float | str, power: float = 1.0) -> Entry:
     return Entry(centre, settings={"b1": b1, "form": "sign", "power": power})
 
 
+def _factored(b1: float, **rest: Any) -> Entry:
+    return _norm(b1, b2=0.999, **{"over": "factored", **rest})
+
+
 # In the order in which they run.
 ADAMW = {f"AdamW {b1:g}": b1 for b1 in (0.9, 0.7, 0.5, 0.95, 0.8, 0.3, 0.0)}
 ENTRIES: Mapping[str, Entry] = {
@@ -77,6 +81,26 @@ ENTRIES: Mapping[str, Entry] = {
     "Adam-mini": _norm(0.9, b2=0.999),
     "row_norm(row alignment)": _norm("row alignment"),
     "AdamW innovation": _norm("innovation", b2=0.999, over="entry"),
+    # The second round.
+    "factored(0.8)": _factored(0.8),
+    "look(0.9)": _factored(0.9, form="look"),
+    "root(0.8)": _factored(0.8, power=0.5),
+    "cautious(0.9)": _factored(0.9, form="cautious"),
+    "factored(0.7)": _factored(0.7),
+    "factored(0.9)": _factored(0.9),
+    "look(0.8)": _factored(0.8, form="look"),
+    "root(0.9)": _factored(0.9, power=0.5),
+    "look(0.95)": _factored(0.95, form="look"),
+    "AdamW look 0.9": _factored(0.9, form="look", over="entry"),
+    "AdamW cautious 0.9": _factored(0.9, form="cautious", over="entry"),
+    # The third.
+    "first(0.9)": _norm(0.9, over="now"),
+    "first(0.8)": _norm(0.8, over="now"),
+    "first_root(0.8)": _norm(0.8, over="now", power=0.5),
+    "first_cautious(0.9)": _norm(0.9, over="now", form="cautious"),
+    "first(0.7)": _norm(0.7, over="now"),
+    "root(0.7)": _factored(0.7, power=0.5),
+    "row_sign(0.8, 0.5)": _sign(0.8, 0.5),
 }
 # Before the others where little time is left.
 FIRST = (

@@ -43,6 +43,9 @@ STAC = {
     **ADAM,
     **DECAY,
     "sign_state_dtype": SIGN_STATE_DTYPE,
+    "adamw_state_dtype": Parameter(
+        None, choices=(None, "float32", "bfloat16", "int8"), optional=True
+    ),
 }
 
 
