@@ -6,6 +6,7 @@ gradient that is laid out otherwise than its parameter, which is copied.
 """
 
 import ctypes
+import os
 from array import array
 from collections.abc import Sequence
 
@@ -17,7 +18,9 @@ from stac_torch._layout import is_dense, laid_out_like
 from stac_torch._records import Slot
 from stac_torch._sign import SignOptions
 
-_FIELDS = 8
+_FIELDS, _ENTRIES = 8, 4
+_GRAIN = 1 << 15
+_PROCESS = os.getpid()
 _CODES = {
     torch.float64: 0,
     torch.float32: 1,
@@ -83,6 +86,9 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
         )
     for (param, grad, moment), table in tables.items():
         filled = _Options(**base, param=param, grad=grad, moment=moment)
+        if moment == _NONE and options.maximize:
+            # Of the opposite gradient, as the loop: minus a step of 0 would make 0.0 of -0.0.
+            filled.clip, filled.maximize = -filled.clip, 0
         _call("stac_sign_step", table, filled)
 
 
@@ -108,5 +114,15 @@ def _call(name: str, table: "array[int]", options: _Options) -> int:
         ctypes.c_void_p(address),
         ctypes.c_int64(length // _FIELDS),
         ctypes.byref(options),
-        torch.get_num_threads(),
+        _threads(sum(table[_ENTRIES::_FIELDS])),
     )
+
+
+def _threads(entries: int) -> int:
+    """Return how many threads to use for so many entries: one for each grain, as torch does.
+
+    One in a forked process too: what OpenMP knows of the parent's threads would wait for them.
+    """
+    if os.getpid() != _PROCESS:
+        return 1
+    return min(torch.get_num_threads(), 1 + entries // _GRAIN)
