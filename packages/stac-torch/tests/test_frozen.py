@@ -58,12 +58,13 @@ def test_a_frozen_head_stays_on_adamw():
 def test_frozen_parameters_cost_no_state():
     optimizer = STAC(trunk_frozen())
     assert optimizer.describe().splitlines() == [
-        "layer  role   parameters  state bytes",
-        "0      sign           15            0",
-        "1      sign            6            0",
-        "2      sign           12            0",
-        "3      adamw           8           72",
-        "total                 41           72",
+        "layer  role   form  parameters  state bytes",
+        "0      sign                 15            0",
+        "1      sign                  6            0",
+        "2      sign                 12            0",
+        "3      adamw  loop           8           72",
+        "total                       41           72",
+        "adamw, loop: torch's fused AdamW rounds otherwise than its loop",
     ]
 
 

@@ -175,7 +175,7 @@ def test_the_gradient_of_an_imaginary_part_has_its_sign(role):
     assert p.item() == pytest.approx(0.5)
 
 
-def test_it_is_never_chosen_and_always_kept():
+def test_what_was_asked_for_is_kept():
     p = nn.Parameter(torch.zeros(2))
     assert STAC([p], role="sign").param_groups[0]["fused"] is None
     optimizer = STAC([p], role="sign", fused=True)

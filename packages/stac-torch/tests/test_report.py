@@ -11,11 +11,12 @@ def test_describe_counts_what_a_step_creates():
     optimizer = STAC(model, sign_state_dtype="int8", norms_on_adamw=True)
     before = optimizer.describe()
     assert before.splitlines() == [
-        "layer  role   parameters  state bytes",
-        "0      sign        4,160        4,608",
-        "1      adamw         128        1,032",
-        "2      adamw         650        5,208",
-        "total              4,938       10,848",
+        "layer  role   form   parameters  state bytes",
+        "0      sign   fused       4,160        4,608",
+        "1      adamw  loop          128        1,032",
+        "2      adamw  loop          650        5,208",
+        "total                     4,938       10,848",
+        "adamw, loop: torch's fused AdamW rounds otherwise than its loop",
     ]
     model(torch.ones(1, 64)).sum().backward()
     optimizer.step()

@@ -296,10 +296,11 @@ def test_describe_and_diagnostics():
     optimizer = STAM(model)
     assert optimizer.diagnostics() == {}
     expected = [
-        "parameter  entries  state bytes",
-        "weight         600        4,824",
-        "bias            20          184",
-        "total          620        5,008",
+        "parameter  form     entries  state bytes",
+        "weight     foreach      600        4,824",
+        "bias       foreach       20          184",
+        "total                   620        5,008",
+        "foreach: no kernel computes this rule",
     ]
     assert optimizer.describe().splitlines() == expected
     for _ in range(300):

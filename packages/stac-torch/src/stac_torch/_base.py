@@ -12,12 +12,13 @@ from stac_torch._clipping import Clipping, checked_clipping, write_
 from stac_torch._family import Family
 from stac_torch._fused import prepare_fused, waits_for_nothing
 from stac_torch._hosts import Deciders, distributed, owners, refuse_flat
+from stac_torch._layers import is_trained
 from stac_torch._local import local
 from stac_torch._names import inherit_names, noise_keys
 from stac_torch._nonfinite import NonfiniteGuard, Policy
 from stac_torch._records import Flags, Slot, slots_of
-from stac_torch._report import Tally
-from stac_torch._state import draws_noise, rounds_stochastically
+from stac_torch._report import Form, Tally
+from stac_torch._state import draws_noise, planned_slot, rounds_stochastically
 from stac_torch._state_dict import check_keys, check_names, check_state_dict, rebuilt, saved_names
 
 
@@ -183,6 +184,20 @@ class BaseOptimizer(Optimizer):
                 keys = noise_keys(self.param_groups, group)
             tensors += (parameter, parameter.grad, *state.values())
             layout.append((keys[position] if keys and noisy else None, rounded, *state))
+
+    def _forms(self, *, tallied: bool = False) -> dict[Tensor, Form]:
+        """Return the form of the next step of each parameter that takes part in it."""
+        found: dict[Tensor, Form] = {}
+        for group in self.param_groups:
+            section = self._family.section(group)
+            slots = [
+                planned_slot(section, group, p, self.state.get(p, {}))
+                for p in group["params"]
+                if p.grad is not None or is_trained(p)
+            ]
+            form = section.form(group, slots, tallied=tallied)
+            found.update({slot.param: form for slot in slots})
+        return found
 
     def _new_tally(self) -> Tally | None:
         return None

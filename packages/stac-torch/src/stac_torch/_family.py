@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from stac_torch._records import Flags, Slot
+from stac_torch._report import Form
 
 
 class Section(Protocol):
@@ -40,6 +41,16 @@ class Section(Protocol):
 
     def required(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> set[str]:
         """Return the keys that a saved state must have, given those that it has."""
+        ...
+
+    def form(self, group: Mapping[str, Any], slots: list[Slot], *, tallied: bool) -> Form:
+        """Return the form of the steps to come.
+
+        Args:
+            group: The group.
+            slots: Its parameters; gradients and states that are not there yet on the meta device.
+            tallied: Whether steps count what they do.
+        """
         ...
 
     def step_(self, group: Mapping[str, Any], slots: list[Slot], flags: Flags) -> None:

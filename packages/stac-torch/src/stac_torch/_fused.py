@@ -1,4 +1,4 @@
-"""``fused=True``: which kernel takes the sign step of a tensor, and what it can take.
+"""The kernels of the sign step, and what ``fused=True`` refuses.
 
 On the CPU a C kernel from the wheel (:mod:`stac_torch._fused_cpu`), on CUDA a Triton kernel
 (:mod:`stac_torch._fused_cuda`). Where neither can run this raises: a user who asked for the fast
@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from stac_torch._codes import code_name
 from stac_torch._dtypes import INT8
+from stac_torch._forms import KERNEL_DTYPES as DTYPES
 from stac_torch._fused_cpu import all_finite_cpu, sign_step_cpu_
 from stac_torch._int8 import scale_shape
 from stac_torch._kernel import required_cpu_kernel
@@ -22,7 +25,6 @@ from stac_torch._records import Slot, by_device
 from stac_torch._sign import SignOptions
 
 DEVICES = ("cpu", "cuda")
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WHY_NOT_COMPILED = "fused=True is compiled already: use fused=False to compile the whole step"
 
 
@@ -97,6 +99,12 @@ def _checked_moments(parameter: Tensor, p: Tensor, state: Mapping[str, Any]) -> 
     moments: list[Tensor] = []
     for key, stored in state.items():
         value = stored if plain else local(stored)
+        if f"{key}_scale" in state and (value.dtype is torch.uint8 or "exp_avg_sq" in state):
+            msg = (
+                f"`fused=True` has no kernel for an {key} in {code_name(value, shape)}, which a "
+                f"parameter of shape {tuple(whole)} has: set group['fused'] to None"
+            )
+            raise RuntimeError(msg)
         if key == "step":
             fits = value.dtype is torch.float32
         elif key == "exp_avg_scale":
@@ -165,6 +173,9 @@ def sign_fused_(slots: list[Slot], options: SignOptions) -> None:
 
     The values of :func:`stac_torch._sign.sign_step_`, on tensors that :func:`prepare_fused` let by.
     """
+    # Kernels follow addresses: without this a graph that saved a parameter would not notice.
+    increment_version([slot.param for slot in slots])
+    increment_version([value for slot in slots for value in slot.state.values()])
     for device, part in by_device(slots).items():
         if device.type == "cpu":
             sign_step_cpu_(part, options)

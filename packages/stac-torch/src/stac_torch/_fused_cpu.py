@@ -6,6 +6,7 @@ gradient that is laid out otherwise than its parameter, which is copied.
 """
 
 import ctypes
+import os
 from array import array
 from collections.abc import Sequence
 
@@ -17,7 +18,9 @@ from stac_torch._layout import is_dense, laid_out_like
 from stac_torch._records import Slot
 from stac_torch._sign import SignOptions
 
-_FIELDS = 8
+_FIELDS, _ENTRIES = 8, 4
+_GRAIN = 1 << 15
+_PROCESS = os.getpid()
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, None)
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
@@ -67,7 +70,11 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
             )
         )
     for (param, grad, moment), table in tables.items():
-        _call("stac_sign_step", table, _Options(**base, param=param, grad=grad, moment=moment))
+        filled = _Options(**base, param=param, grad=grad, moment=moment)
+        if moment == _CODES[None] and options.maximize:
+            # Of the opposite gradient, as the loop: minus a step of 0 would make 0.0 of -0.0.
+            filled.clip, filled.maximize = -filled.clip, 0
+        _call("stac_sign_step", table, filled)
 
 
 def all_finite_cpu(grads: Sequence[Tensor]) -> bool:
@@ -89,6 +96,16 @@ def _call(name: str, table: "array[int]", options: _Options) -> int:
         ctypes.c_void_p(address),
         ctypes.c_int64(length // _FIELDS),
         ctypes.byref(options),
-        torch.get_num_threads(),
+        _threads(sum(table[_ENTRIES::_FIELDS])),
         run_team(),
     )
+
+
+def _threads(entries: int) -> int:
+    """Return how many threads to use for so many entries: one for each grain, as torch does.
+
+    One in a forked process too: what OpenMP knows of the parent's threads would wait for them.
+    """
+    if os.getpid() != _PROCESS:
+        return 1
+    return min(torch.get_num_threads(), 1 + entries // _GRAIN)

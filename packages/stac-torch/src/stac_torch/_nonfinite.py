@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stac_torch._clipping import REFUSED, check_meshes, joined, measured, process_groups
+from stac_torch._forms import takes_look
 from stac_torch._fused import all_finite_fused
 from stac_torch._hosts import ALONE, Deciders, flag_device
 from stac_torch._local import local_reals
@@ -34,7 +35,7 @@ def found_nonfinite(
         parameters: The parameters of this rank, of which there may be none; DTensors among them
             decide over their meshes.
         deciders: Who decides beside them.
-        fused: Whether to look with the compiled kernel where the gradients are on the CPU.
+        fused: Whether the compiled kernel may look, which has the same answer.
         refused: Whether this rank cannot take the step at all, which the others have to know.
 
     Returns:
@@ -60,8 +61,8 @@ def found_nonfinite(
 def _all_finite(grads: Sequence[Tensor], *, fused: bool) -> Tensor:
     """Tell whether the largest magnitude is finite, on the device of the first gradient."""
     infinity = float("inf")
-    on_cpu = all(g.device.type == "cpu" for g in grads)
-    if fused and on_cpu:
+    on_cpu = all(g.is_cpu for g in grads)
+    if fused and on_cpu and takes_look(grads):
         return torch.tensor(all_finite_fused(grads), device="cpu")
     if torch.compiler.is_compiling():
         # What groups tensors by device breaks the graph; a compiler needs no multi-tensor form.
@@ -146,7 +147,7 @@ class NonfiniteGuard:
                 reached; or another rank cannot take the step.
         """
         parameters = [p for group in param_groups for p in group["params"]]
-        fused = any(g.get("fused") for g in param_groups)
+        fused = any(g.get("fused") is not False for g in param_groups)
         decides = supplied is None and self.policy != "propagate"
         if clips:
             check_meshes(parameters)

@@ -16,7 +16,8 @@ from stac_torch._rounding import Noise
 CHUNK_ENTRIES = 1 << 24
 CPU_CHUNK_ENTRIES = 1 << 18
 
-_PLAIN = (Tensor, Parameter)
+# The classes whose memory is what they say: subclasses may dispatch.
+PLAIN = (Tensor, Parameter)
 
 
 class Flags(NamedTuple):
@@ -56,7 +57,7 @@ class Slot(NamedTuple):
         """Return what this rank holds."""
         param, grad = self.param, self.grad
         # With thousands of small parameters a step is bound by such looks.
-        if type(param) in _PLAIN and type(grad) is Tensor and not param.is_complex():
+        if type(param) in PLAIN and type(grad) is Tensor and not param.is_complex():
             return self
         state = {key: local(value) for key, value in self.state.items()}
         noise = self.noise and self.noise.shifted(first_entry(param))

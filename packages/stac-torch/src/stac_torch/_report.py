@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,18 @@ from torch import Tensor
 from stac_torch._int8 import saturated_share
 from stac_torch._local import local
 from stac_torch._partition import STACPartition
+
+
+class Form(NamedTuple):
+    """How a group takes its steps.
+
+    Attributes:
+        name: ``"fused"``, ``"foreach"`` or ``"loop"``.
+        why: Why it is not the kernel, in one clause; empty where it is.
+    """
+
+    name: str
+    why: str = ""
 
 
 @dataclass
@@ -54,27 +66,39 @@ def int8_saturation(states: Sequence[Mapping[str, Any]]) -> float | None:
     return float(shares.sum()) / entries
 
 
-def table(partition: STACPartition, sizes: Mapping[Tensor, int], order: Sequence[str]) -> str:
-    """Return layers as a text table: layer, role, parameters, state bytes, and the sums.
+def table(
+    partition: STACPartition,
+    sizes: Mapping[Tensor, int],
+    forms: Mapping[Tensor, Form],
+    order: Sequence[str],
+) -> str:
+    """Return layers as a text table: layer, role, form, parameters, state bytes, and the sums.
 
     Args:
         partition: The layers.
         sizes: Bytes of state of each parameter.
+        forms: The form of the update of each parameter.
         order: Layer names in registration order; others come last.
     """
     layers = [(layer, "sign") for layer in partition.sign_layers]
     layers += [(layer, "adamw") for layer in partition.adamw_layers]
     rank = {name: position for position, name in enumerate(order)}
     layers.sort(key=lambda entry: rank.get(entry[0].name, len(rank)))
-    cells = [("layer", "role", "parameters", "state bytes")]
+    cells = [("layer", "role", "form", "parameters", "state bytes")]
+    reasons: dict[str, None] = {}
     total = [0, 0]
     for layer, role in layers:
         entries = sum(p.numel() for p in layer.parameters)
         size = sum(sizes[p] for p in layer.parameters)
         total = [total[0] + entries, total[1] + size]
-        cells.append((layer.name, role, f"{entries:,}", f"{size:,}"))
-    cells.append(("total", "", f"{total[0]:,}", f"{total[1]:,}"))
-    return aligned(cells, left=2)
+        found = [forms[p] for p in layer.parameters if p in forms]
+        names = "/".join(dict.fromkeys(form.name for form in found))
+        cells.append((layer.name, role, names, f"{entries:,}", f"{size:,}"))
+        reasons.update(
+            dict.fromkeys(f"{role}, {form.name}: {form.why}" for form in found if form.why)
+        )
+    cells.append(("total", "", "", f"{total[0]:,}", f"{total[1]:,}"))
+    return "\n".join([aligned(cells, left=3), *reasons])
 
 
 def aligned(cells: Sequence[tuple[str, ...]], left: int) -> str:

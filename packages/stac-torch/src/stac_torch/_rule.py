@@ -87,21 +87,25 @@ class RuleOptimizer(BaseOptimizer):
         super().__init__(params, options, **guard)
 
     def describe(self) -> str:
-        """Return a table of the parameters: name, entries, bytes of state.
+        """Return a table of the parameters: name, form, entries, bytes of state.
 
-        The bytes are those of the states that exist, and before the first step those that it will
+        ``form`` says how the next step is taken, and what stands below why it is no kernel. The
+        bytes are those of the states that exist, and before the first step those that it will
         create.
         """
-        cells = [("parameter", "entries", "state bytes")]
+        cells = [("parameter", "form", "entries", "state bytes")]
+        forms = self._forms()
         total = [0, 0]
         for index, group in enumerate(self.param_groups):
             section = self._family.section(group)
             for name, p in zip(names_of(index, group), group["params"], strict=True):
                 size = state_bytes(section, group, p, self.state.get(p, {}))
                 total = [total[0] + p.numel(), total[1] + size]
-                cells.append((name, f"{p.numel():,}", f"{size:,}"))
-        cells.append(("total", f"{total[0]:,}", f"{total[1]:,}"))
-        return aligned(cells, left=1)
+                form = forms[p].name if p in forms else ""
+                cells.append((name, form, f"{p.numel():,}", f"{size:,}"))
+        cells.append(("total", "", f"{total[0]:,}", f"{total[1]:,}"))
+        reasons = dict.fromkeys(f"{form.name}: {form.why}" for form in forms.values())
+        return "\n".join([aligned(cells, left=2), *reasons])
 
     def diagnostics(self) -> dict[str, Report]:
         """Return what the rule measured in the last step; reading it waits for the device.

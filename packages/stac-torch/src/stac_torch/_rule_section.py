@@ -13,8 +13,10 @@ from stam_core import Moment, Rule, Statistic
 from torch import Tensor
 
 from stac_torch._dtypes import arithmetic_dtype, complex_dtype, floating_dtype
+from stac_torch._forms import is_looped, rule_form
 from stac_torch._local import local, shard_groups
 from stac_torch._records import Flags, Slot
+from stac_torch._report import Form
 from stac_torch._rule_step import step_
 from stac_torch._state import new_step, zeros
 from stac_torch._terms import Terms
@@ -102,6 +104,11 @@ class RuleSection:
         statistics = {s.name for s in self.rule.statistics}
         return {"step", *(m.torch for m in self.moments(group))} | statistics
 
+    def form(self, group: Mapping[str, Any], slots: list[Slot], *, tallied: bool) -> Form:
+        """Return the form of the steps to come."""
+        del tallied
+        return rule_form(group, slots)
+
     def step_(self, group: Mapping[str, Any], slots: list[Slot], flags: Flags) -> None:
         """Take one step."""
         steps = [slot.state["step"] for slot in slots]
@@ -136,8 +143,7 @@ class RuleSection:
                 numbers["grad_scale"] = flags.grad_scale.reshape(()).to(device)
             if flags.clip is not None:
                 numbers["clip"] = flags.clip.to(device, floating_dtype(dtype))
-            called = torch.compiler.is_compiling() or group["foreach"] is False or stored.is_complex
-            step_(terms, members, numbers, dtype, in_place=not called)
+            step_(terms, members, numbers, dtype, in_place=not is_looped(group, stored))
 
 
 def _moment_dtype(moment: Moment, group: Mapping[str, Any], parameter: Tensor) -> torch.dtype:

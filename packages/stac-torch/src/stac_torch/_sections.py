@@ -15,12 +15,12 @@ from torch import Tensor
 from stac_torch._adamw import adamw_step_
 from stac_torch._codes import SQUARES, new_moment
 from stac_torch._dtypes import INT4, INT8, check_state_dtype
+from stac_torch._forms import FOREACH, FUSED, adamw_form, sign_form
 from stac_torch._fused import sign_fused_
 from stac_torch._records import Flags, Slot
-from stac_torch._sign import SignOptions, can_foreach, sign_foreach_, sign_step_
+from stac_torch._report import Form
+from stac_torch._sign import SignOptions, sign_foreach_, sign_step_
 from stac_torch._state import draws_noise, new_step, rounds_stochastically
-
-_FOREACH_DEVICES = frozenset({"cuda", "xpu"})
 
 
 class SignSection:
@@ -51,7 +51,10 @@ class SignSection:
             state.update(new_moment("exp_avg", group["sign_state_dtype"], parameter))
         noisy = rounds_stochastically(group, parameter) or draws_noise(state)
         if noisy and "step" not in state:
-            state["step"] = new_step(group, parameter)
+            # First, as in the other section, also where rounding was switched on late.
+            moments = dict(state)
+            state.clear()
+            state.update({"step": new_step(group, parameter), **moments})
 
     def required(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> set[str]:
         """Return the keys that a saved state must have."""
@@ -63,8 +66,13 @@ class SignSection:
         packed = isinstance(exp_avg, Tensor) and exp_avg.dtype is torch.uint8
         return ({"exp_avg"} if moment else set[str]()) | ({"step"} if packed else set[str]())
 
+    def form(self, group: Mapping[str, Any], slots: list[Slot], *, tallied: bool) -> Form:
+        """Return the form of the steps to come."""
+        own = [slot.here().as_reals() for slot in slots]
+        return sign_form(group, own, tallied=tallied, planned=True)
+
     def step_(self, group: Mapping[str, Any], slots: list[Slot], flags: Flags) -> None:
-        """Take one step in the form that the group asks for."""
+        """Take one step in the form that the group asks for, or the fastest."""
         for slot in slots:
             if slot.noise is not None:
                 slot.noise.step.add_(1 if flags.skip is None else flags.skip.logical_not())
@@ -83,13 +91,10 @@ class SignSection:
             clip=flags.clip,
             tally=flags.tally,
         )
-        if group["fused"]:
+        form = sign_form(group, slots, tallied=flags.tally is not None).name
+        if form == FUSED:
             sign_fused_(slots, options)
-            return
-        foreach = group["foreach"]
-        if foreach is None:
-            foreach = all(slot.param.device.type in _FOREACH_DEVICES for slot in slots)
-        if foreach and options.tally is None and can_foreach(slots):
+        elif form == FOREACH:
             sign_foreach_(slots, options)
         else:
             sign_step_(slots, options)
@@ -130,6 +135,11 @@ class AdamWSection:
         """Return the keys that a saved state must have."""
         maximum = {"max_exp_avg_sq"} if group["amsgrad"] else set[str]()
         return {"step", "exp_avg", "exp_avg_sq"} | maximum
+
+    def form(self, group: Mapping[str, Any], slots: list[Slot], *, tallied: bool) -> Form:
+        """Return the form of the steps to come."""
+        del tallied
+        return adamw_form(group, [slot.here() for slot in slots])
 
     def step_(self, group: Mapping[str, Any], slots: list[Slot], flags: Flags) -> None:
         """Take one step."""

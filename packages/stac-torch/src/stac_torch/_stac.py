@@ -88,11 +88,14 @@ class STAC(BaseOptimizer):
         rounding_seed: Its seed, and that of the noise by which moments in codes are rounded.
         foreach: Multi-tensor form; None chooses it for plain CUDA and XPU tensors.
         fused: One pass over memory in one kernel: on the CPU a C kernel, which the wheels for Linux
-            and macOS have; on CUDA a Triton kernel. Never chosen by itself, and an error where
-            neither can run. The AdamW section takes torch's fused kernel.
+            and macOS have; on CUDA a Triton kernel. None, with ``foreach`` at None too, takes the C
+            kernel for the sign section wherever it can, which :meth:`describe` tells: it has the
+            bits of the loop. True is an error where no kernel can run, and takes torch's fused
+            kernel for the AdamW section, which has other bits than torch's loop. False, or any
+            ``foreach``, takes none.
         capturable: Keep every decision on the device, for CUDA graphs.
         track_diagnostics: Count in each step what :meth:`diagnostics` reports; costs memory and
-            time, and the multi-tensor form.
+            time, the kernel and the multi-tensor form.
         differentiable: Refused: the sign has no gradient.
 
     Raises:
@@ -267,19 +270,22 @@ class STAC(BaseOptimizer):
         return any(group["fused"] for group in self.param_groups)
 
     def describe(self) -> str:
-        """Return the partition as a table: layer, role, parameters, bytes of state.
+        """Return the partition as a table: layer, role, form, parameters, bytes of state.
 
-        The bytes are those of the states that exist, and before the first step those that it will
-        create.
+        ``form`` says how the next step is taken, as far as parameters, states and the gradients
+        that are there tell: ``fused``, in one kernel; ``foreach``; ``loop``. Below stands why it is
+        not the kernel. The bytes are those of the states that exist, and before the first step
+        those that it will create.
 
         Example:
             >>> from torch import nn
             >>> model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4))
             >>> print(STAC(model, sign_state_dtype="int8").describe())
-            layer  role   parameters  state bytes
-            0      sign        4,160        4,608
-            1      adamw         260        2,088
-            total              4,420        6,696
+            layer  role   form   parameters  state bytes
+            0      sign   fused       4,160        4,608
+            1      adamw  loop          260        2,088
+            total                     4,420        6,696
+            adamw, loop: torch's fused AdamW rounds otherwise than its loop
         """
         sizes: dict[Tensor, int] = {}
         for group in self.param_groups:
@@ -287,7 +293,9 @@ class STAC(BaseOptimizer):
                 state = self.state.get(parameter, {})
                 section = FAMILY.section(group)
                 sizes[parameter] = state_bytes(section, group, parameter, state)
-        return table(self.partition, sizes, self._layers)
+        return table(
+            self.partition, sizes, self._forms(tallied=self._track_diagnostics), self._layers
+        )
 
     def diagnostics(self) -> dict[str, float | int | None]:
         """Return counts of the last step and of the run; reading them waits for the device.

@@ -9,6 +9,8 @@ from torch import Tensor
 from stac_torch._family import Section
 from stac_torch._layers import is_trained
 from stac_torch._local import local
+from stac_torch._records import Slot
+from stac_torch._rounding import Noise
 
 
 def rounds_stochastically(group: Mapping[str, Any], parameter: Tensor) -> bool:
@@ -46,6 +48,22 @@ def step_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
 def zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a moment before the first step."""
     return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def planned_slot(
+    section: Section, group: Mapping[str, Any], parameter: Tensor, state: Mapping[str, Any]
+) -> Slot:
+    """Return the record of a parameter's next step.
+
+    A gradient and a state that are not there yet are on the meta device.
+    """
+    meta = parameter.detach().to("meta")
+    planned = dict(state) or section.new_state(group, meta)
+    rounded = rounds_stochastically(group, parameter)
+    noisy = rounded or draws_noise(planned)
+    noise = Noise(0, meta, parameter=rounded) if noisy else None
+    grad = torch.empty_like(meta) if parameter.grad is None else parameter.grad
+    return Slot(parameter, grad, planned, noise)
 
 
 def state_bytes(
