@@ -62,7 +62,8 @@ Ratios of test losses, in the order of the workloads, are in the tables below.
 
 - **H1, not shown.** row_sign(0.7, 1) is not among the entries that the plan runs held out, so on
   the stream there is only stac_row(0.7), the same with an AdamW head: {h1_nine} of AdamW 0.9's loss
-  and {h1_seven} of AdamW 0.7's. It closes STAC's gap ({h1_stac} of AdamW 0.9's) but is not below AdamW.
+  and {h1_seven} of AdamW 0.7's. It closes STAC's gap ({h1_stac} of AdamW 0.9's) but is not below
+  AdamW.
 - **H2, as stated, fails.** Without the sign the rule is {h2}: not at least as good everywhere.
 - **H3, refuted.** b1 from the innovations: {h3} of AdamW 0.9's loss with AdamW's two buffers, and
   {h3_row} of the fixed 0.7 in the one-buffer form, which also needs 1.06 entries. The signal

@@ -93,6 +93,8 @@ def test_the_team_takes_the_step(monkeypatch):
 
     pointer = ctypes.cast(team, ctypes.c_void_p)
     monkeypatch.setattr(_fused_cpu, "run_team", lambda: pointer)
+    # So few entries would be no work for two.
+    monkeypatch.setattr(_fused_cpu, "_GRAIN", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
