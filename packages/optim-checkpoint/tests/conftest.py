@@ -25,7 +25,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def arrays_of(step: int, size: int = 300) -> Arrays:
-    """Return arrays that depend on every bit of `step`."""
+    """Return arrays that depend on every bit of `step`, but for the words."""
     rng = np.random.default_rng(step)
     return {
         "a.weight": rng.standard_normal((size // 3, 3)).astype(np.float32),
@@ -33,7 +33,7 @@ def arrays_of(step: int, size: int = 300) -> Arrays:
         "count": np.array(step, np.int64),
         "empty": np.zeros((0, 4), np.float16),
         "flags": rng.integers(0, 2, 37).astype(bool),
-        "words": rng.integers(0, 255, 64).astype(np.uint8),
+        "words": np.random.default_rng(0).integers(0, 255, 64).astype(np.uint8),
     }
 
 

@@ -18,6 +18,9 @@ from optim_checkpoint import CheckpointError, _fs
 from optim_checkpoint._collect import Collector
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._numpy import bytes_of, dtype_name
+from optim_checkpoint._options import Options
+
+OPTIONS = ("keep", "replace", "incremental")
 
 
 class KillingOps(_fs.FileOps):
@@ -58,7 +61,7 @@ def document(step, size):
         "count": np.array(step, np.int64),
         "empty": np.zeros((0, 4), np.float16),
         "flags": rng.integers(0, 2, 37).astype(bool),
-        "words": rng.integers(0, 255, 64).astype(np.uint8),
+        "words": np.random.default_rng(0).integers(0, 255, 64).astype(np.uint8),
     }
     collector = Collector()
     for name, array in arrays.items():
@@ -78,8 +81,7 @@ def child(request):
         commit(
             request["root"],
             document(request["step"], request.get("size", 300)),
-            keep=request.get("keep"),
-            replace=request.get("replace", False),
+            Options(**{key: request[key] for key in OPTIONS if key in request}),
         )
     except CheckpointError:
         return 3
