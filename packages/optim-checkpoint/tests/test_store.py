@@ -211,6 +211,8 @@ URLS = {
     "nope://bucket/run": "nope://bucket/run cannot be opened: ValueError: Protocol not known",
     "simplecache::memory://run": "is a chain of file systems",
     "s3:/bucket/run": "is a URL that lost a slash",
+    "memory://": "^memory:// names no place in its store: .* as in memory://run$",
+    "s3:///": "^s3:/// names no place in its store",
 }
 
 

@@ -74,8 +74,9 @@ class _Writer:
 class BackgroundCheckpointer:
     """Commits one document at a time from a thread of its own.
 
-    The copy goes into memory that is kept from save to save: touching new pages costs several times
-    the copy itself. A second save waits for the first, so at most one copy of the state exists.
+    The copy goes into memory that is kept from save to save and given back at the end of the `with`
+    block: touching new pages costs several times the copy itself. A second save waits for the
+    first, so at most one copy of the state exists.
 
     A failure that no call has raised is printed to the standard error stream when the process ends,
     whose exit status is then 120. In a forked process the checkpointer saves nothing: the thread
@@ -142,6 +143,8 @@ class BackgroundCheckpointer:
             # The error that ended the block must not be hidden by a second one.
             warnings.warn(f"the pending save failed: {failed}", CheckpointWarning, stacklevel=2)
         finally:
+            # The copy of the state; a save after the block makes another.
+            self._staging = np.empty(0, np.uint8)
             self._end()
 
     def _end(self) -> None:
