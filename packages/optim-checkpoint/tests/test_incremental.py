@@ -232,14 +232,17 @@ def test_what_another_process_wrote_is_read_before_it_is_linked(memory_path, mon
     assert checked
 
 
-def test_damage_in_a_shared_file_is_seen_by_every_step_of_it(memory_path):
+@pytest.mark.parametrize("how", ["flip", "cut"])
+def test_damage_in_a_shared_file_is_seen_by_every_step_of_it(memory_path, how):
     paths = [save(memory_path, step) for step in (1, 2, 3)]
     shared = next(file for file in files_of(paths[0]) if file.stat().st_nlink == 3)
     with shared.open("r+b") as file:
+        last = file.read()[-1]
         file.seek(-1, os.SEEK_END)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([byte[0] ^ 1]))
+        if how == "cut":
+            file.truncate()
+        else:
+            file.write(bytes([last ^ 1]))
     for step, others in ((1, "2, 3"), (2, "1, 3"), (3, "1, 2")):
         with pytest.raises(oc.CorruptCheckpointError, match=rf"also a file of the steps {others}$"):
             oc.verify(memory_path, step)

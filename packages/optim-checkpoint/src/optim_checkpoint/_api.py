@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 from optim_checkpoint import _place, _reading
 from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError
-from optim_checkpoint._folder import GenerationName, StrPath, check_step
+from optim_checkpoint._folder import GenerationName, StrPath, check_step, parse_name
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_object
 from optim_checkpoint._place import Place
@@ -141,19 +141,14 @@ def verify(path: StrPath, step: int | None = None) -> VerifyReport:
             other steps that share the file after incremental saves.
         CheckpointReadError: If something cannot be read; it may be sound.
     """
-    opened: list[GenerationName] = []
-
-    def use(generation: Generation, place: Place) -> VerifyReport:
-        opened.append(generation.name)
-        return _verify(generation, place)
-
     try:
-        return _on_one(path, step, use)
+        return _on_one(path, step, _verify)
     except CorruptCheckpointError as error:
-        if not opened:
+        name = parse_name(error.file.partition("/")[0])
+        if name is None:
             raise
-        _place.note_damage(path, opened[-1])
-        others = _sharing(path, opened[-1], error.file)
+        _place.note_damage(path, name)
+        others = _sharing(path, name, error.file)
         if not others:
             raise
         listed = ", ".join(map(str, others))

@@ -121,11 +121,14 @@ def files(path: StrPath) -> dict[GenerationName, Files]:
             name: {file: (stored.key(file), size) for file, size in stored.files.items()}
             for name, stored in found.items()
         }
+    listed: dict[GenerationName, Files] = {}
     with _fs.opened(open_root(local(path))) as root:
-        return {
-            name: {mark[0]: (mark[1], mark[2]) for mark in _proof.marks(str(name), root)}
-            for name in generations(root, path)
-        }
+        for name in generations(root, path):
+            # It may be on its way out, or no folder of ours.
+            with contextlib.suppress(OSError):
+                marks = _proof.marks(str(name), root)
+                listed[name] = {mark[0]: (mark[1], mark[2]) for mark in marks}
+    return listed
 
 
 Stays = tuple[GenerationName, list[str], Notes]

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Generator
 from enum import IntEnum
+from pathlib import Path
 
 from optim_checkpoint import _fs, _reading
 from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError
@@ -70,6 +71,13 @@ def remember(root: int, name: GenerationName, state: State, notes: Notes | None 
 def forget(root: int, name: GenerationName) -> None:
     """Drop what is known of a generation."""
     _found.pop(_key(root, name), None)
+
+
+def forget_run(path: StrPath) -> None:
+    """Drop what is known of a run that is about to be removed."""
+    status = Path(path).stat()
+    for key in [key for key in _found if key[:2] == (status.st_dev, status.st_ino)]:
+        del _found[key]
 
 
 def note_damage(path: StrPath, name: GenerationName) -> None:

@@ -85,8 +85,9 @@ def commit_to_store(store: Store, document: Document, options: Options) -> Gener
             sizes = {name: each.st_size for name, each in status.items()}
             stored = Stored(folder, sizes, retention_notes(document.sections), shared)
             try:
-                for name in files.keys() - shared.keys():
-                    store.upload(files[name], stored.key(name))
+                for name, path in files.items():
+                    if name not in shared:
+                        store.upload(path, stored.key(name))
             except BaseException:
                 _try_remove(store, stored.own)
                 raise
@@ -258,6 +259,8 @@ def _stage(local: Path, document: Document, options: Options) -> dict[str, Path]
             free=error.free,
             errno=error.errno,
         ) from error
+    finally:
+        _proof.forget_run(local)
 
 
 def _write_error(store: Store, step: int, error: OSError) -> CheckpointWriteError:
@@ -279,9 +282,9 @@ def _clean(store: Store, begun: Commit, done: Commit, step: int) -> None:
     """Remove what the new commit lists no more, and what no commit can list any more."""
     kept = done.keys
     folders = {stored.folder for stored in done.generations.values()}
+    every = begun.generations.values()
     try:
-        for stored in begun.generations.values():
-            store.remove(key for key in stored.keys if key not in kept)
+        store.remove({key: 0 for stored in every for key in stored.keys if key not in kept})
         for folder in store.names():
             epoch = epoch_of(folder)
             if epoch is not None and epoch < done.epoch and folder not in folders:
