@@ -14,7 +14,6 @@ commit names it where it is.
 """
 
 import contextlib
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -227,7 +226,8 @@ def _outline(store: Store, begun: Commit, target: GenerationName, local: Path) -
                 continue
         except (CheckpointError, OSError):
             # It is written in full; should the store be away, that says so.
-            shutil.rmtree(local / str(name), ignore_errors=True)
+            with _fs.opened(_fs.open_folder(local)) as root, contextlib.suppress(OSError):
+                _fs.remove_tree(str(name), root)
             continue
         with _fs.opened(_fs.open_folder(local)) as root:
             _proof.remember(root, name, _proof.State.WRITTEN)
