@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from optim_checkpoint import _fs, _proof
+from optim_checkpoint import _fs, _proof, _reading
 from optim_checkpoint._commit import Document, check_not_spread, with_policy
 from optim_checkpoint._commit import commit as commit_to_folder
 from optim_checkpoint._commits import (
@@ -238,11 +238,16 @@ def _outline(store: Store, begun: Commit, target: GenerationName, local: Path) -
 
 def _head(path: Path) -> bytes:
     """Return the header of a file of tensors, and all of another."""
-    with path.open("rb") as file:
-        if path.suffix != ".safetensors":
-            return file.read()
-        prefix = file.read(8)
-        return prefix + file.read(int.from_bytes(prefix, "little"))
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with _fs.opened(_fs.open_folder(path.parent)) as folder:
+        fd, _ = _reading.open_regular(path.name, folder, path.name)
+    with _fs.opened(fd):
+        raw = bytearray(8)
+        _reading.read_into(fd, memoryview(raw), 0, path.name)
+        raw = bytearray(8 + int.from_bytes(raw, "little"))
+        _reading.read_into(fd, memoryview(raw), 0, path.name)
+    return bytes(raw)
 
 
 def _stage(local: Path, document: Document, options: Options) -> dict[str, Path]:
