@@ -52,8 +52,8 @@ class KillingOps(_fs.FileOps):
         return call
 
 
-def document(step, size):
-    """Build the document that conftest builds: the two are compared bit for bit."""
+def arrays_of(step, size):
+    """Return the arrays that conftest returns: the two are compared bit for bit."""
     rng = np.random.default_rng(step)
     arrays = {
         "a.weight": rng.standard_normal((size // 3, 3)).astype(np.float32),
@@ -61,8 +61,14 @@ def document(step, size):
         "count": np.array(step, np.int64),
         "empty": np.zeros((0, 4), np.float16),
         "flags": rng.integers(0, 2, 37).astype(bool),
-        "words": np.random.default_rng(0).integers(0, 255, 64).astype(np.uint8),
+        "words": rng.integers(0, 255, 64).astype(np.uint8),
     }
+    return arrays if step == 1 else {**arrays, "words": arrays_of(1, size)["words"]}
+
+
+def document(step, size):
+    """Build the document of a step."""
+    arrays = arrays_of(step, size)
     collector = Collector()
     for name, array in arrays.items():
         collector.add(

@@ -152,7 +152,7 @@ def test_a_full_tmpfs_keeps_the_last_step(tmp_path, make_document, load, check, 
             commit(folder, make_document(2, 40_000))
         assert caught.value.free < caught.value.needed
         # The early check can be wrong by the time the data comes: then the kernel says it.
-        monkeypatch.setattr(_commit, "_check_space", lambda root, path, needed: None)
+        monkeypatch.setattr(_commit, "check_space", lambda root, path, needed: None)
         with pytest.raises(oc.CheckpointWriteError, match="ENOSPC"):
             commit(folder, make_document(2, 40_000))
         assert temporary(folder) == []
