@@ -184,6 +184,19 @@ def test_what_changes_is_parted_from_what_does_not(memory_path, ops, monkeypatch
     assert max(written[2:]) < nbytes / 10
 
 
+def test_small_tensors_do_not_share_a_file_with_large_ones(memory_path, ops):
+    tensors = {}
+    for i in range(40):
+        tensors[f"{i:02d} large"] = np.full(3 * SIZE // 4, i, np.float32)
+        tensors[f"{i:02d} small"] = np.full(SIZE // 100, i, np.float32)
+    save(memory_path, 1, tensors)
+    ops.written = 0
+    tensors = {name: a + 1 if name.endswith("small") else a for name, a in tensors.items()}
+    path = save(memory_path, 2, tensors)
+    assert ops.written < sum(array.nbytes for array in tensors.values()) / 10
+    assert_holds(path, tensors)
+
+
 def test_files_stay_few_where_ever_less_changes(memory_path, monkeypatch):
     monkeypatch.setattr(_incremental, "MOST_LINKED", 8)
     monkeypatch.setattr(_incremental, "LEAST", 1 << 20)

@@ -177,6 +177,9 @@ MUTANTS = {
         "if now.generations.get(target) == stored:",
         "if False:",
     ),
+}
+# The same of incremental saves.
+SHARING = {
     "what another step names stays when a step goes": (
         _remote,
         "for key in stored.keys if key not in kept",
@@ -196,11 +199,11 @@ MUTANTS = {
 PLACES = {_store: [(_store, "Store")], _remote: [(_remote, "commit_to_store")]}
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, *SHARING])
 def test_without_a_rule_something_is_torn_or_lost(
     quick, monkeypatch, make_document, load, check, name
 ):
-    module, old, new = MUTANTS[name]
+    module, old, new = (MUTANTS | SHARING)[name]
     source = Path(module.__file__).read_text()
     assert source.count(old) == 1
     namespace = dict(vars(module))
@@ -211,7 +214,7 @@ def test_without_a_rule_something_is_torn_or_lost(
 
     def campaigns():
         for seed in range(6):
-            run = new_run(make_document, load, check, seed, incremental=seed % 2 == 1)
+            run = new_run(make_document, load, check, seed, incremental=name in SHARING)
             campaign(run, 500)
 
     with pytest.raises((AssertionError, oc.CheckpointError)):
