@@ -213,7 +213,7 @@ def test_without_a_rule_something_is_torn_or_lost(
     monkeypatch.setattr(_remote, "_sound", namespace.get("_sound", _remote._sound))
 
     def campaigns():
-        for seed in range(6):
+        for seed in range(20):
             run = new_run(make_document, load, check, seed, incremental=name in SHARING)
             campaign(run, 500)
 
