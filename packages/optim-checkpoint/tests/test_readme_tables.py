@@ -77,8 +77,9 @@ def test_the_benchmark_of_incremental_saves_runs(tmp_path, tables):
         [*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=True
     )
     result = json.loads(out.stdout)
-    first, second, *_ = result["shares written"]
-    assert first > 1 > 0.5 > second
+    # So small a state is parted by the second save.
+    first, *_, last = result["shares written"]
+    assert first > 1 > 0.5 > last
     result["ratios"]["stall, later save"]["median"] = 0.25
     assert "**missed** by 0.10 |" in tables["incremental_table"](result)
     assert list(tmp_path.iterdir()) == []
