@@ -101,6 +101,39 @@ def many_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def incremental_table(result: dict[str, Any]) -> str:
+    """Return what an incremental save writes and takes, and the stalls of a checkpointer."""
+    first, *later = result["shares written"]
+    written = f"{100 * first:.1f} %, then {100 * max(later):.1f} % at most"
+    state = verdict(max(later) <= 0.05, f"{max(later) - 0.05:.3f}")
+    lines = [
+        f"| {result['mib']} MiB of which 1 % changes | at most | measured | |",
+        "|-|-|-|-|",
+        f"| bytes that incremental saves write, share of the state | 5 % | {written} | {state} |",
+    ]
+    for name, limit, label in (
+        ("incremental", 1.0, "time of an incremental save from the second on, share of a full one"),
+        (
+            "stall, later save",
+            0.15,
+            "stall of an async save from the second on, share of a full one",
+        ),
+        ("stall, first save", None, "the same of the first save, which also allocates the copy"),
+    ):
+        ratio = result["ratios"][name]
+        shown = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        state = ""
+        if limit is not None:
+            state = verdict(ratio["median"] <= limit, f"{ratio['median'] - limit:.2f}")
+        lines.append(f"| {label} | {'' if limit is None else f'{limit:g}'} | {shown} | {state} |")
+    band, (before, after) = result["ratios"]["full, again"], result["load average"]
+    noise = f"a full save against itself (A/A) {band['low']:.2f} to {band['high']:.2f}"
+    rounds = (
+        f"{result['rounds']} interleaved rounds; {noise}; load average {before:g} to {after:g}."
+    )
+    return "\n".join([*lines, "", rounds])
+
+
 def conditions(result: dict[str, Any]) -> str:
     """Return the sentence that says what was measured where."""
     machine, bands = result["machine"], result["ratios"]["A/A"]
@@ -160,6 +193,10 @@ def tables() -> dict[str, str]:
     return {
         "benchmark": "\n\n".join(benchmark_table(json.loads(p.read_text())) for p in results),
         "many": many_table(json.loads((HERE / "many.json").read_text())),
+        "incremental": "\n\n".join(
+            incremental_table(json.loads(path.read_text()))
+            for path in sorted(HERE.glob("incremental*.json"))
+        ),
         "peers": peer_table(json.loads((HERE / "peers.json").read_text())),
         "campaigns": campaign_table(json.loads((HERE / "campaigns.json").read_text())),
     }

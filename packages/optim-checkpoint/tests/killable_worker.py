@@ -18,6 +18,9 @@ from optim_checkpoint import CheckpointError, _fs
 from optim_checkpoint._collect import Collector
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._numpy import bytes_of, dtype_name
+from optim_checkpoint._options import Options
+
+OPTIONS = ("keep", "replace", "incremental")
 
 
 class KillingOps(_fs.FileOps):
@@ -49,8 +52,8 @@ class KillingOps(_fs.FileOps):
         return call
 
 
-def document(step, size):
-    """Build the document that conftest builds: the two are compared bit for bit."""
+def arrays_of(step, size):
+    """Return the arrays that conftest returns: the two are compared bit for bit."""
     rng = np.random.default_rng(step)
     arrays = {
         "a.weight": rng.standard_normal((size // 3, 3)).astype(np.float32),
@@ -60,6 +63,12 @@ def document(step, size):
         "flags": rng.integers(0, 2, 37).astype(bool),
         "words": rng.integers(0, 255, 64).astype(np.uint8),
     }
+    return arrays if step == 1 else {**arrays, "words": arrays_of(1, size)["words"]}
+
+
+def document(step, size):
+    """Build the document of a step."""
+    arrays = arrays_of(step, size)
     collector = Collector()
     for name, array in arrays.items():
         collector.add(
@@ -78,8 +87,7 @@ def child(request):
         commit(
             request["root"],
             document(request["step"], request.get("size", 300)),
-            keep=request.get("keep"),
-            replace=request.get("replace", False),
+            Options(**{key: request[key] for key in OPTIONS if key in request}),
         )
     except CheckpointError:
         return 3

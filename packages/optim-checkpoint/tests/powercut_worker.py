@@ -16,6 +16,7 @@ from optim_checkpoint import _fs
 from optim_checkpoint._collect import Collector
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._numpy import bytes_of
+from optim_checkpoint._options import Options
 
 FS_IOC_SHUTDOWN = 0x8004587D
 NOLOGFLUSH = 2
@@ -55,7 +56,11 @@ def save(mount, step, keep):
     array = np.random.default_rng(step).standard_normal(5000)
     collector = Collector()
     collector.add("a", "F64", array.shape, lambda: bytes_of(array))
-    commit(Path(mount) / "run", Document(step, {}, {}, {"model": collector.entries}), keep=keep)
+    commit(
+        Path(mount) / "run",
+        Document(step, {}, {}, {"model": collector.entries}),
+        Options(keep=keep),
+    )
 
 
 def main():

@@ -15,6 +15,7 @@ from optim_checkpoint._collect import Collector, Staging, read_staged
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._files import ShardEntry, split
 from optim_checkpoint._numpy import bytes_of
+from optim_checkpoint._options import Options
 from optim_checkpoint._peers import Alone, Team
 from optim_checkpoint._select import choose
 from optim_checkpoint._shard import Entry
@@ -58,7 +59,7 @@ def save_extra(folder, step, value, **options):
         {"train": collector.entries},
         features=collector.features,
     )
-    return commit(folder, made, **options)
+    return commit(folder, made, Options(**options))
 
 
 def load_extra(folder):
@@ -114,7 +115,7 @@ def test_what_a_reader_would_refuse_is_refused_and_nothing_is_deleted(tmp_path, 
     commit(tmp_path, document(1, entry("a")))
     before = snapshot(tmp_path)
     with pytest.raises(oc.UnsupportedStateError, match=message):
-        commit(tmp_path, made, keep=1, **options)
+        commit(tmp_path, made, Options(keep=1, **options))
     assert snapshot(tmp_path) == before
 
 
@@ -125,7 +126,7 @@ def test_a_manifest_that_is_too_large_names_what_takes_it(tmp_path, monkeypatch)
     big = document(2, entry("a"), extra={"str": "x" * 30_000}, scheduler={"int": "1"})
     message = r"^extra: takes 30010 bytes of the manifest, .* the limit is 20000$"
     with pytest.raises(oc.UnsupportedStateError, match=message):
-        commit(tmp_path, big, keep=1)
+        commit(tmp_path, big, Options(keep=1))
     assert snapshot(tmp_path) == before
 
 
@@ -159,7 +160,7 @@ def test_what_does_not_read_back_is_not_committed(tmp_path, monkeypatch, case):
         oc.CheckpointWriteError,
         match=rf"^step 2 was not saved: what was written cannot be read back \(.*{message}",
     ):
-        commit(tmp_path, document(2, entry("a")), keep=1)
+        commit(tmp_path, document(2, entry("a")), Options(keep=1))
     assert snapshot(tmp_path) == before
 
 
@@ -167,7 +168,7 @@ def save_alone_together(folder, made, **options):
     """Save by the protocol of several processes, of which there is one."""
     team = Team(Alone(), "saving", oc.CheckpointWriteError)
     settings = {"keep": 1, "replace": False, "max_shard_size": 10**9, **options}
-    return save_together(folder, lambda: made, team, **settings)
+    return save_together(folder, lambda: made, team, Options(**settings))
 
 
 @pytest.mark.parametrize("case", TAMPERED)
@@ -218,9 +219,9 @@ def test_one_file_at_a_time_is_open_while_it_is_read_back(tmp_path, monkeypatch)
 
     monkeypatch.setattr(_generation.Generation, "_check_file", counted)
     few = document(1, *(entry(f"t{i}") for i in range(3)))
-    commit(tmp_path, few, max_shard_size=1)
+    commit(tmp_path, few, Options(max_shard_size=1))
     first, peak = peak, 0
-    commit(tmp_path, document(2, *(entry(f"t{i}") for i in range(60))), max_shard_size=1)
+    commit(tmp_path, document(2, *(entry(f"t{i}") for i in range(60))), Options(max_shard_size=1))
     assert 0 < peak <= first
 
 

@@ -11,6 +11,7 @@ import optim_checkpoint as oc
 import pytest
 from optim_checkpoint import _commit, _fs
 from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._options import Options
 from optim_checkpoint._shard import Entry
 
 
@@ -53,9 +54,9 @@ def test_files_have_the_mode_of_the_umask(tmp_path, make_document):
 def test_a_step_is_not_overwritten_unasked(run_folder, make_document, load, check):
     with pytest.raises(oc.CheckpointExistsError, match=r"already holds step 2 \(step-00000002\)"):
         commit(run_folder, make_document(2))
-    path = commit(run_folder, make_document(2), replace=True)
+    path = commit(run_folder, make_document(2), Options(replace=True))
     assert path.name == "step-00000002.g1"
-    assert commit(run_folder, make_document(2), replace=True).name == "step-00000002.g2"
+    assert commit(run_folder, make_document(2), Options(replace=True)).name == "step-00000002.g2"
     assert oc.steps(run_folder) == [1, 2]
     assert load(run_folder).path.name == "step-00000002.g2"
     check(load(run_folder).value, 2)
@@ -73,7 +74,7 @@ def test_a_damaged_step_does_not_end_the_training_that_comes_to_it_again(
     damage(run_folder / "step-00000002" / "optim" / "optim.safetensors")
     with pytest.warns(oc.CheckpointWarning, match="skipped a damaged checkpoint: step-00000002"):
         assert load(run_folder).step == 1
-    assert commit(run_folder, make_document(2), keep=2).name == "step-00000002.g1"
+    assert commit(run_folder, make_document(2), Options(keep=2)).name == "step-00000002.g1"
     check(load(run_folder).value, 2)
     assert names(run_folder) == [".lock", "step-00000001", "step-00000002.g1"]
     with pytest.raises(oc.CheckpointExistsError):
@@ -82,29 +83,29 @@ def test_a_damaged_step_does_not_end_the_training_that_comes_to_it_again(
 
 def test_retention_keeps_the_newest_and_only_then(tmp_path, make_document):
     for step in range(1, 6):
-        commit(tmp_path, make_document(step), keep=3)
+        commit(tmp_path, make_document(step), Options(keep=3))
     assert oc.steps(tmp_path) == [3, 4, 5]
-    commit(tmp_path, make_document(5), keep=3, replace=True)
+    commit(tmp_path, make_document(5), Options(keep=3, replace=True))
     assert names(tmp_path) == [".lock", "step-00000003", "step-00000004", "step-00000005.g1"]
 
 
 def test_retention_never_removes_what_was_just_saved(tmp_path, make_document):
     for step in (100, 200, 300):
         commit(tmp_path, make_document(step))
-    commit(tmp_path, make_document(150), keep=1)
+    commit(tmp_path, make_document(150), Options(keep=1))
     assert oc.steps(tmp_path) == [150, 200, 300]
-    commit(tmp_path, make_document(301), keep=1)
+    commit(tmp_path, make_document(301), Options(keep=1))
     assert oc.steps(tmp_path) == [301]
 
 
 def test_retention_leaves_a_generation_that_is_being_read(run_folder, make_document):
     def read(generation):
-        commit(run_folder, make_document(3), keep=1)
+        commit(run_folder, make_document(3), Options(keep=1))
         return generation.name.step
 
     assert oc._select.choose(run_folder, 1, read).value == 1
     assert oc.steps(run_folder) == [1, 3]
-    commit(run_folder, make_document(4), keep=1)
+    commit(run_folder, make_document(4), Options(keep=1))
     assert oc.steps(run_folder) == [4]
 
 
@@ -119,7 +120,7 @@ def test_retention_works_where_folders_cannot_be_locked(tmp_path, make_document,
 
     monkeypatch.setattr(fcntl, "flock", lock_files_only)
     for step in (1, 2, 3):
-        commit(tmp_path, make_document(step), keep=2)
+        commit(tmp_path, make_document(step), Options(keep=2))
     assert oc.steps(tmp_path) == [2, 3]
 
 
@@ -163,7 +164,7 @@ def test_a_process_forked_during_a_restore_does_not_stop_retention(
 ):
     load(run_folder, 1)
     assert inherited
-    commit(run_folder, make_document(3), keep=1)
+    commit(run_folder, make_document(3), Options(keep=1))
     assert oc.steps(run_folder) == [3]
 
 
@@ -221,7 +222,7 @@ def test_steps_that_are_no_steps_are_refused(tmp_path, make_document, step):
 @pytest.mark.parametrize("keep", [0, -1, True, 1.5, "2"])
 def test_keep_is_checked(tmp_path, make_document, keep):
     with pytest.raises(ValueError, match=r"keep is .*; it must be None or an integer"):
-        commit(tmp_path, make_document(1), keep=keep)
+        commit(tmp_path, make_document(1), Options(keep=keep))
 
 
 def test_the_largest_step_fits(tmp_path, make_document, load):

@@ -7,6 +7,7 @@ import signal
 import optim_checkpoint as oc
 import pytest
 from optim_checkpoint._commit import commit
+from optim_checkpoint._options import Options
 
 KILLED = -signal.SIGKILL
 
@@ -16,12 +17,17 @@ SCENARIOS = {
     "next step": ([1, 2], {"step": 3}),
     "next step with retention": ([1, 2], {"step": 3, "keep": 1}),
     "same step again": ([1, 2], {"step": 2, "replace": True, "keep": 1}),
+    "incremental": ([1, 2], {"step": 3, "keep": 1, "incremental": True}),
+    "incremental, same step again": (
+        [1, 2],
+        {"step": 2, "replace": True, "keep": 1, "incremental": True},
+    ),
 }
 
 
-def prepare(folder, before, make_document):
+def prepare(folder, before, make_document, *, incremental):
     for step in before:
-        commit(folder, make_document(step))
+        commit(folder, make_document(step), Options(incremental=incremental))
 
 
 def assert_nothing_lost(folder, before, request, code, load, check):
@@ -41,7 +47,7 @@ def assert_nothing_lost(folder, before, request, code, load, check):
 def kill_everywhere(worker, memory_path, scenario, when, make_document, load, check):
     before, request = SCENARIOS[scenario]
     base = memory_path / "base"
-    prepare(base, before, make_document)
+    prepare(base, before, make_document, incremental=request.get("incremental", False))
     for at in range(1, 500):
         folder = memory_path / "run"
         if before:
@@ -50,7 +56,7 @@ def kill_everywhere(worker, memory_path, scenario, when, make_document, load, ch
         assert code in (0, KILLED)
         assert_nothing_lost(folder, before, request, code, load, check)
         if code == KILLED:
-            commit(folder, make_document(9), keep=1)
+            commit(folder, make_document(9), Options(keep=1))
             assert sorted(path.name for path in folder.iterdir()) == [".lock", "step-00000009"]
         shutil.rmtree(folder)
         if code == 0:
@@ -59,14 +65,14 @@ def kill_everywhere(worker, memory_path, scenario, when, make_document, load, ch
 
 
 # What a killed process leaves does not depend on its Python: one scenario is enough on each.
-EVERYWHERE = "next step with retention"
+EVERYWHERE = ("next step with retention", "incremental")
 
 
 @pytest.mark.parametrize("when", ["before", "after", "middle"])
 @pytest.mark.parametrize(
     "scenario",
     [
-        pytest.param(name, marks=() if name == EVERYWHERE else pytest.mark.slow)
+        pytest.param(name, marks=() if name in EVERYWHERE else pytest.mark.slow)
         for name in SCENARIOS
     ],
 )
@@ -78,14 +84,21 @@ def test_a_kill_at_every_call_loses_nothing(
     tally("SIGKILL before, after or in the middle of a file operation", trials=kills)
 
 
-def kill_at_random_times(worker, folder, trials, seed, make_document, load, check):
+def kill_at_random_times(
+    worker, folder, trials, seed, make_document, load, check, *, incremental=False
+):
     size = 300_000
     rng = random.Random(seed)
     commit(folder, make_document(1, size))
     acknowledged, kills = 1, 0
     for step in range(2, trials + 2):
         code = worker.ask(
-            root=str(folder), step=step, size=size, keep=2, delay=rng.uniform(0, 0.03)
+            root=str(folder),
+            step=step,
+            size=size,
+            keep=2,
+            incremental=incremental,
+            delay=rng.uniform(0, 0.03),
         )
         found = load(folder)
         assert found.skipped == ()
@@ -100,8 +113,12 @@ def kill_at_random_times(worker, folder, trials, seed, make_document, load, chec
     return kills
 
 
-def test_kills_at_random_times_lose_nothing(worker, memory_path, make_document, load, check):
-    assert kill_at_random_times(worker, memory_path, 30, 0, make_document, load, check) > 5
+@pytest.mark.parametrize("incremental", [False, True])
+def test_kills_at_random_times_lose_nothing(
+    worker, memory_path, make_document, load, check, incremental
+):
+    trial = (worker, memory_path, 30, 0, make_document, load, check)
+    assert kill_at_random_times(*trial, incremental=incremental) > 5
 
 
 @pytest.mark.nightly

@@ -10,6 +10,7 @@ import optim_checkpoint as oc
 import pytest
 from optim_checkpoint import _commit, _fs
 from optim_checkpoint._commit import commit
+from optim_checkpoint._options import Options
 
 
 class FaultyOps(_fs.FileOps):
@@ -71,7 +72,7 @@ def test_a_fault_at_every_call_loses_nothing(
             warnings.simplefilter("always")
             error = None
             try:
-                commit(run_folder, make_document(step), keep=keep)
+                commit(run_folder, make_document(step), Options(keep=keep))
             except oc.CheckpointWriteError as raised:
                 error = raised
         if error is None:
@@ -92,7 +93,7 @@ def test_a_fault_at_every_call_loses_nothing(
             break
     assert failed > 15
     assert open_files() == before
-    commit(run_folder, make_document(900), keep=1)
+    commit(run_folder, make_document(900), Options(keep=1))
     assert sorted(path.name for path in run_folder.iterdir()) == [".lock", "step-00000900"]
 
 
@@ -106,7 +107,7 @@ def test_some_faults_of_retention_are_only_warnings(run_folder, make_document, m
 
     monkeypatch.setattr(_fs, "ops", NoTrash())
     with pytest.warns(oc.CheckpointWarning, match="step 3 is saved, but older generations could"):
-        commit(run_folder, make_document(3), keep=1)
+        commit(run_folder, make_document(3), Options(keep=1))
     assert oc.steps(run_folder) == [1, 2, 3]
 
 
@@ -151,7 +152,7 @@ def test_a_full_tmpfs_keeps_the_last_step(tmp_path, make_document, load, check, 
             commit(folder, make_document(2, 40_000))
         assert caught.value.free < caught.value.needed
         # The early check can be wrong by the time the data comes: then the kernel says it.
-        monkeypatch.setattr(_commit, "_check_space", lambda root, path, needed: None)
+        monkeypatch.setattr(_commit, "check_space", lambda root, path, needed: None)
         with pytest.raises(oc.CheckpointWriteError, match="ENOSPC"):
             commit(folder, make_document(2, 40_000))
         assert temporary(folder) == []

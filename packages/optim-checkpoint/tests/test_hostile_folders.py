@@ -9,6 +9,7 @@ import pytest
 from optim_checkpoint import _fs, _generation, _place
 from optim_checkpoint._commit import commit
 from optim_checkpoint._folder import parse_name
+from optim_checkpoint._options import Options
 
 
 def replace_file(run_folder, make):
@@ -78,7 +79,7 @@ def test_a_generation_that_is_retired_before_it_is_opened_makes_way_for_the_new_
 
     def open_late(root, name):
         if name.step == 1:
-            commit(tmp_path, make_document(2), keep=1)
+            commit(tmp_path, make_document(2), Options(keep=1))
         return opened(root, name)
 
     monkeypatch.setattr(_place, "Generation", open_late)
@@ -95,7 +96,7 @@ def test_a_step_that_is_retired_before_it_is_opened_is_not_exchanged(
     opened = _place.Generation
 
     def open_late(root, name):
-        commit(tmp_path, make_document(2), keep=1)
+        commit(tmp_path, make_document(2), Options(keep=1))
         return opened(root, name)
 
     monkeypatch.setattr(_place, "Generation", open_late)
@@ -128,7 +129,7 @@ def test_what_is_kept_of_an_open_generation_is_bounded_by_its_manifest(run_folde
 
 def test_too_few_descriptors_are_not_taken_for_damage(run_folder, make_document, load):
     """A sound generation of many files is not passed over for an older one."""
-    commit(run_folder, make_document(3), max_shard_size=1)
+    commit(run_folder, make_document(3), Options(max_shard_size=1))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = [os.open(run_folder, os.O_RDONLY) for _ in range(7)]
     for fd in free:
@@ -178,7 +179,7 @@ def test_a_run_may_be_called_like_a_generation(tmp_path, make_document, load, ch
 
 
 def test_a_step_that_was_written_again_is_listed_once(run_folder, make_document, load):
-    commit(run_folder, make_document(1), replace=True)
+    commit(run_folder, make_document(1), Options(replace=True))
     with pytest.raises(oc.CheckpointNotFoundError, match=r"has no step 99; newest steps: 1, 2$"):
         load(run_folder, 99)
 
@@ -196,5 +197,5 @@ def test_a_save_to_a_folder_that_was_moved_away_meanwhile_is_no_save(
 
     monkeypatch.setattr(_fs, "ops", Moving())
     with pytest.raises(oc.CheckpointWriteError, match="step 3 was committed, but not to what is"):
-        commit(run_folder, make_document(3), keep=1)
+        commit(run_folder, make_document(3), Options(keep=1))
     assert oc.steps(run_folder.with_name("moved")) == [1, 2, 3]

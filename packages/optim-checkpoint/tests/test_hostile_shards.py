@@ -13,6 +13,7 @@ from optim_checkpoint._digest import digest
 from optim_checkpoint._errors import CheckpointWriteError
 from optim_checkpoint._files import ShardEntry
 from optim_checkpoint._json import dumps
+from optim_checkpoint._options import Options
 from optim_checkpoint._peers import Team
 from optim_checkpoint._together import save_together
 
@@ -72,7 +73,10 @@ def save_sharded(folder, step=1):
         team = Team(threads.member(rank), "saving", CheckpointWriteError)
         try:
             save_together(
-                folder, lambda: document, team, keep=None, replace=False, max_shard_size=10**9
+                folder,
+                lambda: document,
+                team,
+                Options(keep=None, replace=False, max_shard_size=10**9),
             )
         except BaseException as error:
             errors.append(error)

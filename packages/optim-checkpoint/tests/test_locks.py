@@ -15,6 +15,7 @@ import optim_checkpoint as oc
 import pytest
 from optim_checkpoint import _fs, _locks
 from optim_checkpoint._commit import Document, commit
+from optim_checkpoint._options import Options
 from optim_checkpoint._shard import Entry
 
 # A trainer saves (or reads) in a thread, forks a worker meanwhile, says so and waits to be killed.
@@ -59,7 +60,7 @@ def orphan(request, run_folder):
 
 
 def test_a_worker_keeps_no_lock_of_a_trainer_that_was_killed(orphan, run_folder, make_document):
-    commit(run_folder, make_document(3), keep=1)
+    commit(run_folder, make_document(3), Options(keep=1))
     assert sorted(path.name for path in run_folder.iterdir()) == [".lock", "step-00000003"]
 
 
@@ -131,14 +132,14 @@ def no_locks(request, monkeypatch):
 
 def test_without_locks_it_saves_and_says_so_once(tmp_path, make_document, load, check, no_locks):
     with pytest.warns(oc.CheckpointWarning) as caught:
-        commit(tmp_path, make_document(1), keep=1)
+        commit(tmp_path, make_document(1), Options(keep=1))
     if no_locks == "EOPNOTSUPP":
         no_locks = r"EOPNOTSUPP|ENOTSUP"
     (warning,) = caught
     assert str(tmp_path) in str(warning.message)
     with pytest.raises(oc.CheckpointWarning, match=rf"has no locks \(({no_locks})\): see to it"):
         raise warning.message
-    commit(tmp_path, make_document(2), keep=1)
+    commit(tmp_path, make_document(2), Options(keep=1))
     check(load(tmp_path).value, 2)
     assert oc.steps(tmp_path) == [2]
     assert not _locks._held
@@ -195,13 +196,13 @@ def test_of_two_writers_without_locks_none_loses_what_it_was_told_is_saved(
 
         def other(folder=folder, saved=saved):
             with contextlib.suppress(oc.CheckpointExistsError):
-                commit(folder, make_document(other_step), keep=3)
+                commit(folder, make_document(other_step), Options(keep=3))
                 saved.append(other_step)
 
         between = Between(at, other)
         monkeypatch.setattr(_fs, "ops", between)
         try:
-            commit(folder, make_document(3), keep=3)
+            commit(folder, make_document(3), Options(keep=3))
             saved.append(3)
         except (oc.CheckpointWriteError, oc.CheckpointExistsError) as error:
             failed += 1

@@ -11,6 +11,7 @@ import pytest
 from optim_checkpoint import _pins, _proof, _retention
 from optim_checkpoint._commit import commit
 from optim_checkpoint._folder import GenerationName, locked, open_root
+from optim_checkpoint._options import Options
 from optim_checkpoint._policy import METRICS, Notes, Policy, decide, encode_metrics
 
 
@@ -24,7 +25,7 @@ def save(memory_path, make_document):
         document = make_document(step, 3)
         if loss is not None:
             document.sections[METRICS] = encode_metrics({"loss": loss})
-        commit(memory_path, document, **options)
+        commit(memory_path, document, Options(**options))
         # As a process that has just begun: nothing is known but what is in the folder.
         _proof._found.clear()
         return oc.steps(memory_path)

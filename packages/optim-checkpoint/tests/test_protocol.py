@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from optim_checkpoint import _commit, _fs
 from optim_checkpoint._commit import commit
+from optim_checkpoint._options import Options
 
 
 class Recorder(_fs.FileOps):
@@ -31,6 +32,10 @@ class Recorder(_fs.FileOps):
     def create(self, name, folder):
         self.calls.append(("make", self._path(folder, name)))
         return super().create(name, folder)
+
+    def link(self, old, old_folder, new, new_folder):
+        super().link(old, old_folder, new, new_folder)
+        self.calls.append(("make", self._path(new_folder, new)))
 
     def write(self, fd, data):
         self.calls.append(("write", self._path(fd)))
@@ -92,13 +97,13 @@ def objections(calls):
     return found
 
 
-def record(folder, make_document, monkeypatch, steps=(1, 2, 3)):
+def record(folder, make_document, monkeypatch, steps=(1, 2, 3), *, incremental=False):
     """Return the calls of the last of a few saves with retention."""
     calls = []
     for step in steps:
         recorder = Recorder()
         monkeypatch.setattr(_fs, "ops", recorder)
-        commit(folder, make_document(step), keep=1)
+        commit(folder, make_document(step), Options(keep=1, incremental=incremental))
         calls = recorder.calls
     return calls
 
@@ -111,11 +116,15 @@ pytestmark = pytest.mark.skipif(
 def test_the_protocol_survives_every_power_cut_of_the_model(tmp_path, make_document, monkeypatch):
     assert objections(record(tmp_path / "run", make_document, monkeypatch)) == []
     assert objections(record(tmp_path / "new" / "new", make_document, monkeypatch, [1])) == []
+    calls = record(tmp_path / "links", make_document, monkeypatch, incremental=True)
+    assert objections(calls) == []
 
 
+@pytest.mark.parametrize("incremental", [False, True])
 @pytest.mark.parametrize("steps", [(1,), (1, 2, 3)])
-def test_every_sync_is_needed(tmp_path, make_document, monkeypatch, steps, tally):
-    calls = record(tmp_path / "new" / "new", make_document, monkeypatch, steps)
+def test_every_sync_is_needed(tmp_path, make_document, monkeypatch, steps, incremental, tally):
+    folder = tmp_path / "new" / "new"
+    calls = record(folder, make_document, monkeypatch, steps, incremental=incremental)
     syncs = [i for i, call in enumerate(calls) if call[0] == "sync"]
     assert len(syncs) >= 8
     for i in syncs:
@@ -160,7 +169,7 @@ def test_mutants_of_the_protocol_are_caught(tmp_path, make_document, monkeypatch
     for step in (1, 2, 3):
         recorder = Recorder()
         monkeypatch.setattr(_fs, "ops", recorder)
-        mutant["commit"](tmp_path, make_document(step), keep=1)
+        mutant["commit"](tmp_path, make_document(step), Options(keep=1))
         calls = recorder.calls
     assert objections(calls) != []
     tally("sync, rename or order taken out of the protocol", trials=1)

@@ -14,6 +14,7 @@ from optim_checkpoint import _commit, _reading
 from optim_checkpoint._commit import commit
 from optim_checkpoint._export import export
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._options import Options
 
 PASSING = [errno.EINTR, errno.EAGAIN, errno.EIO, errno.ENOMEM, errno.ENOTCONN, errno.ESTALE]
 LASTING = [*PASSING, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENODATA]
@@ -145,7 +146,7 @@ def test_a_step_that_cannot_be_read_is_not_written_again_unasked(
         return Generation(root, name, **options)
 
     monkeypatch.setattr(_commit, "Generation", only_what_was_just_written)
-    assert commit(run_folder, make_document(2), replace=True).name == "step-00000002.g1"
+    assert commit(run_folder, make_document(2), Options(replace=True)).name == "step-00000002.g1"
 
 
 @pytest.fixture

@@ -70,6 +70,22 @@ def test_the_benchmark_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_incremental_saves_runs(tmp_path, tables):
+    script = BENCHMARKS / "bench_incremental.py"
+    command = [sys.executable, "-W", "ignore", str(script), "--mib", "8", "--rounds", "2"]
+    out = subprocess.run(
+        [*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    result = json.loads(out.stdout)
+    # So small a state is parted by the second save.
+    first, *_, last = result["shares written"]
+    assert first > 1 > 0.5 > last
+    result["ratios"]["stall, later save"]["median"] = 0.25
+    assert "**missed** by 0.10 |" in tables["incremental_table"](result)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_many_tensors_runs(tmp_path, tables):
     script = BENCHMARKS / "bench_many.py"
     command = [sys.executable, "-W", "ignore", str(script), "--tensors", "50", "--rounds", "2"]

@@ -9,6 +9,7 @@ import optim_checkpoint as oc
 import pytest
 from optim_checkpoint import _fs, _proof, _retention
 from optim_checkpoint._commit import commit
+from optim_checkpoint._options import Options
 
 
 def names(folder):
@@ -41,20 +42,20 @@ def test_damaged_steps_take_no_place_of_sound_ones(run, make_document, load, res
         with pytest.warns(oc.CheckpointWarning):
             assert load(run).step == 10
     for step in (11, 12, 13):
-        commit(run, make_document(step), keep=3)
+        commit(run, make_document(step), Options(keep=3))
         sound = [s for s in oc.steps(run) if s < 20]
         assert sound == [10, 11, 12, 13][max(0, step - 12) : step - 9]
     # They go as soon as they are older than all that is kept.
     for step in (31, 32, 33):
-        commit(run, make_document(step), keep=3)
+        commit(run, make_document(step), Options(keep=3))
     assert oc.steps(run) == [31, 32, 33]
 
 
 def test_a_damaged_older_step_does_not_shorten_what_can_be_restored(run, make_document):
     flip(run, 20, "optim/optim.safetensors", 12)
-    commit(run, make_document(40), keep=3)
+    commit(run, make_document(40), Options(keep=3))
     assert oc.steps(run) == [10, 20, 30, 40]
-    commit(run, make_document(50), keep=3)
+    commit(run, make_document(50), Options(keep=3))
     assert oc.steps(run) == [30, 40, 50]
 
 
@@ -63,7 +64,7 @@ def test_what_a_restore_found_damaged_is_known_to_the_next_save(run, make_docume
         flip(run, step)
     with pytest.warns(oc.CheckpointWarning):
         assert load(run).step == 10
-    commit(run, make_document(40), keep=2)
+    commit(run, make_document(40), Options(keep=2))
     assert oc.steps(run) == [10, 20, 30, 40]
 
 
@@ -76,15 +77,15 @@ def test_a_step_that_cannot_be_read_takes_no_place_either(run, make_document, mo
         return generation(root, name)
 
     monkeypatch.setattr(_proof, "Generation", refuse)
-    commit(run, make_document(40), keep=2)
+    commit(run, make_document(40), Options(keep=2))
     assert oc.steps(run) == [20, 30, 40]
 
 
 def test_of_a_step_that_was_written_again_the_sound_one_counts(run, make_document):
-    commit(run, make_document(20), replace=True)
+    commit(run, make_document(20), Options(replace=True))
     flip(run, 20)
     (run / "step-00000030" / "manifest.json").write_bytes(b"")
-    commit(run, make_document(40), keep=2)
+    commit(run, make_document(40), Options(keep=2))
     assert names(run) == [".lock", "step-00000020.g1", "step-00000030", "step-00000040"]
 
 
@@ -97,10 +98,10 @@ def test_what_is_known_is_not_read_again(run, make_document, monkeypatch):
 
     monkeypatch.setattr(_proof, "Generation", counted)
     for step in (40, 50, 60):
-        commit(run, make_document(step), keep=3)
+        commit(run, make_document(step), Options(keep=3))
     assert opened == [30, 20, 10]
     flip(run, 50, "manifest.json")
-    commit(run, make_document(70), keep=3)
+    commit(run, make_document(70), Options(keep=3))
     assert opened == [30, 20, 10, 50]
     assert oc.steps(run) == [40, 50, 60, 70]
     commit(run, make_document(80))
@@ -125,7 +126,7 @@ def test_retention_goes_on_past_what_cannot_be_removed_and_says_so_once(
 ):
     monkeypatch.setattr(_fs, "ops", Unremovable(code, 10, 20))
     with pytest.warns(oc.CheckpointWarning) as caught:
-        commit(run, make_document(40), keep=1)
+        commit(run, make_document(40), Options(keep=1))
     reason = f"{errno.errorcode[code]}: {os.strerror(code)}"
     (warning,) = caught
     assert str(warning.message) == (
@@ -135,10 +136,10 @@ def test_retention_goes_on_past_what_cannot_be_removed_and_says_so_once(
     )
     assert oc.steps(run) == [10, 20, 40]
     for step in (50, 60):
-        commit(run, make_document(step), keep=1)
+        commit(run, make_document(step), Options(keep=1))
     assert oc.steps(run) == [10, 20, 60]
     monkeypatch.setattr(_fs, "ops", _fs.FileOps())
-    commit(run, make_document(70), keep=1)
+    commit(run, make_document(70), Options(keep=1))
     assert oc.steps(run) == [70]
 
 
@@ -151,11 +152,11 @@ def test_of_a_retired_step_everything_goes_that_can(run, make_document, monkeypa
 
     monkeypatch.setattr(_fs, "ops", Stuck())
     with pytest.warns(oc.CheckpointWarning, match=r"step-00000010 \(EPERM: no\)"):
-        commit(run, make_document(40), keep=1)
+        commit(run, make_document(40), Options(keep=1))
     left = [path.relative_to(run) for path in run.rglob("*") if ".trash-" in str(path)]
     assert {path.name for path in left if len(path.parts) > 1} == {"manifest.json"}
     monkeypatch.setattr(_fs, "ops", _fs.FileOps())
-    commit(run, make_document(50), keep=1)
+    commit(run, make_document(50), Options(keep=1))
     assert names(run) == [".lock", "step-00000050"]
 
 
@@ -163,7 +164,7 @@ def test_a_file_that_is_called_like_a_step_is_none(run, make_document):
     (run / "step-00000005").write_text("mine")
     (run / "step-00000040").write_text("mine")
     assert oc.steps(run) == [10, 20, 30]
-    assert commit(run, make_document(40), keep=1).name == "step-00000040.g1"
+    assert commit(run, make_document(40), Options(keep=1)).name == "step-00000040.g1"
     assert names(run) == [".lock", "step-00000005", "step-00000040", "step-00000040.g1"]
     assert oc.latest_step(run) == 40
 
@@ -173,8 +174,8 @@ def test_a_folder_of_the_user_that_is_called_like_a_step_stays(run, make_documen
     mine.mkdir()
     (mine / "data").write_text("mine")
     with pytest.warns(oc.CheckpointWarning, match=r"step-00000005 \(EPERM: without a manifest it"):
-        commit(run, make_document(40), keep=1)
-    commit(run, make_document(50), keep=1)
+        commit(run, make_document(40), Options(keep=1))
+    commit(run, make_document(50), Options(keep=1))
     assert (mine / "data").read_text() == "mine"
     assert oc.steps(run) == [5, 50]
 
@@ -204,7 +205,7 @@ def test_folders_of_the_user_are_not_swept(tmp_path, make_document):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "data").write_text("mine")
     for step in (1, 2, 3):
-        commit(tmp_path, make_document(step), keep=1)
+        commit(tmp_path, make_document(step), Options(keep=1))
     for name in OTHERS:
         assert (tmp_path / name / "deep" / "data").read_text() == "mine"
 
@@ -229,5 +230,5 @@ def test_a_folder_that_vanishes_during_a_look_is_no_failure(run, make_document, 
     monkeypatch.setattr(_retention, "examine", vanish)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", oc.CheckpointWarning)
-        commit(run, make_document(40), keep=2)
+        commit(run, make_document(40), Options(keep=2))
     assert oc.steps(run) == [40]

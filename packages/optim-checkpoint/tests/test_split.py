@@ -10,6 +10,7 @@ from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._export import export
 from optim_checkpoint._files import ShardEntry, split
 from optim_checkpoint._header import parse_header
+from optim_checkpoint._options import Options
 from optim_checkpoint._shard import Entry
 
 
@@ -19,7 +20,7 @@ def parts_of(path, part="model"):
 
 @pytest.fixture
 def saved(tmp_path, make_document):
-    return commit(tmp_path, make_document(1), max_shard_size=2000)
+    return commit(tmp_path, make_document(1), Options(max_shard_size=2000))
 
 
 def test_a_large_part_takes_several_files_with_an_index(saved, load, check):
@@ -55,7 +56,7 @@ def test_export_puts_the_files_together(saved, tmp_path):
 
 
 def test_equal_state_gives_equal_files(tmp_path, make_document):
-    paths = [commit(tmp_path / run, make_document(1), max_shard_size=2000) for run in "ab"]
+    paths = [commit(tmp_path / run, make_document(1), Options(max_shard_size=2000)) for run in "ab"]
     files = [p.relative_to(paths[0]) for p in paths[0].rglob("*") if p.is_file()]
     assert len(files) == 6
     for file in files:
@@ -135,5 +136,5 @@ def test_offsets_in_headers_are_bounded_by_more_files(monkeypatch):
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "5GB", None])
 def test_a_limit_that_is_none_is_refused(tmp_path, value):
     with pytest.raises(ValueError, match="it must be an integer of at least 1 byte"):
-        commit(tmp_path, Document(1, {}, {}, {}), max_shard_size=value)
+        commit(tmp_path, Document(1, {}, {}, {}), Options(max_shard_size=value))
     assert oc.steps(tmp_path) == []

@@ -10,6 +10,7 @@ import numpy as np
 import optim_checkpoint as oc
 import pytest
 from optim_checkpoint import _place, _stage, _store
+from optim_checkpoint._options import Options
 from optim_conformance.object_store import BUCKETS, Bucket
 
 
@@ -40,7 +41,7 @@ def url(request, bucket, tmp_path):
 
 def test_a_run_is_saved_restored_verified_and_retired(url, make_document, load, check, bucket):
     for step in range(1, 7):
-        place = _place.commit(url, make_document(step), keep=2, keep_every=3)
+        place = _place.commit(url, make_document(step), Options(keep=2, keep_every=3))
     assert str(place).endswith("run/step-00000006")
     assert oc.steps(url) == [3, 5, 6]
     assert oc.latest_step(url) == 6
@@ -61,7 +62,7 @@ def test_a_step_is_written_again_only_on_demand(url, make_document, load, check)
     _place.commit(url, make_document(1))
     with pytest.raises(oc.CheckpointExistsError, match="already holds step 1"):
         _place.commit(url, make_document(1))
-    place = _place.commit(url, make_document(1), replace=True)
+    place = _place.commit(url, make_document(1), Options(replace=True))
     assert str(place).endswith("step-00000001.g1")
     check(load(url).value, 1)
 
@@ -70,7 +71,7 @@ def test_a_pinned_step_stays(url, make_document):
     _place.commit(url, make_document(1))
     oc.pin(url, 1, "the \x1b one")
     for step in (2, 3):
-        _place.commit(url, make_document(step), keep=1)
+        _place.commit(url, make_document(step), Options(keep=1))
     assert oc.steps(url) == [1, 3]
     assert oc.retained(url)[0].reasons == (r"pinned: the \x1b one",)
     with pytest.raises(oc.CheckpointNotFoundError, match="no step 9 to pin"):
@@ -78,7 +79,7 @@ def test_a_pinned_step_stays(url, make_document):
     oc.unpin(url, 1)
     with pytest.raises(oc.CheckpointNotFoundError, match="step 1 is not pinned"):
         oc.unpin(url, 1)
-    _place.commit(url, make_document(4), keep=1)
+    _place.commit(url, make_document(4), Options(keep=1))
     assert oc.steps(url) == [4]
 
 
@@ -86,7 +87,7 @@ def test_a_metric_decides_in_a_store_too(bucket, make_document):
     for step, loss in ((1, 0.5), (2, 0.1), (3, 0.9), (4, 0.8)):
         document = make_document(step)
         document.sections["metrics"] = {"loss": {"float": loss.hex()}}
-        _place.commit(URL, document, keep=1, keep_best=("loss", "min", 1))
+        _place.commit(URL, document, Options(keep=1, keep_best=("loss", "min", 1)))
     assert oc.steps(URL) == [2, 4]
     assert oc.retained(URL)[0].metrics == {"loss": 0.1}
 
@@ -110,7 +111,7 @@ def test_damage_is_found_passed_over_and_not_counted(
         chosen = load(URL)
     check(chosen.value, 1)
     # The damaged one takes no place, and its step can be saved again without a word.
-    _place.commit(URL, make_document(2), keep=2)
+    _place.commit(URL, make_document(2), Options(keep=2))
     assert oc.steps(URL) == [1, 2]
     check(load(URL).value, 2)
 
@@ -210,6 +211,8 @@ URLS = {
     "nope://bucket/run": "nope://bucket/run cannot be opened: ValueError: Protocol not known",
     "simplecache::memory://run": "is a chain of file systems",
     "s3:/bucket/run": "is a URL that lost a slash",
+    "memory://": "^memory:// names no place in its store: .* as in memory://run$",
+    "s3:///": "^s3:/// names no place in its store",
 }
 
 
@@ -268,11 +271,11 @@ def test_a_newer_format_is_not_passed_over(bucket, make_document):
     key = max(key for key in bucket.objects if "commits/" in key)
     body = _commits.loads(bucket.objects[key], file="", limits=_commits.LIMITS)
     del body["self_digest"]
-    body["version"] = 2
+    body["version"] = 3
     body["self_digest"] = _commits.digest(_commits.dumps(body))
     bucket.objects[key] = _commits.dumps(body)
     with pytest.raises(
-        oc.CheckpointError, match="version 2, this reader has 1: update the package"
+        oc.CheckpointError, match="version 3, this reader has 2: update the package"
     ):
         oc.steps(URL)
 
@@ -286,6 +289,10 @@ def test_a_newer_format_is_not_passed_over(bucket, make_document):
         lambda g: g["files"].update({"model/../../x": 1}),
         lambda g: g["files"].update({"manifest.json": -1}),
         lambda g: g.update(notes=None),
+        lambda g: g.update(shared=None),
+        lambda g: g.update(shared={"manifest.json": "../../etc/passwd"}),
+        lambda g: g.update(shared={"manifest.json": 1}),
+        lambda g: g.update(shared={"other.json": f"step-00000001-0-{'0' * 16}/manifest.json"}),
     ],
 )
 def test_a_hostile_commit_names_nothing_elsewhere(bucket, make_document, edit):
@@ -345,7 +352,7 @@ def test_several_processes_do_not_save_to_a_store(bucket):
     from optim_checkpoint._together import save_together
 
     with pytest.raises(oc.CheckpointWriteError, match="needs a folder that all processes see"):
-        save_together(URL, lambda: None, alone(), keep=1, replace=False, max_shard_size=1)
+        save_together(URL, lambda: None, alone(), Options(keep=1, replace=False, max_shard_size=1))
     assert bucket.objects == {}
 
 

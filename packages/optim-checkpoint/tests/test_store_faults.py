@@ -10,6 +10,7 @@ from pathlib import Path
 import optim_checkpoint as oc
 import pytest
 from optim_checkpoint import _commits, _place, _remote, _store
+from optim_checkpoint._options import Options
 from optim_conformance.object_store import BUCKETS, CALL_FAULTS, PUT_FAULTS, Bucket, KilledError
 
 _numbers = itertools.count()
@@ -32,13 +33,17 @@ def forget():
     """Know as little as a new process."""
     _commits._seen.clear()
     _remote._sound.clear()
+    _remote._suspect.clear()
+    _remote._saved.clear()
     _store._conditional.clear()
 
 
 class Run:
     """A run of saves into a faulty store, which remembers what was acknowledged."""
 
-    def __init__(self, make_document, load, check, **options):
+    def __init__(self, make_document, load, check, *, incremental=False, **options):
+        self.incremental = incremental
+        self.shared = 0
         self.bucket, self.url = new_bucket(**options)
         self.make, self.load, self.check = make_document, load, check
         self.acknowledged: list[int] = []
@@ -46,7 +51,8 @@ class Run:
 
     def save(self, step, **options):
         try:
-            _place.commit(self.url, self.make(step, 30), **options)
+            made = self.make(step, 30)
+            _place.commit(self.url, made, Options(incremental=self.incremental, **options))
         except (oc.CheckpointError, KilledError):
             return False
         self.acknowledged.append(step)
@@ -73,6 +79,8 @@ class Run:
                 assert step in steps or left or sum(other > step for other in steps) >= 2
             for name in names:
                 oc.verify(self.url, name.step)
+            head = _commits.newest(_store.open_store(self.url))
+            self.shared += sum(len(stored.shared) for stored in head.generations.values())
             if names:
                 chosen = self.load(self.url)
                 self.check(chosen.value, names[-1].step, 30)
@@ -124,23 +132,26 @@ def beside(run, kind, at, step):
     return hook
 
 
-def new_run(make_document, load, check, seed):
+def new_run(make_document, load, check, seed, *, incremental=False):
     forget()
-    return Run(make_document, load, check, seed=seed, chance=0.45, refusing=0.06, lag=20)
+    faults = {"chance": 0.45, "refusing": 0.06, "lag": 20}
+    return Run(make_document, load, check, incremental=incremental, seed=seed, **faults)
 
 
+@pytest.mark.parametrize("incremental", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_nothing_is_torn_or_lost(quick, make_document, load, check, tally, seed):
-    run = new_run(make_document, load, check, seed)
+def test_nothing_is_torn_or_lost(quick, make_document, load, check, tally, seed, incremental):
+    run = new_run(make_document, load, check, seed, incremental=incremental)
     campaign(run, 500)
+    assert bool(run.shared) == incremental
     assert {*PUT_FAULTS, *CALL_FAULTS, "killed", "old listing"} <= run.bucket.injected.keys()
     tally("object store", faults=500, saves=len(run.acknowledged))
 
 
 @pytest.mark.nightly
 def test_nothing_is_torn_or_lost_in_a_long_campaign(quick, make_document, load, check, tally):
-    for seed in range(100, 140):
-        campaign(new_run(make_document, load, check, seed), 500)
+    for seed in range(100, 160):
+        campaign(new_run(make_document, load, check, seed, incremental=seed >= 140), 500)
         tally("object store", faults=500)
 
 
@@ -167,14 +178,32 @@ MUTANTS = {
         "if False:",
     ),
 }
+# The same of incremental saves.
+SHARING = {
+    "what another step names stays when a step goes": (
+        _remote,
+        "for key in stored.keys if key not in kept",
+        "for key in stored.own if stored.folder not in folders",
+    ),
+    "what another step names stays in a left folder": (
+        _remote,
+        "for key in store.keys(folder) if key not in kept",
+        "for key in store.keys(folder)",
+    ),
+    "a save that was overtaken takes away its own objects alone": (
+        _remote,
+        "_try_remove(store, stored.own)\n        raise CheckpointWriteError",
+        "_try_remove(store, stored.keys)\n        raise CheckpointWriteError",
+    ),
+}
 PLACES = {_store: [(_store, "Store")], _remote: [(_remote, "commit_to_store")]}
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, *SHARING])
 def test_without_a_rule_something_is_torn_or_lost(
     quick, monkeypatch, make_document, load, check, name
 ):
-    module, old, new = MUTANTS[name]
+    module, old, new = (MUTANTS | SHARING)[name]
     source = Path(module.__file__).read_text()
     assert source.count(old) == 1
     namespace = dict(vars(module))
@@ -184,8 +213,9 @@ def test_without_a_rule_something_is_torn_or_lost(
     monkeypatch.setattr(_remote, "_sound", namespace.get("_sound", _remote._sound))
 
     def campaigns():
-        for seed in range(6):
-            campaign(new_run(make_document, load, check, seed), 500)
+        for seed in range(20):
+            run = new_run(make_document, load, check, seed, incremental=name in SHARING)
+            campaign(run, 500)
 
     with pytest.raises((AssertionError, oc.CheckpointError)):
         campaigns()

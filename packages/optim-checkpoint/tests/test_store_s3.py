@@ -9,6 +9,7 @@ import optim_checkpoint as oc
 import pytest
 from fsspec.config import conf
 from optim_checkpoint import _place
+from optim_checkpoint._options import Options
 
 BUCKET = "checkpoints"
 
@@ -40,9 +41,9 @@ def test_a_run_in_s3(bucket, make_document, load, check):
     url = f"{bucket}/runs/one"
     assert oc.steps(url) == []
     for step in range(1, 4):
-        _place.commit(url, make_document(step), keep=2)
+        _place.commit(url, make_document(step), Options(keep=2))
     oc.pin(url, 2, "for later")
-    _place.commit(url, make_document(4), keep=1)
+    _place.commit(url, make_document(4), Options(keep=1))
     assert oc.steps(url) == [2, 4]
     for step in (2, 4):
         check(load(url, step).value, step)
@@ -92,7 +93,7 @@ def test_two_writers_at_once(bucket, make_document, load, check):
     def save(step):
         begin.wait()
         try:
-            ends[step] = _place.commit(url, make_document(step), keep=3)
+            ends[step] = _place.commit(url, make_document(step), Options(keep=3))
         except oc.CheckpointWriteError as error:
             ends[step] = error
 

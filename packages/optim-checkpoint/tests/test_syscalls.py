@@ -14,6 +14,7 @@ import subprocess
 import optim_checkpoint as oc
 import pytest
 from optim_checkpoint._commit import commit
+from optim_checkpoint._options import Options
 
 KILLED = -signal.SIGKILL
 SCENARIOS = {
@@ -21,6 +22,11 @@ SCENARIOS = {
     "next step": ([1, 2], {"step": 3}),
     "next step with retention": ([1, 2], {"step": 3, "keep": 1}),
     "same step again": ([1, 2], {"step": 2, "replace": True, "keep": 1}),
+    "incremental": ([1, 2], {"step": 3, "keep": 1, "incremental": True}),
+    "incremental, same step again": (
+        [1, 2],
+        {"step": 2, "replace": True, "keep": 1, "incremental": True},
+    ),
 }
 CALL = re.compile(r"(\w+)\(")
 
@@ -45,7 +51,8 @@ class Campaign:
         self.before, self.request = SCENARIOS[scenario]
         self.base = memory_path / f"base {scenario} {size}"
         for step in self.before:
-            commit(self.base, make_document(step, size))
+            options = Options(incremental=self.request.get("incremental", False))
+            commit(self.base, make_document(step, size), options)
 
     def save(self, *options):
         """Run one save under strace; return the folder, exit code and the calls it made."""
@@ -88,7 +95,7 @@ class Campaign:
             check(found.value, found.step, self.size)
         if code == KILLED:
             assert calls[-1] == name
-            commit(folder, self.make_document(9), keep=1)
+            commit(folder, self.make_document(9), Options(keep=1))
             assert sorted(path.name for path in folder.iterdir()) == [".lock", "step-00000009"]
         return code == KILLED
 

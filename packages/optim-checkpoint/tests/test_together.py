@@ -19,6 +19,7 @@ from optim_checkpoint._errors import CheckpointWriteError
 from optim_checkpoint._files import ShardEntry
 from optim_checkpoint._folder import parse_name
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._options import Options
 from optim_checkpoint._peers import Team
 from optim_checkpoint._select import choose
 from optim_checkpoint._shard import Entry
@@ -100,9 +101,7 @@ def save(
                 folder,
                 lambda: found,
                 team,
-                keep=keep,
-                replace=replace,
-                max_shard_size=(limits or {}).get(rank, limit),
+                Options(keep=keep, replace=replace, max_shard_size=(limits or {}).get(rank, limit)),
             )
         except BaseException as error:  # noqa: BLE001 - what each raised is compared
             results[rank] = error
@@ -255,7 +254,10 @@ def test_a_rank_that_leaves_after_the_commit_is_told_apart(tmp_path):
         found = document(5, rank, {})
         try:
             save_together(
-                tmp_path, lambda: found, team, keep=None, replace=False, max_shard_size=10**9
+                tmp_path,
+                lambda: found,
+                team,
+                Options(keep=None, replace=False, max_shard_size=10**9),
             )
         except CheckpointWriteError as error:
             errors.append((rank, str(error)))

@@ -21,6 +21,7 @@ from optim_checkpoint._errors import CheckpointWriteError
 from optim_checkpoint._files import ShardEntry
 from optim_checkpoint._folder import parse_name
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._options import Options
 from optim_checkpoint._peers import Team
 from optim_checkpoint._shard import Entry
 from optim_checkpoint._together import save_together
@@ -112,9 +113,7 @@ def save(folder, step, victim, number):
                     folder,
                     lambda own=own: own,
                     team,
-                    keep=2,
-                    replace=False,
-                    max_shard_size=10**9,
+                    Options(keep=2, replace=False, max_shard_size=10**9),
                 )
                 code = 100 + _fs.ops.count
             except CheckpointWriteError:

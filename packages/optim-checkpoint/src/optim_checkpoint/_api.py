@@ -1,13 +1,15 @@
 # pyright: strict
 """What can be asked of a folder of checkpoints without any framework."""
 
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from optim_checkpoint import _place, _reading
-from optim_checkpoint._errors import CorruptCheckpointError
-from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError
+from optim_checkpoint._folder import GenerationName, StrPath, check_step, parse_name
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._json import as_object
 from optim_checkpoint._place import Place
@@ -135,10 +137,45 @@ def verify(path: StrPath, step: int | None = None) -> VerifyReport:
 
     Raises:
         CheckpointNotFoundError: If there is no such step.
-        CorruptCheckpointError: At the first difference, with the file and the tensor.
+        CorruptCheckpointError: At the first difference, with the file and the tensor, and with the
+            other steps that share the file after incremental saves.
         CheckpointReadError: If something cannot be read; it may be sound.
     """
-    return _on_one(path, step, _verify)
+    try:
+        return _on_one(path, step, _verify)
+    except CorruptCheckpointError as error:
+        name = parse_name(error.file.partition("/")[0])
+        if name is None:
+            raise
+        _place.note_damage(path, name)
+        others = _sharing(path, name, error.file)
+        if not others:
+            raise
+        listed = ", ".join(map(str, others))
+        raise CorruptCheckpointError(
+            error.file,
+            f"{error.detail}; it is also a file of the steps {listed}",
+            tensor=error.tensor,
+        ) from None
+
+
+def _sharing(path: StrPath, name: GenerationName, file: str) -> list[int]:
+    """Return the other steps that have a file of a generation."""
+    with contextlib.suppress(CheckpointError, OSError):
+        every = _place.files(path)
+        mine = every.pop(name, {}).get(file.removeprefix(f"{name}/"))
+        return [other.step for other, found in every.items() if mine in found.values()]
+    return []
+
+
+def shared_bytes(path: StrPath) -> dict[int, int]:
+    """Return how many bytes of each step are in files that another step has, too."""
+    every = _place.files(path)
+    count = Counter(item for found in every.values() for item in set(found.values()))
+    shared: Counter[int] = Counter()
+    for name, found in every.items():
+        shared[name.step] += sum(item[1] for item in found.values() if count[item] > 1)
+    return dict(shared)
 
 
 def _on_one(

@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -18,9 +18,9 @@ import numpy.typing as npt
 from optim_checkpoint import _parallel, _unreported
 from optim_checkpoint._commit import Document, check_not_spread
 from optim_checkpoint._errors import CheckpointError, CheckpointWarning, CheckpointWriteError
-from optim_checkpoint._files import MAX_SHARD_SIZE
 from optim_checkpoint._folder import StrPath
 from optim_checkpoint._numpy import copy_bytes
+from optim_checkpoint._options import Options
 from optim_checkpoint._peers import Team
 from optim_checkpoint._place import Place, absolute, commit
 from optim_checkpoint._policy import Best, Policy
@@ -74,8 +74,9 @@ class _Writer:
 class BackgroundCheckpointer:
     """Commits one document at a time from a thread of its own.
 
-    The copy goes into memory that is kept from save to save: touching new pages costs several times
-    the copy itself. A second save waits for the first, so at most one copy of the state exists.
+    The copy goes into memory that is kept from save to save and given back at the end of the `with`
+    block: touching new pages costs several times the copy itself. A second save waits for the
+    first, so at most one copy of the state exists.
 
     A failure that no call has raised is printed to the standard error stream when the process ends,
     whose exit status is then 120. In a forked process the checkpointer saves nothing: the thread
@@ -87,6 +88,8 @@ class BackgroundCheckpointer:
         keep_every: Keep those of which the step is a multiple of it, too.
         keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many.
         replace: Whether a step that exists gets a newer generation instead of an error.
+        incremental: Whether files of which no tensor has changed are shared with an earlier step,
+            as in `save`.
     """
 
     # The claim of the save that is being copied; each checkpointer's own while there is one.
@@ -100,6 +103,7 @@ class BackgroundCheckpointer:
         keep_every: int | None = None,
         keep_best: Best | None = None,
         replace: bool = False,
+        incremental: bool = False,
     ) -> None:
         try:
             # A later change of the working folder must not split the run.
@@ -114,8 +118,8 @@ class BackgroundCheckpointer:
         if is_store(path):
             _unreported.wait_before_executors()
         self._process = os.getpid()
-        self._policy = Policy.of(keep, keep_every, keep_best)
-        self._replace = replace
+        self._options = Options(keep, keep_every, keep_best, replace, incremental=incremental)
+        Policy.of(keep, keep_every, keep_best)
         self._writer: _Writer | None = None
         self._error: BaseException | None = None
         self._failure = object()
@@ -139,6 +143,8 @@ class BackgroundCheckpointer:
             # The error that ended the block must not be hidden by a second one.
             warnings.warn(f"the pending save failed: {failed}", CheckpointWarning, stacklevel=2)
         finally:
+            # The copy of the state; a save after the block makes another.
+            self._staging = np.empty(0, np.uint8)
             self._end()
 
     def _end(self) -> None:
@@ -276,22 +282,14 @@ class BackgroundCheckpointer:
             self._save_together(fail, team)
 
     def _save_together(self, build: Callable[[], Document], team: Team) -> Place:
-        return save_together(
-            self._path,
-            build,
-            team,
-            replace=self._replace,
-            max_shard_size=MAX_SHARD_SIZE,
-            **asdict(self._policy),
-        )
+        return save_together(self._path, build, team, self._options)
 
     def _commit(self, document: Document, memory: Memory, team: Team | None) -> None:
         try:
             if team is not None:
                 self._last = self._save_together(lambda: document, team)
             else:
-                options = asdict(self._policy)
-                self._last = commit(self._path, document, replace=self._replace, **options)
+                self._last = commit(self._path, document, self._options)
         except BaseException as error:  # noqa: BLE001 - raised by the next wait
             self._error = error
             text = f"a save in the background failed, and nothing has asked for it since: {error}"

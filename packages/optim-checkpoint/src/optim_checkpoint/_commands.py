@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from optim_checkpoint._api import inspect, retained, steps, verify
+from optim_checkpoint._api import inspect, retained, shared_bytes, steps, verify
 from optim_checkpoint._errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -58,14 +58,15 @@ def _console() -> Console:
 
 @app.command("ls")
 def list_steps(folder: Folder) -> None:
-    """List the steps with size, state and why each stays; data is not read."""
+    """List the steps with size, what of it other steps share, why each stays; no data is read."""
     found = steps(folder)
     if not found:
         raise CheckpointNotFoundError(f"{folder} holds no checkpoint")
     why: dict[int, list[str]] = {}
     for each in retained(folder):
         why.setdefault(each.step, []).extend(each.reasons)
-    columns = ("step", "framework", "optimizer", "tensors", "size", "stays", "state")
+    shared = shared_bytes(folder)
+    columns = ("step", "framework", "optimizer", "tensors", "size", "shared", "stays", "state")
     table = Table(*columns, box=None)
     for step in found:
         stays = "; ".join(dict.fromkeys(why.get(step, []))) or "goes with the next save"
@@ -73,7 +74,7 @@ def list_steps(folder: Folder) -> None:
             item = inspect(folder, step)
         except CheckpointError as error:
             state = "damaged" if isinstance(error, CorruptCheckpointError) else "not readable"
-            table.add_row(str(step), "", "", "", "", stays, f"{state}: {error}")
+            table.add_row(str(step), "", "", "", "", "", stays, f"{state}: {error}")
             continue
         table.add_row(
             str(step),
@@ -81,6 +82,7 @@ def list_steps(folder: Folder) -> None:
             "" if item.optimizer is None else shown(item.optimizer).strip("'"),
             str(len(item.tensors)),
             _size(item.nbytes),
+            _size(shared[step]) if shared.get(step) else "",
             stays,
             "headers sound",
         )

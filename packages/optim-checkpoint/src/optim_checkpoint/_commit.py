@@ -1,7 +1,8 @@
 # pyright: strict
 """The commit protocol: a generation is either complete and durable, or it is not there.
 
-1. write every file of a new temporary folder and sync each one;
+1. write every file of a new temporary folder and sync each one; an incremental save links those
+   of which nothing has changed (`_incremental`), and these are durable already;
 2. write the manifest, which holds the digests of all the others, and sync it;
 3. sync the folders of the parts, then the temporary folder: the names in them are data too; then
    open it as a restore will, so that nothing is committed that a reader refuses;
@@ -12,6 +13,7 @@ A crash before 4 leaves a temporary folder that no reader looks at; a crash afte
 generation. Nothing that was committed is touched before step 5.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
 
-from optim_checkpoint import _fs, _manifest, _reading
+from optim_checkpoint import _fs, _incremental, _manifest, _reading
 from optim_checkpoint._boxes import Shape
 from optim_checkpoint._errors import (
     CheckpointError,
@@ -34,7 +36,6 @@ from optim_checkpoint._errors import (
     shown,
 )
 from optim_checkpoint._files import (
-    MAX_SHARD_SIZE,
     PlannedFile,
     ShardEntry,
     check_max_shard_size,
@@ -54,8 +55,11 @@ from optim_checkpoint._folder import (
     make_root,
 )
 from optim_checkpoint._generation import Generation
+from optim_checkpoint._incremental import LinkedFile, link
 from optim_checkpoint._json import as_object
-from optim_checkpoint._policy import METRICS, RETENTION, Best, Policy
+from optim_checkpoint._options import DEFAULT, Options
+from optim_checkpoint._policy import METRICS, RETENTION, Policy
+from optim_checkpoint._proof import relinking
 from optim_checkpoint._retention import discard, rename_unread, sweep, try_retire
 from optim_checkpoint._shard import Entry, write_shard
 
@@ -126,23 +130,14 @@ def with_policy(document: Document, policy: Policy, present: Sequence[Generation
 def commit(
     path: StrPath,
     document: Document,
-    *,
-    keep: int | None = None,
-    keep_every: int | None = None,
-    keep_best: Best | None = None,
-    replace: bool = False,
-    max_shard_size: int = MAX_SHARD_SIZE,
+    options: Options = DEFAULT,
 ) -> Path:
     """Write a generation and make it durable.
 
     Args:
         path: The folder of the run; created where missing.
         document: What to write.
-        keep: How many generations to keep, the new one included; None keeps all.
-        keep_every: Keep those of which the step is a multiple of it, too.
-        keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many.
-        replace: Whether a step that exists gets a newer generation instead of an error.
-        max_shard_size: Greatest number of bytes of tensors in one file, unless one alone has more.
+        options: How to go about it.
 
     Returns:
         The path of the committed generation. When this returns, it survives a power cut.
@@ -152,15 +147,23 @@ def commit(
         CheckpointWriteError: If the disk is full, the folder cannot be written or another writer
             holds it. What was committed before is untouched.
     """
-    step, policy = check_step(document.step), Policy.of(keep, keep_every, keep_best)
+    step, policy = check_step(document.step), options.policy
     check_not_spread(document)
-    files = plan_files(document.parts, check_max_shard_size(max_shard_size))
+    limit = check_max_shard_size(options.max_shard_size)
+    files = plan_files(document.parts, limit)
     needed = bytes_needed(files)
     try:
         with _fs.opened(make_root(path)) as root, locked(root, path):
-            target, present = prepare(root, path, step, needed, replace=replace)
-            document = with_policy(document, policy, present)
-            _write(root, target, files, document)
+            target, present = prepare(root, path, step, replace=options.replace)
+            with contextlib.ExitStack() as stack:
+                if options.incremental:
+                    before = [name for name in present if name < target]
+                    plan = _incremental.planned(root, before, document.parts, limit)
+                    files = stack.enter_context(plan)
+                    needed = bytes_needed(files)
+                check_space(root, path, needed)
+                document = with_policy(document, policy, present)
+                _write(root, target, files, document)
             check_in_place(root, path, step)
             try_retire(root, target, present, policy, document.sections)
     except OSError as error:
@@ -170,11 +173,12 @@ def commit(
 
 def bytes_needed(files: Sequence[PlannedFile]) -> int:
     """Return how much room a save needs, with some for the manifest and the folders."""
-    return sum(file.layout.size for file in files) + SLACK
+    written = (file for file in files if not isinstance(file, LinkedFile))
+    return sum(file.layout.size for file in written) + SLACK
 
 
 def prepare(
-    root: int, path: StrPath, step: int, needed: int, *, replace: bool
+    root: int, path: StrPath, step: int, *, replace: bool
 ) -> tuple[GenerationName, list[GenerationName]]:
     """Clear what an interrupted writer left and say what the new generation is called.
 
@@ -186,7 +190,6 @@ def prepare(
     sweep(root)
     present = generations(root, path)
     target = _target(root, path, step, present, replace=replace)
-    _check_space(root, path, needed)
     return target, present
 
 
@@ -234,7 +237,12 @@ def _free(root: int) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def _check_space(root: int, path: StrPath, needed: int) -> None:
+def check_space(root: int, path: StrPath, needed: int) -> None:
+    """Refuse a save for which there is no room.
+
+    Raises:
+        CheckpointWriteError: With what it needs and what there is.
+    """
     free = _free(root)
     if free < needed:
         raise CheckpointWriteError(
@@ -270,7 +278,9 @@ def _write(
     try:
         with _fs.opened(_fs.open_folder(temporary, root)) as folder:
             make_parts(folder, files)
-            records = [write_file(folder, file) for file in files]
+            with relinking(root):
+                linked = _link(folder, files)
+            records = write_files(folder, files, linked)
             seal(folder, files, records, document)
         check_sealed(root, temporary, target)
         publish(root, temporary, target)
@@ -292,12 +302,43 @@ def make_parts(folder: int, files: Sequence[PlannedFile]) -> None:
         _fs.ops.make_folder(part, folder)
 
 
-def write_file(folder: int, file: PlannedFile) -> Record:
-    """Write a file, make it durable, and return what the manifest says about it."""
+def _link(folder: int, files: Sequence[PlannedFile]) -> dict[int, Record]:
+    """Link what is to be linked, and return by number what the manifest says of it."""
+    records: dict[int, Record] = {}
+    parts = {file.part for file in files if isinstance(file, LinkedFile)}
+    for part in sorted(parts):
+        with _fs.opened(_fs.open_folder(part, folder)) as inner:
+            for number, file in enumerate(files):
+                if isinstance(file, LinkedFile) and file.part == part and link(file, inner):
+                    old = file.stored.record
+                    records[number] = {
+                        "name": f"{part}/{file.base}",
+                        "size": old.size,
+                        "header": old.header,
+                        "tensors": dict(old.tensors),
+                    }
+    return records
+
+
+def write_files(
+    folder: int, files: Sequence[PlannedFile], linked: Mapping[int, Record]
+) -> list[Record]:
+    """Write and sync what is not linked, and return what the manifest says about all of it."""
+    return [linked.get(i) or _write_file(folder, file) for i, file in enumerate(files)]
+
+
+def sync_parts(folder: int, files: Sequence[PlannedFile]) -> None:
+    """Make the names of files durable: after a power cut they are needed as the bytes are."""
+    for part in dict.fromkeys(file.part for file in files):
+        with _fs.opened(_fs.open_folder(part, folder)) as inner:
+            _fs.ops.sync(inner)
+
+
+def _write_file(folder: int, file: PlannedFile) -> Record:
+    if isinstance(file, LinkedFile):
+        file = file.unlinked()
     with _fs.opened(_fs.open_folder(file.part, folder)) as inner:
         record = write_shard(file.layout, file.base, inner)
-        # The bytes and the name: both are needed after a power cut.
-        _fs.ops.sync(inner)
     record = {"name": f"{file.part}/{file.base}", **record}
     if file.offsets:
         record["offsets"] = {key: list(offset) for key, offset in file.offsets.items()}
@@ -313,6 +354,7 @@ def seal(
 ) -> None:
     """Write the indexes and the manifest of a folder whose files are there, and sync it."""
     _write_indexes(folder, files)
+    sync_parts(folder, files)
     manifest = _manifest.build(
         document.step,
         document.framework,
@@ -365,7 +407,6 @@ def _write_indexes(folder: int, files: Sequence[PlannedFile]) -> None:
                 for file in mine
             )
             _write_small(inner, index_name(part), raw)
-            _fs.ops.sync(inner)
 
 
 def _write_small(folder: int, name: str, raw: bytes) -> None:

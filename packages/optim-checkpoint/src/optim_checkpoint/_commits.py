@@ -11,6 +11,11 @@ Generations are written to folders of their own names before they are committed.
 the epoch, and may only follow a commit of the epoch at which it began; its folder bears that epoch.
 So what has an older epoch than the newest commit, and is not in it, can never be committed: it is
 removed without asking how old it is.
+
+An incremental save names objects of other folders, which the commit it began at lists. Only a save
+removes objects, after its commit, and only those that this commit does not list. So of a save that
+names an object and one that would remove it the first to commit wins: the other finds a later
+epoch, commits nothing and removes nothing but what it put itself.
 """
 
 import errno
@@ -35,7 +40,8 @@ from optim_checkpoint._policy import METRICS, RETENTION
 from optim_checkpoint._store import Store
 
 FORMAT = "optim-checkpoint commit"
-VERSION = 1
+# The first version lists a generation's own objects alone; written where no other is named.
+VERSIONS = (1, 2)
 LIMITS = Limits(1 << 28, 40, ratio=20)
 _FOLDER = re.compile(rf"({GENERATION})-(0|[1-9][0-9]{{0,17}})-[0-9a-f]{{16}}\Z", re.ASCII)
 _FILE = re.compile(r"(?:(?:model|optim|train)/)?[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z", re.ASCII)
@@ -56,16 +62,27 @@ class Stored:
         folder: Where it is.
         files: Its files with their sizes, the manifest among them.
         notes: What its manifest says for retention.
+        shared: For the files that another generation put, their objects.
     """
 
     folder: str
     files: Mapping[str, int]
     notes: Mapping[str, object]
+    shared: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def key(self, name: str) -> str:
+        """Return the object of a file."""
+        return self.shared.get(name, f"{self.folder}/{name}")
 
     @property
     def keys(self) -> list[str]:
-        """The objects, the manifest first."""
-        return [f"{self.folder}/{name}" for name in sorted(self.files, key=lambda n: "/" in n)]
+        """All objects, the manifest first."""
+        return [self.key(name) for name in sorted(self.files, key=lambda n: "/" in n)]
+
+    @property
+    def own(self) -> list[str]:
+        """The objects in its folder, which it has put itself, the manifest first."""
+        return [key for key in self.keys if key.startswith(f"{self.folder}/")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +110,11 @@ class Commit:
         """The generations, oldest first."""
         return sorted(self.generations)
 
+    @property
+    def keys(self) -> set[str]:
+        """Every object that a generation has."""
+        return {key for stored in self.generations.values() for key in stored.keys}
+
 
 def retention_notes(sections: Mapping[str, object]) -> dict[str, object]:
     """Return of a manifest's sections what retention goes by."""
@@ -118,7 +140,7 @@ def encode(commit: Commit) -> bytes:
     """Return the bytes of a commit, which no other has."""
     body: dict[str, object] = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[any(stored.shared for stored in commit.generations.values())],
         "number": commit.number,
         "epoch": commit.epoch,
         "previous": commit.previous,
@@ -128,6 +150,7 @@ def encode(commit: Commit) -> bytes:
                 "folder": stored.folder,
                 "files": dict(stored.files),
                 "notes": dict(stored.notes),
+                **({"shared": dict(stored.shared)} if stored.shared else {}),
             }
             for name, stored in commit.generations.items()
         },
@@ -151,11 +174,11 @@ def parse(raw: bytes, number: int) -> Commit:
         raise CorruptCheckpointError(file, "its content does not have the digest that it names")
     if body.get("format") != FORMAT:
         raise CorruptCheckpointError(file, f"format is {shown(body.get('format'))}")
-    if body.get("version") != VERSION:
+    version = body.get("version")
+    if type(version) is not int or version not in VERSIONS:
         # Not damage: what a newer release wrote must not be passed over.
         raise CheckpointError(
-            f"{file}: version {shown(body.get('version'))}, this reader has {VERSION}: update the "
-            "package"
+            f"{file}: version {shown(version)}, this reader has {VERSIONS[-1]}: update the package"
         )
     previous, epoch = body.get("previous"), body.get("epoch")
     sound = body.keys() == _KEYS and body["number"] == number
@@ -177,18 +200,30 @@ def _generations(value: object, file: str) -> dict[GenerationName, Stored]:
         name, fields = parse_name(text), as_object(item) or {}
         folder, notes = fields.get("folder"), as_object(fields.get("notes"))
         files = as_object(fields.get("files")) or {}
+        shared = as_object(fields.get("shared", {}))
         match = _FOLDER.match(folder) if isinstance(folder, str) else None
         if (
             name is None
             or match is None
             or match[1] != text
             or notes is None
+            or shared is None
+            or not shared.keys() <= files.keys()
+            or not all(map(_is_key, shared.values()))
             or not all(map(_FILE.match, files))
             or any(type(size) is not int or size < 0 for size in files.values())
         ):
             raise CorruptCheckpointError(file, f"the generation {shown(text)} is malformed")
-        found[name] = Stored(match[0], cast("dict[str, int]", files), notes)
+        found[name] = Stored(
+            match[0], cast("dict[str, int]", files), notes, cast("dict[str, str]", shared)
+        )
     return found
+
+
+def _is_key(value: object) -> bool:
+    """Say whether a value from a commit is the object of a file."""
+    folder, _, name = value.partition("/") if isinstance(value, str) else ("", "", "")
+    return bool(_FOLDER.match(folder) and _FILE.match(name))
 
 
 def _pins(value: object, file: str) -> dict[int, str]:

@@ -145,12 +145,17 @@ def base_of(part: str, number: int, total: int) -> str:
 
 def plan_file(part: str, number: int, total: int, entries: Sequence[Entry]) -> PlannedFile:
     """Lay out file `number` (from 0) of the `total` files of a part."""
+    return lay_out_file(part, base_of(part, number, total), entries)
+
+
+def lay_out_file(part: str, base: str, entries: Sequence[Entry]) -> PlannedFile:
+    """Lay out a file of a part."""
     offsets = {entry.name: entry.offset for entry in entries if isinstance(entry, ShardEntry)}
     metadata = {"format": "pt", "optim_checkpoint": dumps({"part": part, "v": 1}).decode()}
     if offsets:
         shapes = {entry.name: entry.shape for entry in entries}
         metadata |= {"DCP_VERSION": "1.0", SHARDING: sharding_info(shapes, offsets)}
-    return PlannedFile(part, base_of(part, number, total), lay_out(entries, metadata), offsets)
+    return PlannedFile(part, base, lay_out(entries, metadata), offsets)
 
 
 def plan_files(parts: Mapping[str, Sequence[Entry]], limit: int) -> list[PlannedFile]:

@@ -72,6 +72,10 @@ class FileOps:
         """Close a written file; some file systems report a failed write only here."""
         os.close(fd)
 
+    def link(self, old: str, old_folder: int, new: str, new_folder: int) -> None:
+        """Give a file another name in another folder."""
+        os.link(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder, follow_symlinks=False)
+
     def rename(self, old: str, new: str, folder: int) -> None:
         """Rename inside one folder."""
         os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)

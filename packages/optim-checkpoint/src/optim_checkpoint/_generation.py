@@ -70,6 +70,7 @@ class Generation:
         name: Its step and index.
         manifest: The checked manifest.
         files: Its open files.
+        folders: Its open folders, by part.
     """
 
     @kept()
@@ -86,15 +87,15 @@ class Generation:
             if release is not None:
                 self._stack.callback(release)
             self.manifest = self._read_manifest()
-            folders: dict[str, int] = {}
+            self.folders: dict[str, int] = {}
             for record in self.manifest.files:
-                if record.part not in folders:
-                    folders[record.part] = self._open_folder(
+                if record.part not in self.folders:
+                    self.folders[record.part] = self._open_folder(
                         record.part, self._folder, f"{name}/{record.part}"
                     )
-                self.files.append(self._open_file(record, folders[record.part]))
+                self.files.append(self._open_file(record, self.folders[record.part]))
             self._index = self._whole_tensors()
-            for part, folder in folders.items():
+            for part, folder in self.folders.items():
                 self._check_index(part, folder)
         except BaseException:
             self._stack.close()
@@ -284,6 +285,19 @@ class Generation:
         region = whole(np.asarray(memory), shape, BITS[found[0].tensors[key].dtype] // 8)
         self._read_tensor(found[0], key, region.offset, shape, [region], threading.local())
         self._fetched.add((part, key))
+
+    def check(self, stored: StoredFile) -> None:
+        """Read and verify every byte of a file without shards.
+
+        Raises:
+            CorruptCheckpointError: For the first tensor whose digest differs.
+        """
+        own = threading.local()
+        groups = _neighbours([(key, info, None) for key, info in stored.tensors.items()])
+        _parallel.run(
+            (items[-1][1].end - items[0][1].begin, partial(self._read_items, stored, items, own))
+            for items in groups
+        )
 
     def _read_tensor(
         self,

@@ -14,10 +14,10 @@ from optim_checkpoint import _commit, _copied, _fs, _proof, _reading, _remote
 from optim_checkpoint._commit import Document
 from optim_checkpoint._commits import newest
 from optim_checkpoint._errors import CheckpointWriteError
-from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import GenerationName, StrPath, find_root, generations, open_root
 from optim_checkpoint._generation import Generation
-from optim_checkpoint._policy import Best, Notes, Policy
+from optim_checkpoint._options import DEFAULT, Options
+from optim_checkpoint._policy import Notes
 from optim_checkpoint._retention import reasons
 from optim_checkpoint._store import open_store
 from optim_checkpoint._urls import is_store, local, shown_url
@@ -55,32 +55,12 @@ def on_disk(path: StrPath, task: str) -> StrPath:
 def commit(
     path: StrPath,
     document: Document,
-    *,
-    keep: int | None = None,
-    keep_every: int | None = None,
-    keep_best: Best | None = None,
-    replace: bool = False,
-    max_shard_size: int = MAX_SHARD_SIZE,
+    options: Options = DEFAULT,
 ) -> Place:
     """Write a generation and make it durable; the arguments are those of `_commit.commit`."""
     if not is_store(path):
-        return _commit.commit(
-            local(path),
-            document,
-            keep=keep,
-            keep_every=keep_every,
-            keep_best=keep_best,
-            replace=replace,
-            max_shard_size=max_shard_size,
-        )
-    name = _remote.commit_to_store(
-        open_store(path),
-        document,
-        Policy.of(keep, keep_every, keep_best),
-        replace_step=replace,
-        max_shard_size=check_max_shard_size(max_shard_size),
-    )
-    return inside(path, name)
+        return _commit.commit(local(path), document, options)
+    return inside(path, _remote.commit_to_store(open_store(path), document, options))
 
 
 def present(path: StrPath, *, must_exist: bool = True) -> list[GenerationName]:
@@ -127,6 +107,28 @@ def note_damage(path: StrPath, name: GenerationName) -> None:
         _remote.note_damage(open_store(path), name)
     else:
         _proof.note_damage(local(path), name)
+
+
+# Of each file of a generation what it is, whichever name it has, and how many bytes.
+Files = Mapping[str, tuple[object, int]]
+
+
+def files(path: StrPath) -> dict[GenerationName, Files]:
+    """Return the files of every generation; those that several share are equal."""
+    if is_store(path):
+        found = newest(open_store(path)).generations
+        return {
+            name: {file: (stored.key(file), size) for file, size in stored.files.items()}
+            for name, stored in found.items()
+        }
+    listed: dict[GenerationName, Files] = {}
+    with _fs.opened(open_root(local(path))) as root:
+        for name in generations(root, path):
+            # It may be on its way out, or no folder of ours.
+            with contextlib.suppress(OSError):
+                marks = _proof.marks(str(name), root)
+                listed[name] = {mark[0]: (mark[1], mark[2]) for mark in marks}
+    return listed
 
 
 Stays = tuple[GenerationName, list[str], Notes]

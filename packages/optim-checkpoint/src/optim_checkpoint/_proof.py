@@ -5,8 +5,11 @@ What was found out about a generation holds as long as no file of it has changed
 `stat` per file, where parsing a manifest of 100,000 tensors takes a second.
 """
 
+import contextlib
 import os
+from collections.abc import Generator
 from enum import IntEnum
+from pathlib import Path
 
 from optim_checkpoint import _fs, _reading
 from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError
@@ -23,6 +26,8 @@ class State(IntEnum):
     DAMAGED = 0
     UNKNOWN = 1
     SOUND = 2
+    # By this process, which so knows the bytes of every file and not the headers alone.
+    WRITTEN = 3
 
 
 Found = tuple[State, Notes]
@@ -34,14 +39,14 @@ def _key(root: int, name: GenerationName) -> tuple[int, int, GenerationName]:
     return status.st_dev, status.st_ino, name
 
 
-def _marks(name: str, folder: int, path: str = "") -> Marks:
+def marks(name: str, folder: int, path: str = "") -> Marks:
     """Return what tells a changed file from an unchanged one, for each file of a folder."""
     found: list[tuple[str, int, int, int, int]] = []
     with _fs.opened(_fs.open_folder(name, folder)) as inner:
         for entry in sorted(os.listdir(inner)):  # noqa: PTH208 - pathlib knows no folder descriptors
             status = os.stat(entry, dir_fd=inner, follow_symlinks=False)
             if (status.st_mode & 0o170000) == 0o040000:
-                found += _marks(entry, inner, f"{path}{entry}/")
+                found += marks(entry, inner, f"{path}{entry}/")
             else:
                 found.append(
                     (
@@ -58,7 +63,7 @@ def _marks(name: str, folder: int, path: str = "") -> Marks:
 def remember(root: int, name: GenerationName, state: State, notes: Notes | None = None) -> None:
     """Note what was found out about a generation."""
     try:
-        _found[_key(root, name)] = _marks(str(name), root), (state, notes or Notes())
+        _found[_key(root, name)] = marks(str(name), root), (state, notes or Notes())
     except OSError:
         forget(root, name)
 
@@ -66,6 +71,13 @@ def remember(root: int, name: GenerationName, state: State, notes: Notes | None 
 def forget(root: int, name: GenerationName) -> None:
     """Drop what is known of a generation."""
     _found.pop(_key(root, name), None)
+
+
+def forget_run(path: StrPath) -> None:
+    """Drop what is known of a run that is about to be removed."""
+    status = Path(path).stat()
+    for key in [key for key in _found if key[:2] == (status.st_dev, status.st_ino)]:
+        del _found[key]
 
 
 def note_damage(path: StrPath, name: GenerationName) -> None:
@@ -77,6 +89,35 @@ def note_damage(path: StrPath, name: GenerationName) -> None:
     if root is not None:
         with _fs.opened(root):
             remember(root, name, State.DAMAGED)
+            # They may share the file that is.
+            place = _key(root, name)[:2]
+            for key, (then, (state, notes)) in [*_found.items()]:
+                if key[:2] == place and state is State.WRITTEN:
+                    _found[key] = then, (State.SOUND, notes)
+
+
+def state_of(root: int, name: GenerationName) -> State:
+    """Say what is known of a generation without looking at more than its marks."""
+    try:
+        now = marks(str(name), root)
+    except OSError:
+        return State.UNKNOWN
+    known, (state, _) = _found.get(_key(root, name), (None, (State.UNKNOWN, Notes())))
+    return state if known == now else State.UNKNOWN
+
+
+@contextlib.contextmanager
+def relinking(root: int) -> Generator[None]:
+    """Keep what is known of a run while files get other names or lose them: it changes a time."""
+    place = _key(root, GenerationName(0))[:2]
+    names = [key[2] for key in _found if key[:2] == place]
+    known = [name for name in names if state_of(root, name) is not State.UNKNOWN]
+    try:
+        yield
+    finally:
+        for name in known:
+            if (found := _found.get(_key(root, name))) is not None:
+                remember(root, name, *found[1])
 
 
 def examine(root: int, name: GenerationName) -> Found:
@@ -89,11 +130,11 @@ def examine(root: int, name: GenerationName) -> Found:
         name: The generation.
     """
     try:
-        marks = _marks(str(name), root)
+        now = marks(str(name), root)
     except OSError:
-        marks = None
+        now = None
     known, found = _found.get(_key(root, name), (None, (State.UNKNOWN, Notes())))
-    if marks is not None and known == marks:
+    if now is not None and known == now:
         return found
 
     def look() -> Notes:
@@ -106,6 +147,6 @@ def examine(root: int, name: GenerationName) -> Found:
         found = State.DAMAGED, Notes()
     except (CheckpointError, MemoryError):
         return State.UNKNOWN, Notes()
-    if marks is not None:
-        _found[_key(root, name)] = marks, found
+    if now is not None:
+        _found[_key(root, name)] = now, found
     return found

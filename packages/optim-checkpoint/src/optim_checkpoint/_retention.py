@@ -21,7 +21,7 @@ from optim_checkpoint._errors import CheckpointWarning
 from optim_checkpoint._folder import TRASH, GenerationName, has_manifest, is_leftover
 from optim_checkpoint._pins import pins
 from optim_checkpoint._policy import Notes, Policy, decide
-from optim_checkpoint._proof import State, examine, forget, remember
+from optim_checkpoint._proof import State, examine, forget, relinking, remember
 
 _warned: set[tuple[str, int, int, int]] = set()
 
@@ -72,13 +72,14 @@ def try_retire(
         policy: What to keep.
         sections: What the manifest of the new one holds.
     """
-    remember(root, new, State.SOUND, Notes.of(sections))
+    remember(root, new, State.WRITTEN, Notes.of(sections))
     if policy.keep is None:
         return
     try:
         stays = reasons(root, present, new, policy)
         gone = [name for name in sorted(present, reverse=True) if name not in stays]
-        failed = _retire(root, gone)
+        with relinking(root):
+            failed = _retire(root, gone)
     except OSError as error:
         # Which are pinned cannot be read: none goes, and what is committed stays committed.
         failed = dict.fromkeys(present, error)
@@ -104,7 +105,7 @@ def reasons(
         policy,
         present,
         new,
-        sound=lambda name: examine(root, name)[0] is State.SOUND,
+        sound=lambda name: examine(root, name)[0] >= State.SOUND,
         notes=lambda name: examine(root, name)[1],
         pins=pins(root),
     )

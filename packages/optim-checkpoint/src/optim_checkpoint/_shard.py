@@ -44,7 +44,8 @@ class Entry:
         name: Its key in the file.
         dtype: Its safetensors dtype.
         shape: Its shape.
-        read: Returns its bytes, little-endian in C order; called once, when they are written.
+        read: Returns its bytes, little-endian in C order; called when they are written, and before
+            that where an incremental save compares them.
     """
 
     name: str

@@ -71,12 +71,18 @@ class Store:
         name: The same for people, without a password.
 
     Raises:
-        CheckpointError: If fsspec or the library of the protocol is missing, or nobody knows it.
+        CheckpointError: If it names no place, or fsspec or the library of the protocol is missing,
+            or nobody knows it.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.name = shown_url(self.url)
+        if self.url.endswith(":"):
+            raise CheckpointError(
+                f"{shown_url(url)} names no place in its store: give the run a name, as in "
+                f"{self.url}//run"
+            )
         if "::" in self.url:
             raise CheckpointError(
                 f"{self.name} is a chain of file systems, which may show an old copy of what is "

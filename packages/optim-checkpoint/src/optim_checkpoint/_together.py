@@ -28,18 +28,21 @@ from optim_checkpoint._commit import (
     Document,
     Record,
     check_sealed,
+    check_space,
     make_temporary,
     prepare,
     publish,
     seal,
+    sync_parts,
     with_policy,
     write_error,
-    write_file,
+    write_files,
 )
 from optim_checkpoint._digest import new_tensor_digest
 from optim_checkpoint._errors import CheckpointWriteError, UnsupportedStateError, shown
 from optim_checkpoint._files import PlannedFile
 from optim_checkpoint._folder import StrPath, check_in_place, locked, make_root
+from optim_checkpoint._options import Options
 from optim_checkpoint._peers import Answer, Team
 from optim_checkpoint._place import on_disk
 from optim_checkpoint._plan import (
@@ -52,7 +55,7 @@ from optim_checkpoint._plan import (
     place_of,
     unread,
 )
-from optim_checkpoint._policy import Best, Policy
+from optim_checkpoint._policy import Policy
 from optim_checkpoint._retention import discard, try_retire
 from optim_checkpoint._shard import CHUNK, Entry, Layout
 
@@ -61,12 +64,7 @@ def save_together(
     path: StrPath,
     build: Callable[[], Document],
     team: Team,
-    *,
-    keep: int | None,
-    keep_every: int | None = None,
-    keep_best: Best | None = None,
-    replace: bool,
-    max_shard_size: int,
+    options: Options,
 ) -> Path:
     """Write one generation from several processes.
 
@@ -74,11 +72,7 @@ def save_together(
         path: The folder of the run, on a file system that all processes share.
         build: Describes what this process holds.
         team: The processes; every one of them makes this call.
-        keep: How many generations to keep, the new one included; None keeps all.
-        keep_every: As in `commit`.
-        keep_best: As in `commit`.
-        replace: Whether a step that exists gets a newer generation instead of an error.
-        max_shard_size: Greatest number of bytes of tensors in one file, unless one alone has more.
+        options: How to go about it; equal in all of them.
 
     Returns:
         The path of the committed generation.
@@ -91,25 +85,30 @@ def save_together(
             unless that happened at the very end; process 0 says so where it did.
     """
     path = on_disk(path, "a save by several processes")
+    limit = options.max_shard_size
     made: list[Document] = []
     claims: list[Plan] = []
     policies: list[Policy] = []
 
     def claim_own() -> Answer:
         # In here, so that an error is one in all of them.
-        policies.append(Policy.of(keep, keep_every, keep_best))
+        policies.append(options.policy)
+        if options.incremental:
+            raise CheckpointWriteError(
+                "incremental=True is for a save by one process: several processes save in full"
+            )
         made.append(build())
-        plan, answer = claim(made[0], team.rank, max_shard_size)
+        plan, answer = claim(made[0], team.rank, limit)
         claims.append(plan)
         return answer
 
     answers = team.agree(claim_own)
     document = made[0]
-    plan = settle(claims[0], answers, team.rank, max_shard_size)
+    plan = settle(claims[0], answers, team.rank, limit)
     if plan is None:
         described = team.agree(lambda: describe(document))
         check_same(described)
-        plan = make_plan(described, document, team.rank, max_shard_size)
+        plan = make_plan(described, document, team.rank, limit)
     needed = plan.needed + SLACK
     lead = _Lead(path, document, plan, needed) if team.rank == 0 else None
 
@@ -123,7 +122,9 @@ def save_together(
         return run
 
     try:
-        begun = team.agree(guarded(lead and (lambda: lead.begin(policies[0], replace=replace))))
+        begun = team.agree(
+            guarded(lead and (lambda: lead.begin(policies[0], replace=options.replace)))
+        )
         temporary = str(begun[0]["temporary"])
         written: list[Answer] = []
 
@@ -153,7 +154,8 @@ def _write(folder: Path, document: Document, plan: Plan, rank: int) -> Answer:
                 f"{folder} is not visible to process {rank}: all processes need one file system"
             ) from None
         with _fs.opened(opened):
-            records = [write_file(opened, file) for file in plan.files]
+            records = write_files(opened, plan.files, {})
+            sync_parts(opened, plan.files)
     # An index lists them, of files without shards.
     sizes = [
         {} if file.offsets else {entry.name: entry.nbytes for entry in file.layout.entries}
@@ -241,9 +243,8 @@ class _Lead:
         self._policy = policy
         self._root = self._stack.enter_context(_fs.opened(make_root(self._path)))
         self._stack.enter_context(locked(self._root, self._path))
-        self._target, self._present = prepare(
-            self._root, self._path, step, self._needed, replace=replace
-        )
+        self._target, self._present = prepare(self._root, self._path, step, replace=replace)
+        check_space(self._root, self._path, self._needed)
         self._temporary = make_temporary(self._root, self._target)
         self._folder = self._stack.enter_context(
             _fs.opened(_fs.open_folder(self._temporary, self._root))

@@ -105,6 +105,10 @@ def test_the_staging_memory_is_reused(tmp_path):
         checkpointer.save(2, model=model)
         checkpointer.wait()
         assert checkpointer._staging.ctypes.data == memory
+    assert checkpointer._staging.nbytes == 0
+    checkpointer.save(3, model=model)
+    checkpointer.wait()
+    assert oc.verify(tmp_path).step == 3
 
 
 def test_a_save_that_a_signal_handler_starts_is_not_overwritten_by_the_one_it_interrupts(

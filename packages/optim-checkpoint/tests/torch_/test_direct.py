@@ -2,6 +2,7 @@
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import optim_checkpoint as oc
@@ -229,3 +230,28 @@ def test_two_that_overlap_are_not_both_read_into():
     assert not direct.take(base[3:], TensorInfo("F32", (6,), 0, 24))
     assert not direct.take(base[:1], TensorInfo("F32", (1,), 0, 4))
     assert direct.take(base[6:], TensorInfo("F32", (3,), 0, 12))
+
+
+def test_an_expanded_tensor_is_refused_before_anything_changes(tmp_path):
+    model = torch.nn.Module()
+    model.register_buffer("wide", torch.arange(6.0))
+    model.register_buffer("plain", torch.ones(300, 300))
+    ckpt.save(tmp_path, 1, model=model)
+    live = torch.nn.Module()
+    live.register_buffer("wide", torch.zeros(1).expand(6))
+    live.register_buffer("plain", torch.zeros(300, 300))
+    with pytest.raises(
+        oc.IncompatibleCheckpointError, match=r"wide has elements that share memory"
+    ):
+        ckpt.restore(tmp_path, model=live, staging=False)
+    assert not live.plain.any()
+
+
+def test_models_are_restored_side_by_side(tmp_path):
+    save(tmp_path, 1)
+    lives = [build(step) for step in range(2, 6)]
+    with ThreadPoolExecutor(len(lives)) as pool:
+        for restored in pool.map(lambda live: restore(tmp_path, live), lives):
+            assert restored.step == 1
+    for live in lives:
+        assert bits(*live) == bits(*build(1))

@@ -28,6 +28,19 @@ def test_an_optimizer_of_many_parameters_is_restored(memory_path, count):
             assert torch.equal(restored.state[after][slot], value)
 
 
+@pytest.mark.slow
+def test_100_000_tensors_go_to_a_store_and_come_back():
+    url = "memory://many/run"
+    model = torch.nn.ParameterList(torch.full((1,), float(i)) for i in range(100_000))
+    ckpt.save(url, 1, model=model, rng=False, incremental=True)
+    with torch.no_grad():
+        model[7].fill_(-1)
+    ckpt.save(url, 2, model=model, rng=False, incremental=True, keep=1)
+    other = torch.nn.ParameterList(torch.zeros(1) for _ in range(100_000))
+    assert ckpt.restore(url, model=other).step == 2
+    assert torch.equal(torch.cat([*model]), torch.cat([*other]))
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_collector_is_left_as_it_was(tmp_path, enabled):
     model = torch.nn.Linear(2, 2)

@@ -20,6 +20,8 @@ class AsyncCheckpointer(BackgroundCheckpointer):
         keep_every: Keep those of which the step is a multiple of it, too.
         keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many.
         replace: Whether a step that exists gets a newer generation instead of an error.
+        incremental: Whether files of which no array has changed are shared with an earlier step;
+            as in `optim_checkpoint.jax.save`.
     """
 
     def save(self, step: int, **state: Unpack[TrainingState]) -> None:

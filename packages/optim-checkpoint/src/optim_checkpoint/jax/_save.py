@@ -10,6 +10,7 @@ from optim_checkpoint._commit import Document
 from optim_checkpoint._data import Data, data_by_key
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._options import Options
 from optim_checkpoint._place import Place, commit
 from optim_checkpoint._policy import METRICS, Best, Metrics, encode_metrics
 from optim_checkpoint._together import save_together
@@ -88,6 +89,7 @@ def save(
     keep_best: Best | None = None,
     replace: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
+    incremental: bool = False,
 ) -> Place:
     """Save a training run; when this returns, it survives a kill and a power cut.
 
@@ -115,6 +117,9 @@ def save(
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of arrays in one file; a larger array gets a file
             of its own.
+        incremental: Whether files of which no array has changed are shared with an earlier step
+            instead of written: for frozen parameters. The state then goes to some 130 files, and
+            damage to a shared one is damage to every step that has it. Not for several processes.
 
     Returns:
         The path of the committed generation.
@@ -140,14 +145,8 @@ def save(
             metrics=metrics,
         )
 
-    options: dict[str, Any] = {
-        "keep": keep,
-        "keep_every": keep_every,
-        "keep_best": keep_best,
-        "replace": replace,
-        "max_shard_size": max_shard_size,
-    }
+    options = Options(keep, keep_every, keep_best, replace, max_shard_size, incremental)
     team = writers(step, params, opt_state, rng, extra)
     if team is None:
-        return commit(path, build(), **options)
-    return save_together(path, build, team, **options)
+        return commit(path, build(), options)
+    return save_together(path, build, team, options)

@@ -8,6 +8,7 @@ import torch
 from optim_checkpoint._collect import Collector
 from optim_checkpoint._errors import UnsupportedStateError
 from optim_checkpoint._folder import StrPath
+from optim_checkpoint._options import Options
 from optim_checkpoint._place import Place, commit
 from optim_checkpoint._typed import encode
 from optim_checkpoint.migrate._found import Found, named, storable
@@ -129,7 +130,7 @@ def write(
         train["rng"] = encode(found.rng, "rng", tensor_leaf(collector, ""))
         entries: Any = document.parts["train"]
         entries += collector.entries
-    return commit(path, document, replace=replace)
+    return commit(path, document, Options(replace=replace))
 
 
 def _named(states: dict[str, Any]) -> Any:

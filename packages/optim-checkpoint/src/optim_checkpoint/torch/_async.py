@@ -30,6 +30,8 @@ class AsyncCheckpointer(BackgroundCheckpointer):
         keep_every: Keep those of which the step is a multiple of it, too.
         keep_best: Keep the best ones by a metric, too: its name, "min" or "max", and how many.
         replace: Whether a step that exists gets a newer generation instead of an error.
+        incremental: Whether files of which no tensor has changed are shared with an earlier step;
+            as in `optim_checkpoint.torch.save`.
         process_group: The processes that save together; as in `optim_checkpoint.torch.save`.
     """
 
@@ -41,10 +43,16 @@ class AsyncCheckpointer(BackgroundCheckpointer):
         keep_every: int | None = None,
         keep_best: Best | None = None,
         replace: bool = False,
+        incremental: bool = False,
         process_group: Any = None,
     ) -> None:
         super().__init__(
-            path, keep=keep, keep_every=keep_every, keep_best=keep_best, replace=replace
+            path,
+            keep=keep,
+            keep_every=keep_every,
+            keep_best=keep_best,
+            replace=replace,
+            incremental=incremental,
         )
         self._process_group = process_group
         self._own_group = OwnGroup()

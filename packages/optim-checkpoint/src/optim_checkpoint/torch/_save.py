@@ -11,6 +11,7 @@ from optim_checkpoint._data import Data, Stateful, stateful_data
 from optim_checkpoint._errors import UnsupportedStateError
 from optim_checkpoint._files import MAX_SHARD_SIZE, check_max_shard_size
 from optim_checkpoint._folder import StrPath, check_step
+from optim_checkpoint._options import Options
 from optim_checkpoint._place import Place, commit
 from optim_checkpoint._policy import METRICS, Best, Metrics, encode_metrics
 from optim_checkpoint._together import save_together
@@ -166,6 +167,7 @@ def save(
     keep_best: Best | None = None,
     replace: bool = False,
     max_shard_size: int = MAX_SHARD_SIZE,
+    incremental: bool = False,
     process_group: Any = None,
 ) -> Place:
     """Save a training run; when this returns, it survives a kill and a power cut.
@@ -198,6 +200,9 @@ def save(
         replace: Whether a step that exists gets a newer generation instead of an error.
         max_shard_size: Greatest number of bytes of tensors in one file; a larger tensor gets a file
             of its own.
+        incremental: Whether files of which no tensor has changed are shared with an earlier step
+            instead of written: for frozen parameters. The state then goes to some 130 files, and
+            damage to a shared one is damage to every step that has it. Not for several processes.
         process_group: The processes that save together; None is the default group where something
             is sharded, and this process alone where nothing is. With a group given, processes that
             hold replicas save together too, which keeps each one's generators.
@@ -232,13 +237,7 @@ def save(
             rank=None if team is None else team.rank,
         )
 
-    options: dict[str, Any] = {
-        "keep": keep,
-        "keep_every": keep_every,
-        "keep_best": keep_best,
-        "replace": replace,
-        "max_shard_size": max_shard_size,
-    }
+    options = Options(keep, keep_every, keep_best, replace, max_shard_size, incremental)
     if team is None:
-        return commit(path, build(), **options)
-    return save_together(path, build, team, **options)
+        return commit(path, build(), options)
+    return save_together(path, build, team, options)
