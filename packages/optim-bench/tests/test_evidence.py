@@ -91,8 +91,30 @@ def test_the_step_times_on_cuda_are_the_committed_ones_or_none():
     assert section_of(COSTS, "step-speed-cuda") == table
 
 
-def test_the_step_times_cover_the_whole_preset():
-    data = numbers("step-speed.json")
+def test_the_page_for_two_threads_is_the_committed_one():
+    page = (EVIDENCE / "costs-2-threads.md").read_text(encoding="utf-8")
+    data = numbers("step-speed-2-threads.json")
+    assert data["threads"] == 2
+    assert section_of(page, "step-speed") == preset_markdown(data)
+
+
+def test_the_costs_of_stac_torch_are_the_committed_ones():
+    page = (EVIDENCE.parents[1] / "stac-torch" / "README.md").read_text(encoding="utf-8")
+    section = page.partition("## What a step costs\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"\| (.+) \| (.+) \| (\d\.\d\d) \| (\d\.\d\d) \|", section)
+    assert len(shown) == 6
+    for title, baseline, *ratios in shown:
+        for name, ratio in zip(
+            ("step-speed.json", "step-speed-2-threads.json"), ratios, strict=True
+        ):
+            rows = [r for r in numbers(name)["rows"] if r["title"] == title]
+            (row,) = (r for r in rows if r["baseline"] == baseline)
+            assert f"{row['ratio']:.2f}" == ratio
+
+
+@pytest.mark.parametrize("name", ["step-speed.json", "step-speed-2-threads.json"])
+def test_the_step_times_cover_the_whole_preset(name):
+    data = numbers(name)
     wanted = [(g.name, c.title) for g in PRESETS["step-speed"] for c in g.contenders]
     assert [(row["group"], row["title"]) for row in data["rows"]] == wanted
     for row in data["rows"]:
