@@ -6,24 +6,21 @@ from typing import Any
 from rules_scores import DEVELOPMENT, HELD_OUT, losses, scores, state
 
 WORST = "worst regret (hundredths of log loss)"
-# A rule that fails is far off; the colours and the axis are for those that do not.
+# A rule that fails is far off; the colours are for those that do not.
 LARGEST = 40.0
 
 
 def charts(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the specifications by file name."""
-    parts = {"development": DEVELOPMENT, "held out": HELD_OUT}
-    scored = {part: scores(losses(results, workloads)) for part, workloads in parts.items()}
+    development, held_out = (scores(losses(results, part)) for part in (DEVELOPMENT, HELD_OUT))
     return {
-        "regret.svg": _regret(results, scored["development"], DEVELOPMENT),
-        "held-out.svg": _regret(results, scored["held out"], HELD_OUT),
-        "state.svg": _state(results, scored),
+        "regret.svg": _regret(development, DEVELOPMENT),
+        "held-out.svg": _regret(held_out, HELD_OUT),
+        "state.svg": _state(results, held_out),
     }
 
 
-def _regret(
-    results: Mapping[str, Any], scored: Mapping[str, Any], workloads: Sequence[str]
-) -> dict[str, Any]:
+def _regret(scored: Mapping[str, Any], workloads: Sequence[str]) -> dict[str, Any]:
     order = sorted(scored, key=lambda name: scored[name]["worst"])
     cells = [
         {
@@ -58,47 +55,38 @@ def _regret(
     }
 
 
-def _state(results: Mapping[str, Any], scored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _state(results: Mapping[str, Any], scored: Mapping[str, Any]) -> dict[str, Any]:
     points = [
         {
             "entry": name,
-            "part": part,
-            "state": state(results, name),
-            **{key: min(100 * score[key], LARGEST) for key in ("worst", "low", "high")},
+            "state": state(results, name, HELD_OUT),
+            **{key: 100 * score[key] for key in ("worst", "low", "high")},
         }
-        for part, entries in scored.items()
-        for name, score in entries.items()
+        for name, score in scored.items()
     ]
-    y = {"field": "worst", "type": "quantitative"}
+    y = {
+        "field": "worst",
+        "type": "quantitative",
+        "title": WORST,
+        "scale": {"type": "log", "domain": [14, 140]},
+        "axis": {"values": [15, 20, 30, 40, 60, 80, 120]},
+    }
+    x = {
+        "field": "state",
+        "type": "quantitative",
+        "title": "state entries per parameter, the largest of the held-out workloads",
+        "scale": {"domain": [0, 2.4]},
+    }
+    bar = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    label = {"type": "text", "align": "left", "dx": 6, "fontSize": 10}
     return {
-        "width": 360,
-        "height": 360,
+        "width": 560,
+        "height": 420,
         "data": {"values": points},
-        "facet": {"column": {"field": "part", "type": "nominal", "title": None}},
-        "spec": {
-            "width": 360,
-            "height": 380,
-            "encoding": {
-                "x": {
-                    "field": "state",
-                    "type": "quantitative",
-                    "title": "state entries per parameter (development, largest)",
-                    "scale": {"domain": [0, 2.6]},
-                }
-            },
-            "layer": [
-                {
-                    "mark": {"type": "rule", "opacity": 0.4},
-                    "encoding": {
-                        "y": {"field": "low", "type": "quantitative", "title": WORST},
-                        "y2": {"field": "high"},
-                    },
-                },
-                {"mark": {"type": "point", "filled": True}, "encoding": {"y": y}},
-                {
-                    "mark": {"type": "text", "align": "left", "dx": 6, "fontSize": 9},
-                    "encoding": {"y": y, "text": {"field": "entry"}},
-                },
-            ],
-        },
+        "encoding": {"x": x},
+        "layer": [
+            {"mark": {"type": "rule", "opacity": 0.25}, "encoding": bar},
+            {"mark": {"type": "point", "filled": True}, "encoding": {"y": y}},
+            {"mark": label, "encoding": {"y": y, "text": {"field": "entry"}}},
+        ],
     }
