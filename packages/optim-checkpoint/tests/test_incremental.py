@@ -8,7 +8,7 @@ import numpy as np
 import optim_checkpoint as oc
 import pytest
 import safetensors.numpy
-from optim_checkpoint import _fs, _incremental, _proof
+from optim_checkpoint import _fs, _incremental, _proof, _retention
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._folder import GenerationName
 from optim_checkpoint._numpy import bytes_of, dtype_name
@@ -281,6 +281,94 @@ def test_known_damage_is_not_forgotten_when_links_come_and_go(memory_path):
     with _fs.opened(os.open(memory_path, os.O_RDONLY)) as root:
         assert _proof.state_of(root, GenerationName(3)) is _proof.State.DAMAGED
         assert _proof.state_of(root, GenerationName(4)) is _proof.State.WRITTEN
+
+
+@pytest.mark.parametrize("how", ["by a save", "by verify"])
+def test_what_shares_a_damaged_file_does_not_count_as_sound(memory_path, how):
+    commit(memory_path, document(0, arrays(0)), Options())
+    for step in (1, 2, 3):
+        save(memory_path, step)
+    forget()
+    shared = next(f for f in files_of(memory_path / "step-00000003") if f.stat().st_nlink == 3)
+    with shared.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    if how == "by verify":
+        with pytest.raises(oc.CorruptCheckpointError, match="also a file of the steps 1, 2"):
+            oc.verify(memory_path)
+        save(memory_path, 4, keep=2)
+    else:
+        with pytest.warns(oc.CheckpointWarning, match="an earlier step is damaged"):
+            save(memory_path, 4, arrays(3), keep=2)
+    # The only other sound one is the oldest.
+    assert {0, 4} <= {*oc.steps(memory_path)}
+    assert oc.verify(memory_path, 0).step == 0
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_known_damage_is_not_forgotten_when_a_save_fails(memory_path, ops, monkeypatch, left):
+    for step in (1, 2, 3):
+        save(memory_path, step)
+    damaged = next(f for f in files_of(memory_path / "step-00000003") if f.stat().st_nlink == 1)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    with pytest.raises(oc.CorruptCheckpointError, match=r"was written$"):
+        oc.verify(memory_path)
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "sync", full)
+        if left:
+            patch.setattr(_fs, "remove_tree", lambda name, folder: None)
+        with pytest.raises(oc.CheckpointWriteError, match="ENOSPC"):
+            save(memory_path, 4)
+    assert ops.links
+    assert len([*memory_path.glob(".tmp-*")]) == left
+    with _fs.opened(os.open(memory_path, os.O_RDONLY)) as root:
+        _retention.sweep(root)
+        assert _proof.state_of(root, GenerationName(3)) is _proof.State.DAMAGED
+
+
+def test_a_linked_file_that_another_process_wrote_is_synced(memory_path, monkeypatch):
+    first = save(memory_path, 1)
+    forget()
+    synced = []
+    sync = CountingOps.sync
+    monkeypatch.setattr(
+        _fs.FileOps, "sync", lambda ops, fd: (synced.append(os.fstat(fd).st_ino), sync(ops, fd))
+    )
+    path = save(memory_path, 2)
+    shared = {f.stat().st_ino for f in files_of(first)} & {f.stat().st_ino for f in files_of(path)}
+    assert len(shared) > 20
+    # It may have been copied here a moment ago.
+    assert shared <= {*synced}
+
+
+def test_a_file_of_more_than_the_limit_is_not_linked(memory_path):
+    commit(memory_path, document(1, arrays(1)), Options())
+    path = save(memory_path, 2, arrays(1), max_shard_size=8 * SIZE)
+    assert max(file.stat().st_size for file in files_of(path)) < 9 * SIZE
+    assert_holds(path, arrays(1))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_link_that_is_told_to_be_there_is_looked_at(memory_path, ops, monkeypatch, other):
+    save(memory_path, 1)
+    link = CountingOps.link
+
+    def repeated(self, old, old_folder, new, new_folder):
+        if other:
+            os.close(os.open(new, os.O_CREAT | os.O_WRONLY, dir_fd=new_folder))
+        else:
+            link(self, old, old_folder, new, new_folder)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(CountingOps, "link", repeated)
+    path = save(memory_path, 2)
+    assert_holds(path, arrays(2))
+    assert oc.verify(memory_path).step == 2
+    assert any(file.stat().st_nlink == 2 for file in files_of(path)) != other
 
 
 @pytest.mark.parametrize("number", ["EXDEV", "EMLINK", "EPERM", "EOPNOTSUPP", "ENOENT"])

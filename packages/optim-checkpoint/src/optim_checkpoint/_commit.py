@@ -285,7 +285,9 @@ def _write(
         check_sealed(root, temporary, target)
         publish(root, temporary, target)
     except BaseException:
-        discard(temporary, root)
+        # What is known of the steps it was linked from is worth as much as before.
+        with relinking(root):
+            discard(temporary, root)
         raise
 
 

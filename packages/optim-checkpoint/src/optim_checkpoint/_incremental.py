@@ -91,7 +91,7 @@ def planned(
         files: list[PlannedFile] = []
         for part, entries in parts.items():
             same = _unchanged(entries, earlier, part)
-            linked = [] if earlier is None else _linkable(root, earlier, part, same)
+            linked = [] if earlier is None else _linkable(root, earlier, part, same, limit)
             shared = {key for stored in linked for key in stored.tensors}
             groups = _groups([e for e in entries if e.name not in shared], same, aim)
             total = len(linked) + len(groups)
@@ -154,9 +154,12 @@ def _files(earlier: Generation | None, part: str) -> list[StoredFile]:
     return [s for s in files if s.record.part == part and not s.record.offsets]
 
 
-def _linkable(root: int, earlier: Generation, part: str, same: set[str]) -> list[StoredFile]:
+def _linkable(
+    root: int, earlier: Generation, part: str, same: set[str], limit: int
+) -> list[StoredFile]:
     """Return the files that hold nothing but what is unchanged, and hold that soundly."""
     found = [s for s in _files(earlier, part) if s.tensors and s.tensors.keys() <= same]
+    found = [s for s in found if len(s.tensors) == 1 or s.nbytes <= limit]
     found.sort(key=lambda stored: -stored.record.size)
     found = sorted(found[:MOST_LINKED], key=lambda stored: stored.record.base)
     if _proof.state_of(root, earlier.name) is State.WRITTEN:
@@ -167,15 +170,17 @@ def _linkable(root: int, earlier: Generation, part: str, same: set[str]) -> list
 def _verifies(root: int, earlier: Generation, stored: StoredFile) -> bool:
     try:
         earlier.check(stored)
+        # Somebody may have copied it here a moment ago, and what was read is in memory alone.
+        _fs.ops.sync(stored.fd)
     except CorruptCheckpointError as error:
-        _proof.remember(root, earlier.name, State.DAMAGED)
+        _proof.damaged(root, earlier.name, error.file)
         warnings.warn(
             f"an earlier step is damaged: {error}; its tensors are written again",
             CheckpointWarning,
             stacklevel=6,
         )
         return False
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return False
     return True
 
@@ -201,6 +206,9 @@ def link(file: LinkedFile, folder: int) -> bool:
     """
     try:
         _fs.ops.link(file.stored.record.base, file.folder, file.base, folder)
+    except FileExistsError:
+        # The folder was empty: NFS repeats a link whose answer was lost, and tells of its own.
+        pass
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise

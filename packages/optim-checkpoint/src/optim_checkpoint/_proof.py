@@ -13,7 +13,7 @@ from pathlib import Path
 
 from optim_checkpoint import _fs, _reading
 from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError
-from optim_checkpoint._folder import GenerationName, StrPath, find_root
+from optim_checkpoint._folder import GenerationName, StrPath, find_root, generations
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._policy import Notes
 
@@ -80,20 +80,42 @@ def forget_run(path: StrPath) -> None:
         del _found[key]
 
 
-def note_damage(path: StrPath, name: GenerationName) -> None:
-    """Note that a restore found a generation damaged, so that no save counts it as sound."""
+def note_damage(path: StrPath, name: GenerationName, file: str) -> None:
+    """Note that a file was found damaged, so that no save counts its generations as sound.
+
+    Args:
+        path: The folder of the run.
+        name: The generation that was read.
+        file: Where the damage is, as an error names it.
+    """
     try:
         root = find_root(path)
     except CheckpointError:
         return
     if root is not None:
         with _fs.opened(root):
-            remember(root, name, State.DAMAGED)
-            # They may share the file that is.
-            place = _key(root, name)[:2]
-            for key, (then, (state, notes)) in [*_found.items()]:
-                if key[:2] == place and state is State.WRITTEN:
-                    _found[key] = then, (State.SOUND, notes)
+            damaged(root, name, file)
+
+
+def damaged(root: int, name: GenerationName, file: str) -> None:
+    """Do what `note_damage` does in an open root."""
+    remember(root, name, State.DAMAGED)
+    inodes = {mark[1] for mark in _marks_of(root, name) if f"{name}/{mark[0]}" == file}
+    for other in generations(root, "."):
+        if any(mark[1] in inodes for mark in _marks_of(root, other)):
+            remember(root, other, State.DAMAGED)
+    # Where it is not known which file is, they may share it all the same.
+    place = _key(root, name)[:2]
+    for key, (then, (state, notes)) in [*_found.items()]:
+        if key[:2] == place and state is State.WRITTEN:
+            _found[key] = then, (State.SOUND, notes)
+
+
+def _marks_of(root: int, name: GenerationName) -> Marks:
+    try:
+        return marks(str(name), root)
+    except OSError:
+        return ()
 
 
 def state_of(root: int, name: GenerationName) -> State:

@@ -9,6 +9,7 @@ goes when it is older than what was saved. How sound is proved: what this proces
 full is known; of another, manifest, sizes and headers are read, once in a process.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -45,15 +46,18 @@ def sweep(root: int) -> None:
     Where there are no locks, a folder may be that of a writer at work. Renamed, it can no longer be
     committed, and one that was committed first cannot be renamed: none is half removed.
     """
-    for name in filter(is_leftover, sorted(os.listdir(root))):
-        trash = name
-        if not name.startswith(TRASH):
-            trash = f"{TRASH}{name.removeprefix('.tmp-')}"
-            try:
-                _fs.ops.rename(name, trash, root)
-            except OSError:
-                continue
-        discard(trash, root)
+    left = [*filter(is_leftover, sorted(os.listdir(root)))]
+    # Its files may be linked to those of generations.
+    with relinking(root) if left else contextlib.nullcontext():
+        for name in left:
+            trash = name
+            if not name.startswith(TRASH):
+                trash = f"{TRASH}{name.removeprefix('.tmp-')}"
+                try:
+                    _fs.ops.rename(name, trash, root)
+                except OSError:
+                    continue
+            discard(trash, root)
 
 
 def try_retire(
