@@ -104,11 +104,6 @@ def damaged(root: int, name: GenerationName, file: str) -> None:
     for other in generations(root, "."):
         if any(mark[1] in inodes for mark in _marks_of(root, other)):
             remember(root, other, State.DAMAGED)
-    # Where it is not known which file is, they may share it all the same.
-    place = _key(root, name)[:2]
-    for key, (then, (state, notes)) in [*_found.items()]:
-        if key[:2] == place and state is State.WRITTEN:
-            _found[key] = then, (State.SOUND, notes)
 
 
 def _marks_of(root: int, name: GenerationName) -> Marks:
