@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import resource
 
 import numpy as np
 import optim_checkpoint as oc
@@ -381,6 +382,36 @@ def test_without_links_a_save_is_in_full_and_says_so_once(memory_path, ops, numb
     path = save(memory_path, 3, keep=1)
     assert_holds(path, arrays(3))
     assert {file.stat().st_nlink for file in files_of(path)} == {1}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_step_that_cannot_be_opened_is_told_of(memory_path, ops, known):
+    save(memory_path, 1)
+    if not known:
+        forget()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(memory_path, os.O_RDONLY)
+    os.close(lowest)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 20, limits[1]))
+        with pytest.warns(oc.CheckpointWarning, match=r"cannot be opened \(EMFILE: .*in full"):
+            path = save(memory_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert ops.links == 0
+    assert_holds(path, arrays(2))
+
+
+def test_a_folder_that_cannot_be_listed_hides_no_damage(memory_path, monkeypatch):
+    damaged = files_of(save(memory_path, 1))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+
+    def unlisted(root, path):
+        raise oc.CheckpointReadError(str(path), "cannot be listed", OSError(errno.EIO, "error"))
+
+    monkeypatch.setattr(_proof, "generations", unlisted)
+    with pytest.raises(oc.CorruptCheckpointError, match=r"was written$"):
+        oc.verify(memory_path)
 
 
 def test_a_faulty_disk_is_not_taken_for_one_without_links(memory_path, ops):

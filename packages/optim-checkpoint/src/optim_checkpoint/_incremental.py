@@ -24,7 +24,12 @@ from functools import partial
 
 from optim_checkpoint import _fs, _parallel, _proof
 from optim_checkpoint._digest import new_tensor_digest
-from optim_checkpoint._errors import CheckpointError, CheckpointWarning, CorruptCheckpointError
+from optim_checkpoint._errors import (
+    CheckpointError,
+    CheckpointReadError,
+    CheckpointWarning,
+    CorruptCheckpointError,
+)
 from optim_checkpoint._files import (
     PlannedFile,
     base_of,
@@ -110,9 +115,14 @@ def _open_newest(
 ) -> Generation | None:
     """Open the newest generation that can be opened and is not known to be damaged."""
     for name in reversed(before):
-        if _proof.examine(root, name)[0] >= State.SOUND:
-            with contextlib.suppress(CheckpointError):
-                return stack.enter_context(Generation(root, name))
+        if _proof.examine(root, name)[0] is State.DAMAGED:
+            continue
+        try:
+            return stack.enter_context(Generation(root, name))
+        except CheckpointReadError as error:
+            _warn(root, error, "opened")
+        except (CheckpointError, MemoryError):
+            continue
     return None
 
 
@@ -212,7 +222,7 @@ def link(file: LinkedFile, folder: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-        _warn(folder, error)
+        _warn(folder, error, "linked")
         return False
     status = os.stat(file.base, dir_fd=folder, follow_symlinks=False)
     if os.path.samestat(status, os.fstat(file.stored.fd)):
@@ -222,12 +232,12 @@ def link(file: LinkedFile, folder: int) -> bool:
     return False
 
 
-def _warn(folder: int, error: OSError) -> None:
+def _warn(folder: int, error: OSError, what: str) -> None:
     key = os.fstat(folder).st_dev, error.errno or 0
     if key not in _warned:
         _warned.add(key)
         warnings.warn(
-            f"incremental: files of the step before cannot be linked "
+            f"incremental: files of the step before cannot be {what} "
             f"({errno.errorcode.get(error.errno or 0, 'error')}: {error.strerror}); they are "
             "written in full, here and without a further word",
             CheckpointWarning,

@@ -101,9 +101,11 @@ def damaged(root: int, name: GenerationName, file: str) -> None:
     """Do what `note_damage` does in an open root."""
     remember(root, name, State.DAMAGED)
     inodes = {mark[1] for mark in _marks_of(root, name) if f"{name}/{mark[0]}" == file}
-    for other in generations(root, "."):
-        if any(mark[1] in inodes for mark in _marks_of(root, other)):
-            remember(root, other, State.DAMAGED)
+    # That they cannot be listed must not hide the damage.
+    with contextlib.suppress(CheckpointError):
+        for other in generations(root, "."):
+            if any(mark[1] in inodes for mark in _marks_of(root, other)):
+                remember(root, other, State.DAMAGED)
 
 
 def _marks_of(root: int, name: GenerationName) -> Marks:
