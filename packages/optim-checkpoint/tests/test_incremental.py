@@ -267,6 +267,37 @@ def test_damage_in_a_shared_file_is_seen_by_every_step_of_it(memory_path, how):
     assert_holds(path, arrays(3))
 
 
+def test_what_is_damaged_after_it_was_linked_is_not_linked_on(memory_path, ops, monkeypatch):
+    first = save(memory_path, 1)
+    create = CountingOps.create
+
+    def create_late(self, name, folder):
+        if name.endswith(".safetensors"):
+            damaged = next(file for file in files_of(first) if file.stat().st_nlink == 2)
+            damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+        return create(self, name, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CountingOps, "create", create_late)
+        save(memory_path, 2)
+    with pytest.warns(oc.CheckpointWarning, match="an earlier step is damaged"):
+        path = save(memory_path, 3, keep=1)
+    assert_holds(path, arrays(3))
+    assert oc.verify(memory_path).step == 3
+
+
+def test_a_save_looks_at_no_file_of_the_steps_before_the_last(memory_path, monkeypatch):
+    counts = []
+    marks = _proof.marks
+    monkeypatch.setattr(_proof, "marks", lambda *args: (counts.append(args), marks(*args))[1])
+    for step in range(6):
+        counts.clear()
+        save(memory_path, step)
+        if step == 2:
+            second = len(counts)
+    assert len(counts) == second
+
+
 def test_known_damage_is_not_forgotten_when_links_come_and_go(memory_path):
     for step in (1, 2, 3):
         save(memory_path, step)

@@ -40,7 +40,7 @@ from optim_checkpoint._files import (
 )
 from optim_checkpoint._folder import GenerationName
 from optim_checkpoint._generation import Generation, StoredFile
-from optim_checkpoint._proof import State
+from optim_checkpoint._proof import Mark, State, mark
 from optim_checkpoint._shard import CHUNK, Entry, Layout
 
 # Of so many files one is at most a hundredth of the state, unless one tensor is more.
@@ -205,8 +205,13 @@ def _groups(entries: Sequence[Entry], same: set[str], aim: int) -> list[list[Ent
     return groups
 
 
-def link(file: LinkedFile, folder: int) -> bool:
+def link(file: LinkedFile, folder: int, changes: dict[Mark, Mark]) -> bool:
     """Link a file into an open folder.
+
+    Args:
+        file: The file.
+        folder: The open folder.
+        changes: Gets what the file was before, and is now.
 
     Returns:
         Whether it is there; where it cannot be linked, it has to be written.
@@ -214,6 +219,7 @@ def link(file: LinkedFile, folder: int) -> bool:
     Raises:
         OSError: If the folder takes no new name, or the disk has a fault.
     """
+    before = os.fstat(file.stored.fd)
     try:
         _fs.ops.link(file.stored.record.base, file.folder, file.base, folder)
     except FileExistsError:
@@ -225,7 +231,9 @@ def link(file: LinkedFile, folder: int) -> bool:
         _warn(folder, error, "linked")
         return False
     status = os.stat(file.base, dir_fd=folder, follow_symlinks=False)
-    if os.path.samestat(status, os.fstat(file.stored.fd)):
+    if os.path.samestat(status, before):
+        if (status.st_size, status.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+            changes[mark(before)] = mark(status)
         return True
     # Somebody put another file in the place of what was looked at.
     _fs.ops.remove(file.base, folder)

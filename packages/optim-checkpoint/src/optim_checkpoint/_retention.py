@@ -22,7 +22,7 @@ from optim_checkpoint._errors import CheckpointWarning
 from optim_checkpoint._folder import TRASH, GenerationName, has_manifest, is_leftover
 from optim_checkpoint._pins import pins
 from optim_checkpoint._policy import Notes, Policy, decide
-from optim_checkpoint._proof import State, examine, forget, relinking, remember
+from optim_checkpoint._proof import State, examine, forget, relinking, written
 
 _warned: set[tuple[str, int, int, int]] = set()
 
@@ -76,7 +76,7 @@ def try_retire(
         policy: What to keep.
         sections: What the manifest of the new one holds.
     """
-    remember(root, new, State.WRITTEN, Notes.of(sections))
+    written(root, new, Notes.of(sections))
     if policy.keep is None:
         return
     try:
