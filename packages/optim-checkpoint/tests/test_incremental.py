@@ -286,6 +286,24 @@ def test_what_is_damaged_after_it_was_linked_is_not_linked_on(memory_path, ops, 
     assert oc.verify(memory_path).step == 3
 
 
+def test_what_is_damaged_as_it_is_linked_is_not_linked_on(memory_path, ops, monkeypatch):
+    first = save(memory_path, 1)
+    link = CountingOps.link
+
+    def link_damaged(self, old, old_folder, *new):
+        damaged = files_of(first)[-1]
+        if damaged.name == old:
+            damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+        link(self, old, old_folder, *new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CountingOps, "link", link_damaged)
+        save(memory_path, 2)
+    with pytest.warns(oc.CheckpointWarning, match="an earlier step is damaged"):
+        path = save(memory_path, 3, keep=1)
+    assert_holds(path, arrays(3))
+
+
 def test_a_save_looks_at_no_file_of_the_steps_before_the_last(memory_path, monkeypatch):
     counts = []
     marks = _proof.marks
