@@ -3,12 +3,13 @@
 import dataclasses
 import errno
 import os
+import resource
 
 import numpy as np
 import optim_checkpoint as oc
 import pytest
 import safetensors.numpy
-from optim_checkpoint import _fs, _incremental, _proof
+from optim_checkpoint import _fs, _incremental, _proof, _retention
 from optim_checkpoint._commit import Document, commit
 from optim_checkpoint._folder import GenerationName
 from optim_checkpoint._numpy import bytes_of, dtype_name
@@ -266,6 +267,55 @@ def test_damage_in_a_shared_file_is_seen_by_every_step_of_it(memory_path, how):
     assert_holds(path, arrays(3))
 
 
+def test_what_is_damaged_after_it_was_linked_is_not_linked_on(memory_path, ops, monkeypatch):
+    first = save(memory_path, 1)
+    create = CountingOps.create
+
+    def create_late(self, name, folder):
+        if name.endswith(".safetensors"):
+            damaged = next(file for file in files_of(first) if file.stat().st_nlink == 2)
+            damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+        return create(self, name, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CountingOps, "create", create_late)
+        save(memory_path, 2)
+    with pytest.warns(oc.CheckpointWarning, match="an earlier step is damaged"):
+        path = save(memory_path, 3, keep=1)
+    assert_holds(path, arrays(3))
+    assert oc.verify(memory_path).step == 3
+
+
+def test_what_is_damaged_as_it_is_linked_is_not_linked_on(memory_path, ops, monkeypatch):
+    first = save(memory_path, 1)
+    link = CountingOps.link
+
+    def link_damaged(self, old, old_folder, *new):
+        damaged = files_of(first)[-1]
+        if damaged.name == old:
+            damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+        link(self, old, old_folder, *new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CountingOps, "link", link_damaged)
+        save(memory_path, 2)
+    with pytest.warns(oc.CheckpointWarning, match="an earlier step is damaged"):
+        path = save(memory_path, 3, keep=1)
+    assert_holds(path, arrays(3))
+
+
+def test_a_save_looks_at_no_file_of_the_steps_before_the_last(memory_path, monkeypatch):
+    counts = []
+    marks = _proof.marks
+    monkeypatch.setattr(_proof, "marks", lambda *args: (counts.append(args), marks(*args))[1])
+    for step in range(6):
+        counts.clear()
+        save(memory_path, step)
+        if step == 2:
+            second = len(counts)
+    assert len(counts) == second
+
+
 def test_known_damage_is_not_forgotten_when_links_come_and_go(memory_path):
     for step in (1, 2, 3):
         save(memory_path, step)
@@ -283,6 +333,94 @@ def test_known_damage_is_not_forgotten_when_links_come_and_go(memory_path):
         assert _proof.state_of(root, GenerationName(4)) is _proof.State.WRITTEN
 
 
+@pytest.mark.parametrize("how", ["by a save", "by verify"])
+def test_what_shares_a_damaged_file_does_not_count_as_sound(memory_path, how):
+    commit(memory_path, document(0, arrays(0)), Options())
+    for step in (1, 2, 3):
+        save(memory_path, step)
+    forget()
+    shared = next(f for f in files_of(memory_path / "step-00000003") if f.stat().st_nlink == 3)
+    with shared.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    if how == "by verify":
+        with pytest.raises(oc.CorruptCheckpointError, match="also a file of the steps 1, 2"):
+            oc.verify(memory_path)
+        save(memory_path, 4, keep=2)
+    else:
+        with pytest.warns(oc.CheckpointWarning, match="an earlier step is damaged"):
+            save(memory_path, 4, arrays(3), keep=2)
+    # The only other sound one is the oldest.
+    assert {0, 4} <= {*oc.steps(memory_path)}
+    assert oc.verify(memory_path, 0).step == 0
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_known_damage_is_not_forgotten_when_a_save_fails(memory_path, ops, monkeypatch, left):
+    for step in (1, 2, 3):
+        save(memory_path, step)
+    damaged = next(f for f in files_of(memory_path / "step-00000003") if f.stat().st_nlink == 1)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    with pytest.raises(oc.CorruptCheckpointError, match=r"was written$"):
+        oc.verify(memory_path)
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "sync", full)
+        if left:
+            patch.setattr(_fs, "remove_tree", lambda name, folder: None)
+        with pytest.raises(oc.CheckpointWriteError, match="ENOSPC"):
+            save(memory_path, 4)
+    assert ops.links
+    assert len([*memory_path.glob(".tmp-*")]) == left
+    with _fs.opened(os.open(memory_path, os.O_RDONLY)) as root:
+        _retention.sweep(root)
+        assert _proof.state_of(root, GenerationName(3)) is _proof.State.DAMAGED
+
+
+def test_a_linked_file_that_another_process_wrote_is_synced(memory_path, monkeypatch):
+    first = save(memory_path, 1)
+    forget()
+    synced = []
+    sync = CountingOps.sync
+    monkeypatch.setattr(
+        _fs.FileOps, "sync", lambda ops, fd: (synced.append(os.fstat(fd).st_ino), sync(ops, fd))
+    )
+    path = save(memory_path, 2)
+    shared = {f.stat().st_ino for f in files_of(first)} & {f.stat().st_ino for f in files_of(path)}
+    assert len(shared) > 20
+    # It may have been copied here a moment ago.
+    assert shared <= {*synced}
+
+
+def test_a_file_of_more_than_the_limit_is_not_linked(memory_path):
+    commit(memory_path, document(1, arrays(1)), Options())
+    path = save(memory_path, 2, arrays(1), max_shard_size=8 * SIZE)
+    assert max(file.stat().st_size for file in files_of(path)) < 9 * SIZE
+    assert_holds(path, arrays(1))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_link_that_is_told_to_be_there_is_looked_at(memory_path, ops, monkeypatch, other):
+    save(memory_path, 1)
+    link = CountingOps.link
+
+    def repeated(self, old, old_folder, new, new_folder):
+        if other:
+            os.close(os.open(new, os.O_CREAT | os.O_WRONLY, dir_fd=new_folder))
+        else:
+            link(self, old, old_folder, new, new_folder)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(CountingOps, "link", repeated)
+    path = save(memory_path, 2)
+    assert_holds(path, arrays(2))
+    assert oc.verify(memory_path).step == 2
+    assert any(file.stat().st_nlink == 2 for file in files_of(path)) != other
+
+
 @pytest.mark.parametrize("number", ["EXDEV", "EMLINK", "EPERM", "EOPNOTSUPP", "ENOENT"])
 def test_without_links_a_save_is_in_full_and_says_so_once(memory_path, ops, number):
     save(memory_path, 1)
@@ -293,6 +431,36 @@ def test_without_links_a_save_is_in_full_and_says_so_once(memory_path, ops, numb
     path = save(memory_path, 3, keep=1)
     assert_holds(path, arrays(3))
     assert {file.stat().st_nlink for file in files_of(path)} == {1}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_step_that_cannot_be_opened_is_told_of(memory_path, ops, known):
+    save(memory_path, 1)
+    if not known:
+        forget()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(memory_path, os.O_RDONLY)
+    os.close(lowest)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 20, limits[1]))
+        with pytest.warns(oc.CheckpointWarning, match=r"cannot be opened \(EMFILE: .*in full"):
+            path = save(memory_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert ops.links == 0
+    assert_holds(path, arrays(2))
+
+
+def test_a_folder_that_cannot_be_listed_hides_no_damage(memory_path, monkeypatch):
+    damaged = files_of(save(memory_path, 1))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+
+    def unlisted(root, path):
+        raise oc.CheckpointReadError(str(path), "cannot be listed", OSError(errno.EIO, "error"))
+
+    monkeypatch.setattr(_proof, "generations", unlisted)
+    with pytest.raises(oc.CorruptCheckpointError, match=r"was written$"):
+        oc.verify(memory_path)
 
 
 def test_a_faulty_disk_is_not_taken_for_one_without_links(memory_path, ops):

@@ -49,8 +49,21 @@ def save(step, of=None, url=URL, **options):
     return _place.commit(url, made, Options(incremental=True, **options))
 
 
+def save_another(step):
+    """Save in full a state that has nothing in common with the others."""
+    entry = Entry("x", "U8", (1,), lambda: memoryview(b"x"))
+    made = Document(step, {"name": "numpy", "versions": {}}, {}, {"model": [entry]})
+    _place.commit(URL, made, Options())
+
+
 def head():
     return _commits.newest(_store.open_store(URL))
+
+
+def shared_object(bucket):
+    """Return an object that the newest step shares with one before."""
+    key = min(head().generations[head().names[-1]].shared.values())
+    return next(name for name in bucket.objects if name.endswith(key))
 
 
 def objects(bucket):
@@ -170,9 +183,7 @@ def test_a_removal_that_is_late_spares_what_is_named_meanwhile(bucket, monkeypat
 def test_damage_in_a_shared_object_is_seen_by_every_step_of_it(bucket, load):
     for step in (1, 2, 3):
         save(step)
-    generations = head().generations
-    key = sorted(generations[head().names[-1]].shared.values())[0]
-    (full,) = [name for name in bucket.objects if name.endswith(key)]
+    full = shared_object(bucket)
     raw = bucket.objects[full]
     bucket.objects[full] = raw[:-1] + bytes([raw[-1] ^ 1])
     for step, others in ((1, "2, 3"), (2, "1, 3"), (3, "1, 2")):
@@ -185,14 +196,31 @@ def test_damage_in_a_shared_object_is_seen_by_every_step_of_it(bucket, load):
     check(load, 4)
 
 
-def test_an_object_that_is_gone_is_put_again(bucket, load):
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_object_that_is_gone_is_put_again(bucket, load, fresh):
+    save_another(0)
     save(1)
-    key = next(key for key in bucket.objects if key.endswith(".safetensors"))
-    del bucket.objects[key]
-    forget()
     save(2)
+    del bucket.objects[shared_object(bucket)]
+    if fresh:
+        forget()
+    save(3, keep=2)
     assert not head().generations[head().names[-1]].shared
-    check(load, 2)
+    check(load, 3)
+    # Neither of those that lack it counts as sound.
+    assert {0, 3} <= {*oc.steps(URL)}
+
+
+def test_what_shares_a_damaged_object_does_not_count_as_sound(bucket):
+    save_another(0)
+    for step in (1, 2):
+        save(step)
+    full = shared_object(bucket)
+    bucket.objects[full] = bucket.objects[full][:-1] + b"!"
+    with pytest.raises(oc.CorruptCheckpointError, match="also a file of the steps 1"):
+        oc.verify(URL)
+    save(3, keep=2)
+    assert {0, 3} <= {*oc.steps(URL)}
 
 
 def test_a_reader_that_knows_no_shared_objects_refuses_the_run(bucket, monkeypatch):

@@ -147,7 +147,7 @@ def verify(path: StrPath, step: int | None = None) -> VerifyReport:
         name = parse_name(error.file.partition("/")[0])
         if name is None:
             raise
-        _place.note_damage(path, name)
+        _place.note_damage(path, name, error.file)
         others = _sharing(path, name, error.file)
         if not others:
             raise

@@ -55,7 +55,7 @@ def _pack_texts(items: Sequence[str], path: str) -> list[AnyArray]:
         except UnicodeEncodeError:
             raise UnsupportedStateError(f"{path}[{i}]", "the text is not Unicode") from None
     lengths = np.array([len(text) for text in encoded], np.int64)
-    return [np.frombuffer(b"".join(encoded), np.uint8), lengths]
+    return [np.asarray(memoryview(b"".join(encoded))), lengths]
 
 
 def unpack(arrays: Sequence[AnyArray]) -> list[Any] | None:

@@ -59,7 +59,7 @@ from optim_checkpoint._incremental import LinkedFile, link
 from optim_checkpoint._json import as_object
 from optim_checkpoint._options import DEFAULT, Options
 from optim_checkpoint._policy import METRICS, RETENTION, Policy
-from optim_checkpoint._proof import relinking
+from optim_checkpoint._proof import Mark, relinked, relinking
 from optim_checkpoint._retention import discard, rename_unread, sweep, try_retire
 from optim_checkpoint._shard import Entry, write_shard
 
@@ -278,14 +278,15 @@ def _write(
     try:
         with _fs.opened(_fs.open_folder(temporary, root)) as folder:
             make_parts(folder, files)
-            with relinking(root):
-                linked = _link(folder, files)
+            linked = _link(root, folder, files)
             records = write_files(folder, files, linked)
             seal(folder, files, records, document)
         check_sealed(root, temporary, target)
         publish(root, temporary, target)
     except BaseException:
-        discard(temporary, root)
+        # What is known of the steps it was linked from is worth as much as before.
+        with relinking(root):
+            discard(temporary, root)
         raise
 
 
@@ -302,21 +303,27 @@ def make_parts(folder: int, files: Sequence[PlannedFile]) -> None:
         _fs.ops.make_folder(part, folder)
 
 
-def _link(folder: int, files: Sequence[PlannedFile]) -> dict[int, Record]:
+def _link(root: int, folder: int, files: Sequence[PlannedFile]) -> dict[int, Record]:
     """Link what is to be linked, and return by number what the manifest says of it."""
     records: dict[int, Record] = {}
+    changes: dict[Mark, Mark] = {}
     parts = {file.part for file in files if isinstance(file, LinkedFile)}
-    for part in sorted(parts):
-        with _fs.opened(_fs.open_folder(part, folder)) as inner:
-            for number, file in enumerate(files):
-                if isinstance(file, LinkedFile) and file.part == part and link(file, inner):
-                    old = file.stored.record
-                    records[number] = {
-                        "name": f"{part}/{file.base}",
-                        "size": old.size,
-                        "header": old.header,
-                        "tensors": dict(old.tensors),
-                    }
+    try:
+        for part in sorted(parts):
+            with _fs.opened(_fs.open_folder(part, folder)) as inner:
+                for number, file in enumerate(files):
+                    if not isinstance(file, LinkedFile) or file.part != part:
+                        continue
+                    if link(file, inner, changes):
+                        old = file.stored.record
+                        records[number] = {
+                            "name": f"{part}/{file.base}",
+                            "size": old.size,
+                            "header": old.header,
+                            "tensors": dict(old.tensors),
+                        }
+    finally:
+        relinked(root, changes)
     return records
 
 

@@ -48,6 +48,11 @@ class StoredFile:
     tensors: Mapping[str, TensorInfo]
     data_start: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data."""
+        return self.record.size - self.data_start
+
 
 def _scratch(own: threading.local, size: int) -> memoryview:
     """Return memory of this thread for bytes that nobody asked for as they lie in the file."""

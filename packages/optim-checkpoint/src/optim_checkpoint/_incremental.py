@@ -24,7 +24,12 @@ from functools import partial
 
 from optim_checkpoint import _fs, _parallel, _proof
 from optim_checkpoint._digest import new_tensor_digest
-from optim_checkpoint._errors import CheckpointError, CheckpointWarning, CorruptCheckpointError
+from optim_checkpoint._errors import (
+    CheckpointError,
+    CheckpointReadError,
+    CheckpointWarning,
+    CorruptCheckpointError,
+)
 from optim_checkpoint._files import (
     PlannedFile,
     base_of,
@@ -35,7 +40,7 @@ from optim_checkpoint._files import (
 )
 from optim_checkpoint._folder import GenerationName
 from optim_checkpoint._generation import Generation, StoredFile
-from optim_checkpoint._proof import State
+from optim_checkpoint._proof import Mark, State, mark
 from optim_checkpoint._shard import CHUNK, Entry, Layout
 
 # Of so many files one is at most a hundredth of the state, unless one tensor is more.
@@ -91,7 +96,7 @@ def planned(
         files: list[PlannedFile] = []
         for part, entries in parts.items():
             same = _unchanged(entries, earlier, part)
-            linked = [] if earlier is None else _linkable(root, earlier, part, same)
+            linked = [] if earlier is None else _linkable(root, earlier, part, same, limit)
             shared = {key for stored in linked for key in stored.tensors}
             groups = _groups([e for e in entries if e.name not in shared], same, aim)
             total = len(linked) + len(groups)
@@ -110,9 +115,14 @@ def _open_newest(
 ) -> Generation | None:
     """Open the newest generation that can be opened and is not known to be damaged."""
     for name in reversed(before):
-        if _proof.examine(root, name)[0] >= State.SOUND:
-            with contextlib.suppress(CheckpointError):
-                return stack.enter_context(Generation(root, name))
+        if _proof.examine(root, name)[0] is State.DAMAGED:
+            continue
+        try:
+            return stack.enter_context(Generation(root, name))
+        except CheckpointReadError as error:
+            _warn(root, error, "opened")
+        except (CheckpointError, MemoryError):
+            continue
     return None
 
 
@@ -154,9 +164,12 @@ def _files(earlier: Generation | None, part: str) -> list[StoredFile]:
     return [s for s in files if s.record.part == part and not s.record.offsets]
 
 
-def _linkable(root: int, earlier: Generation, part: str, same: set[str]) -> list[StoredFile]:
+def _linkable(
+    root: int, earlier: Generation, part: str, same: set[str], limit: int
+) -> list[StoredFile]:
     """Return the files that hold nothing but what is unchanged, and hold that soundly."""
     found = [s for s in _files(earlier, part) if s.tensors and s.tensors.keys() <= same]
+    found = [s for s in found if len(s.tensors) == 1 or s.nbytes <= limit]
     found.sort(key=lambda stored: -stored.record.size)
     found = sorted(found[:MOST_LINKED], key=lambda stored: stored.record.base)
     if _proof.state_of(root, earlier.name) is State.WRITTEN:
@@ -167,15 +180,17 @@ def _linkable(root: int, earlier: Generation, part: str, same: set[str]) -> list
 def _verifies(root: int, earlier: Generation, stored: StoredFile) -> bool:
     try:
         earlier.check(stored)
+        # Somebody may have copied it here a moment ago, and what was read is in memory alone.
+        _fs.ops.sync(stored.fd)
     except CorruptCheckpointError as error:
-        _proof.remember(root, earlier.name, State.DAMAGED)
+        _proof.damaged(root, earlier.name, error.file)
         warnings.warn(
             f"an earlier step is damaged: {error}; its tensors are written again",
             CheckpointWarning,
             stacklevel=6,
         )
         return False
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return False
     return True
 
@@ -190,8 +205,13 @@ def _groups(entries: Sequence[Entry], same: set[str], aim: int) -> list[list[Ent
     return groups
 
 
-def link(file: LinkedFile, folder: int) -> bool:
+def link(file: LinkedFile, folder: int, changes: dict[Mark, Mark]) -> bool:
     """Link a file into an open folder.
+
+    Args:
+        file: The file.
+        folder: The open folder.
+        changes: Gets what the file was before, and is now.
 
     Returns:
         Whether it is there; where it cannot be linked, it has to be written.
@@ -199,27 +219,33 @@ def link(file: LinkedFile, folder: int) -> bool:
     Raises:
         OSError: If the folder takes no new name, or the disk has a fault.
     """
+    before = os.fstat(file.stored.fd)
     try:
         _fs.ops.link(file.stored.record.base, file.folder, file.base, folder)
+    except FileExistsError:
+        # The folder was empty: NFS repeats a link whose answer was lost, and tells of its own.
+        pass
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-        _warn(folder, error)
+        _warn(folder, error, "linked")
         return False
     status = os.stat(file.base, dir_fd=folder, follow_symlinks=False)
-    if os.path.samestat(status, os.fstat(file.stored.fd)):
+    if os.path.samestat(status, before):
+        if (status.st_size, status.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+            changes[mark(before)] = mark(status)
         return True
     # Somebody put another file in the place of what was looked at.
     _fs.ops.remove(file.base, folder)
     return False
 
 
-def _warn(folder: int, error: OSError) -> None:
+def _warn(folder: int, error: OSError, what: str) -> None:
     key = os.fstat(folder).st_dev, error.errno or 0
     if key not in _warned:
         _warned.add(key)
         warnings.warn(
-            f"incremental: files of the step before cannot be linked "
+            f"incremental: files of the step before cannot be {what} "
             f"({errno.errorcode.get(error.errno or 0, 'error')}: {error.strerror}); they are "
             "written in full, here and without a further word",
             CheckpointWarning,

@@ -101,12 +101,12 @@ def opened(path: StrPath, name: GenerationName, *, data: bool = True) -> Generat
         yield generation
 
 
-def note_damage(path: StrPath, name: GenerationName) -> None:
-    """Note that a restore found a generation damaged, so that no save counts it as sound."""
+def note_damage(path: StrPath, name: GenerationName, file: str) -> None:
+    """Note that a file was found damaged; the arguments are those of `_proof.note_damage`."""
     if is_store(path):
-        _remote.note_damage(open_store(path), name)
+        _remote.note_damage(open_store(path), name, file)
     else:
-        _proof.note_damage(local(path), name)
+        _proof.note_damage(local(path), name, file)
 
 
 # Of each file of a generation what it is, whichever name it has, and how many bytes.

@@ -7,16 +7,17 @@ What was found out about a generation holds as long as no file of it has changed
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from enum import IntEnum
 from pathlib import Path
 
 from optim_checkpoint import _fs, _reading
 from optim_checkpoint._errors import CheckpointError, CorruptCheckpointError
-from optim_checkpoint._folder import GenerationName, StrPath, find_root
+from optim_checkpoint._folder import GenerationName, StrPath, find_root, generations
 from optim_checkpoint._generation import Generation
 from optim_checkpoint._policy import Notes
 
+Mark = tuple[int, int, int, int]
 Marks = tuple[tuple[str, int, int, int, int], ...]
 
 
@@ -48,16 +49,13 @@ def marks(name: str, folder: int, path: str = "") -> Marks:
             if (status.st_mode & 0o170000) == 0o040000:
                 found += marks(entry, inner, f"{path}{entry}/")
             else:
-                found.append(
-                    (
-                        f"{path}{entry}",
-                        status.st_ino,
-                        status.st_size,
-                        status.st_mtime_ns,
-                        status.st_ctime_ns,
-                    )
-                )
+                found.append((f"{path}{entry}", *mark(status)))
     return tuple(found)
+
+
+def mark(status: os.stat_result) -> Mark:
+    """Return what tells a changed file from an unchanged one, whichever name it has."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def remember(root: int, name: GenerationName, state: State, notes: Notes | None = None) -> None:
@@ -66,6 +64,29 @@ def remember(root: int, name: GenerationName, state: State, notes: Notes | None 
         _found[_key(root, name)] = marks(str(name), root), (state, notes or Notes())
     except OSError:
         forget(root, name)
+
+
+def written(root: int, name: GenerationName, notes: Notes) -> None:
+    """Note a generation of this process; as sound, if a file changed since it was linked."""
+    remember(root, name, State.WRITTEN, notes)
+    own = _key(root, name)
+    now = {each[1]: each[1:] for each in _found[own][0]} if own in _found else {}
+    seen: dict[int, set[Mark]] = {}
+    for key, (then, _) in _found.items():
+        if key[:2] == own[:2] and key != own:
+            for each in then:
+                if each[1] in now:
+                    seen.setdefault(each[1], set()).add(each[1:])
+    if any(now[inode] not in known for inode, known in seen.items()):
+        remember(root, name, State.SOUND, notes)
+
+
+def relinked(root: int, changes: Mapping[Mark, Mark]) -> None:
+    """Note what files were and are that got another name, which changes a time of them."""
+    place = _key(root, GenerationName(0))[:2]
+    for key, (then, found) in [*_found.items()] if changes else ():
+        if key[:2] == place:
+            _found[key] = tuple((each[0], *changes.get(each[1:], each[1:])) for each in then), found
 
 
 def forget(root: int, name: GenerationName) -> None:
@@ -80,20 +101,39 @@ def forget_run(path: StrPath) -> None:
         del _found[key]
 
 
-def note_damage(path: StrPath, name: GenerationName) -> None:
-    """Note that a restore found a generation damaged, so that no save counts it as sound."""
+def note_damage(path: StrPath, name: GenerationName, file: str) -> None:
+    """Note that a file was found damaged, so that no save counts its generations as sound.
+
+    Args:
+        path: The folder of the run.
+        name: The generation that was read.
+        file: Where the damage is, as an error names it.
+    """
     try:
         root = find_root(path)
     except CheckpointError:
         return
     if root is not None:
         with _fs.opened(root):
-            remember(root, name, State.DAMAGED)
-            # They may share the file that is.
-            place = _key(root, name)[:2]
-            for key, (then, (state, notes)) in [*_found.items()]:
-                if key[:2] == place and state is State.WRITTEN:
-                    _found[key] = then, (State.SOUND, notes)
+            damaged(root, name, file)
+
+
+def damaged(root: int, name: GenerationName, file: str) -> None:
+    """Do what `note_damage` does in an open root."""
+    remember(root, name, State.DAMAGED)
+    inodes = {each[1] for each in _marks_of(root, name) if f"{name}/{each[0]}" == file}
+    # That they cannot be listed must not hide the damage.
+    with contextlib.suppress(CheckpointError):
+        for other in generations(root, "."):
+            if any(each[1] in inodes for each in _marks_of(root, other)):
+                remember(root, other, State.DAMAGED)
+
+
+def _marks_of(root: int, name: GenerationName) -> Marks:
+    try:
+        return marks(str(name), root)
+    except OSError:
+        return ()
 
 
 def state_of(root: int, name: GenerationName) -> State:
@@ -108,7 +148,7 @@ def state_of(root: int, name: GenerationName) -> State:
 
 @contextlib.contextmanager
 def relinking(root: int) -> Generator[None]:
-    """Keep what is known of a run while files get other names or lose them: it changes a time."""
+    """Keep what is known of a run while files lose names, which changes a time of them."""
     place = _key(root, GenerationName(0))[:2]
     names = [key[2] for key in _found if key[:2] == place]
     known = [name for name in names if state_of(root, name) is not State.UNKNOWN]

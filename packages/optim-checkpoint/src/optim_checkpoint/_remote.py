@@ -164,12 +164,16 @@ def is_sound(store: Store, stored: Stored) -> bool:
     return _sound[key]
 
 
-def note_damage(store: Store, name: GenerationName) -> None:
-    """Note that a restore found a generation damaged, so that no save counts it as sound."""
+def note_damage(store: Store, name: GenerationName, file: str) -> None:
+    """Note that a file was found damaged, so that no save counts its generations as sound."""
     with contextlib.suppress(CheckpointError):
-        stored = newest(store).generations.get(name)
+        head = newest(store)
+        stored = head.generations.get(name)
         if stored is not None:
-            _sound[store.url, stored.folder] = False
+            key = stored.key(file.removeprefix(f"{name}/"))
+            for each in head.generations.values():
+                if each == stored or key in each.keys:
+                    _sound[store.url, each.folder] = False
             _suspect.update((store.url, key) for key in stored.keys)
 
 
@@ -217,13 +221,17 @@ def _outline(store: Store, begun: Commit, target: GenerationName, local: Path) -
         if any((store.url, key) in _suspect for key in stored.keys):
             continue
         try:
+            lost = _lost(store, stored)
+            if lost:
+                for each in begun.generations.values():
+                    if lost & {*each.keys}:
+                        _sound[store.url, each.folder] = False
+                continue
             folder, heads = _saved.get(store.url, ("", {}))
             if folder == stored.folder:
                 outline(name, stored, heads, local)
-            elif is_sound(store, stored):
-                fetch(store, name, stored, local, data=False)
             else:
-                continue
+                fetch(store, name, stored, local, data=False)
         except (CheckpointError, OSError):
             # It is written in full; should the store be away, that says so.
             with _fs.opened(_fs.open_folder(local)) as root, contextlib.suppress(OSError):
@@ -234,6 +242,15 @@ def _outline(store: Store, begun: Commit, target: GenerationName, local: Path) -
         files = _files_of(local / str(name))
         return {path.stat().st_ino: stored.key(file) for file, path in files.items()}
     return {}
+
+
+def _lost(store: Store, stored: Stored) -> set[str]:
+    """Return the objects of a generation that are not there, or not of their size.
+
+    Asked at every save: a rule of a bucket that removes by age takes those first that steps share.
+    """
+    keys = {stored.key(file): size for file, size in stored.files.items()}
+    return {key for key, size in keys.items() if store.size(key) != size}
 
 
 def _head(path: Path) -> bytes:

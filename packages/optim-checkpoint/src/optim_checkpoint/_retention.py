@@ -9,6 +9,7 @@ goes when it is older than what was saved. How sound is proved: what this proces
 full is known; of another, manifest, sizes and headers are read, once in a process.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -21,7 +22,7 @@ from optim_checkpoint._errors import CheckpointWarning
 from optim_checkpoint._folder import TRASH, GenerationName, has_manifest, is_leftover
 from optim_checkpoint._pins import pins
 from optim_checkpoint._policy import Notes, Policy, decide
-from optim_checkpoint._proof import State, examine, forget, relinking, remember
+from optim_checkpoint._proof import State, examine, forget, relinking, written
 
 _warned: set[tuple[str, int, int, int]] = set()
 
@@ -45,15 +46,18 @@ def sweep(root: int) -> None:
     Where there are no locks, a folder may be that of a writer at work. Renamed, it can no longer be
     committed, and one that was committed first cannot be renamed: none is half removed.
     """
-    for name in filter(is_leftover, sorted(os.listdir(root))):
-        trash = name
-        if not name.startswith(TRASH):
-            trash = f"{TRASH}{name.removeprefix('.tmp-')}"
-            try:
-                _fs.ops.rename(name, trash, root)
-            except OSError:
-                continue
-        discard(trash, root)
+    left = [*filter(is_leftover, sorted(os.listdir(root)))]
+    # Its files may be linked to those of generations.
+    with relinking(root) if left else contextlib.nullcontext():
+        for name in left:
+            trash = name
+            if not name.startswith(TRASH):
+                trash = f"{TRASH}{name.removeprefix('.tmp-')}"
+                try:
+                    _fs.ops.rename(name, trash, root)
+                except OSError:
+                    continue
+            discard(trash, root)
 
 
 def try_retire(
@@ -72,7 +76,7 @@ def try_retire(
         policy: What to keep.
         sections: What the manifest of the new one holds.
     """
-    remember(root, new, State.WRITTEN, Notes.of(sections))
+    written(root, new, Notes.of(sections))
     if policy.keep is None:
         return
     try:

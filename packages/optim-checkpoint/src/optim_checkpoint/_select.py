@@ -84,7 +84,7 @@ def choose(
             value = _read_together(path, name, read, readers)
         except CorruptCheckpointError as error:
             first = first or error
-            _place.note_damage(path, name)
+            _place.note_damage(path, name, error.file)
             skipped.append(Skipped(_place.inside(path, name), str(error)))
             continue
         for item in skipped:
