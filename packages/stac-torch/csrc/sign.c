@@ -27,6 +27,7 @@ typedef struct {
     double grad_scale;                 /* 0 for none */
     double clip;                       /* factor of the gradient; times 1 is exact */
     int64_t maximize, param, grad, moment; /* a truth value, and dtypes */
+    int64_t propagate_nan;                 /* whether the sign of nan is nan */
     int64_t nonfinite;                     /* set where one was seen */
 } options;
 
@@ -46,9 +47,10 @@ static inline float from_bfloat16(uint16_t half) { return float_of((uint32_t)hal
 
 static inline float from_float16(uint16_t half) {
     uint32_t magnitude = half & 0x7FFF;
-    /* The exponent is moved by a multiplication, which also makes numbers of subnormals. */
-    uint32_t finite = bits_of(float_of(magnitude << 13) * 0x1p112f);
-    uint32_t bits = magnitude >= 0x7C00 ? 0x7F800000 | (magnitude << 13) : finite;
+    /* Subnormals as whole numbers: a thread may be told to take subnormal floats for 0. */
+    uint32_t small = bits_of((float)(int32_t)magnitude * 0x1p-24f);
+    uint32_t bits = magnitude < 0x400 ? small : (magnitude << 13) + 0x38000000;
+    bits = magnitude >= 0x7C00 ? 0x7F800000 | (magnitude << 13) : bits;
     return float_of(bits | ((uint32_t)(half & 0x8000) << 16));
 }
 

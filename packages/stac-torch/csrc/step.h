@@ -26,10 +26,10 @@ static void NAMED(store_randomly)(const tensor *t, int64_t offset, const REAL *r
     }
 }
 
-/* -1, 0 or 1, and nan of nan. */
-static inline REAL NAMED(sign)(REAL x) {
+/* -1, 0 or 1; of nan 0 as `torch.sign`, or nan where that is to show. */
+static inline REAL NAMED(sign)(REAL x, int64_t propagate_nan) {
     REAL magnitude = fabs(x);
-    return magnitude > 0 ? copysign((REAL)1, x) : magnitude;
+    return magnitude > 0 ? copysign((REAL)1, x) : propagate_nan ? magnitude : 0;
 }
 
 /* m <- momentum*m + fresh*g;  p <- p*decay - lr*sign(m). */
@@ -40,7 +40,7 @@ static inline void NAMED(rule)(REAL *restrict p, const REAL *restrict g, REAL *r
     for (int i = 0; i < n; i++) {
         REAL next = m[i] * momentum + g[i] * clip * fresh;
         m[i] = next;
-        p[i] = p[i] * decay - NAMED(sign)(next) * lr;
+        p[i] = p[i] * decay - NAMED(sign)(next, o->propagate_nan) * lr;
     }
 }
 
@@ -49,7 +49,7 @@ static inline void NAMED(rule_without_momentum)(REAL *restrict p, const REAL *re
                                                 const options *o, int n) {
     REAL decay = (REAL)o->decay, lr = (REAL)(o->maximize ? -o->lr : o->lr), clip = (REAL)o->clip;
     for (int i = 0; i < n; i++) {
-        p[i] = p[i] * decay - NAMED(sign)(g[i] * clip) * lr;
+        p[i] = p[i] * decay - NAMED(sign)(g[i] * clip, o->propagate_nan) * lr;
     }
 }
 

@@ -228,6 +228,20 @@ def test_no_kernel(monkeypatch):
     assert form(optimizer) == ("loop", "there is none for this processor")
 
 
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_gradient_of_zeros_without_memory_is_read_as_zeros(fused):
+    """Torch's derivatives make them; at their address, 0, a kernel would end the process."""
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch._efficientzerotensor(3)
+    optimizer = STAC([p], role="sign", fused=fused, weight_decay=0.1, lr=0.5)
+    assert fused or form(optimizer) == ("loop", "a tensor of zeros has no memory")
+    optimizer.step()
+    assert p.tolist() == pytest.approx([0.95] * 3)
+    optimizer.state[p]["exp_avg"] = torch._efficientzerotensor(3)
+    with pytest.raises(RuntimeError, match=r"cannot use the state|ZeroTensors are immutable"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("params", [sharing, aliased])
 def test_what_shares_memory_is_stepped_in_its_order(params):
     results = []

@@ -22,6 +22,7 @@ OPTIONS = [
     {"skip": torch.tensor(True)},
     {"maximize": True, "grad_scale": torch.tensor(3.0), "clip": torch.tensor(0.3)},
     {"skip": torch.tensor(False), "lr": torch.tensor(2e-3), "weight_decay": 0.0},
+    {"propagate_nan": False, "clip": torch.tensor(0.3)},
 ]
 
 
@@ -49,10 +50,8 @@ def problem(dtype, moment, noisy):
 
 
 def compare(dtype, moment, given, noisy):
-    options = _sign.SignOptions(
-        **{"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "maximize": False, **given},
-        propagate_nan=True,
-    )
+    usual = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "maximize": False}
+    options = _sign.SignOptions(**{**usual, "propagate_nan": True, **given})
     plain = problem(dtype, moment, noisy)
     fused = copy.deepcopy(plain)
     _sign.sign_step_(plain, options)

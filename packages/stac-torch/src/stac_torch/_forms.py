@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from stac_torch._adamw import is_torchs
 from stac_torch._int8 import scale_shape
 from stac_torch._kernel import cpu_kernel, why_no_cpu_kernel
-from stac_torch._layout import is_dense
+from stac_torch._layout import has_no_memory, is_dense
 from stac_torch._records import PLAIN, Slot
 from stac_torch._report import Form
 from stac_torch._sign import can_foreach
@@ -95,7 +95,7 @@ def takes_look(grads: Sequence[Tensor]) -> bool:
     # Those with gaps would be copied.
     known = {*map(type, grads)} <= _CLASSES and {*map(_dtype, grads)} <= _DTYPES
     dense = known and (all(map(Tensor.is_contiguous, grads)) or all(map(is_dense, grads)))
-    return dense and cpu_kernel() is not None
+    return dense and not any(map(has_no_memory, grads)) and cpu_kernel() is not None
 
 
 def watched() -> bool:
@@ -135,6 +135,8 @@ def why_no_kernel(slots: Sequence[Slot], *, planned: bool = False) -> str:
         return "a tensor is of a subclass, or not strided"
     if any(map(Tensor.is_neg, tensors)):
         return "a tensor is a view of the opposite numbers"
+    if any(map(has_no_memory, tensors)):
+        return "a tensor of zeros has no memory"
     unread = {*map(_dtype, (*params, *grads, *moments))} - _DTYPES
     if unread:
         return f"no kernel reads {unread.pop()}"

@@ -19,7 +19,7 @@ from stac_torch._forms import KERNEL_DTYPES as DTYPES
 from stac_torch._fused_cpu import all_finite_cpu, sign_step_cpu_
 from stac_torch._int8 import scale_shape
 from stac_torch._kernel import required_cpu_kernel
-from stac_torch._layout import is_dense, same_layout
+from stac_torch._layout import has_no_memory, is_dense, same_layout
 from stac_torch._local import local
 from stac_torch._records import Slot, by_device
 from stac_torch._sign import SignOptions
@@ -113,7 +113,7 @@ def _checked_moments(parameter: Tensor, p: Tensor, state: Mapping[str, Any]) -> 
         else:
             quantized = key == "exp_avg" and "exp_avg_scale" in state
             known = value.dtype is torch.int8 if quantized else value.dtype in DTYPES
-            fits = known and value.shape == shape
+            fits = known and value.shape == shape and not has_no_memory(value)
             moments.append(value)
         if not fits or value.device != device:
             _refuse(f"the state {key!r}", value, p)

@@ -31,7 +31,8 @@ class _Options(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_double) for name in ("lr", "decay", "momentum", "fresh")),
         *((name, ctypes.c_double) for name in ("grad_scale", "clip")),
-        *((name, ctypes.c_int64) for name in ("maximize", "param", "grad", "moment", "nonfinite")),
+        *((name, ctypes.c_int64) for name in ("maximize", "param", "grad", "moment")),
+        *((name, ctypes.c_int64) for name in ("propagate_nan", "nonfinite")),
     )
 
 
@@ -42,12 +43,13 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
     scale = options.grad_scale
     base = {
         "lr": float(options.lr),
-        "decay": float(1 - options.lr * options.weight_decay),
+        "decay": float(options.decay),
         "momentum": options.momentum,
         "fresh": 1 - options.momentum,
         "grad_scale": 0.0 if scale is None else float(scale),
         "clip": 1.0 if options.clip is None else float(options.clip),
         "maximize": options.maximize,
+        "propagate_nan": options.propagate_nan,
     }
     tables: dict[tuple[int, int, int], array[int]] = {}
     kept: list[Tensor] = []

@@ -137,6 +137,7 @@ def _launch(
         "SCALED": options.grad_scale is not None,
         "CLIPPED": options.clip is not None,
         "MAXIMIZE": options.maximize,
+        "PROPAGATE_NAN": options.propagate_nan,
         "NOISY": kind.noisy,
     }
     if capturing:
@@ -169,10 +170,9 @@ def _hyperparameters(
     options: SignOptions, real: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
     """Return the numbers of the rule: as numbers, or on the device where they are or must be."""
-    decay = 1 - options.lr * options.weight_decay
     values = {
         "lr": options.lr,
-        "decay": decay,
+        "decay": options.decay,
         "momentum": options.momentum,
         "fresh": 1 - options.momentum,
     }

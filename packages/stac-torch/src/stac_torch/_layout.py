@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def has_no_memory(tensor: Tensor) -> bool:
+    """Tell whether a tensor is zeros that torch never wrote down, and has no address."""
+    return tensor._is_zerotensor()
+
+
 def same_layout(one: Tensor, other: Tensor) -> bool:
     """Tell whether two tensors of one shape keep their entries in the same order."""
     return (one.is_contiguous() and other.is_contiguous()) or one.stride() == other.stride()
@@ -14,7 +19,7 @@ def laid_out_like(p: Tensor, grad: Tensor) -> Tensor:
 
     The gradient of an imaginary part may be a view of the opposite numbers.
     """
-    if same_layout(grad, p) and not grad.is_neg():
+    if same_layout(grad, p) and not grad.is_neg() and not has_no_memory(grad):
         return grad
     return torch.empty_like(p, dtype=grad.dtype).copy_(grad)
 

@@ -53,6 +53,11 @@ class SignOptions:
     clip: Tensor | None = None
     tally: Tally | None = None
 
+    @property
+    def decay(self) -> float | Tensor:
+        """The factor of the parameter: 1 without weight decay, whatever the rate is."""
+        return 1 - self.lr * self.weight_decay if self.weight_decay != 0 else 1.0
+
 
 def sign_step_(slots: Sequence[Slot], options: SignOptions) -> None:
     """Take one step, tensor by tensor."""
@@ -90,7 +95,7 @@ def _sign_update_(slot: Slot, options: SignOptions) -> None:
     if options.skip is not None:
         direction = torch.where(options.skip, 0.0, direction)
     update = direction * options.lr
-    decay = 1 - options.lr * options.weight_decay
+    decay = options.decay
     if options.skip is not None:
         decay = torch.where(options.skip, 1.0, decay)
 
@@ -210,7 +215,7 @@ def _foreach_chunk_(slots: Sequence[Slot], options: SignOptions) -> None:
     else:
         update = list(torch._foreach_sign(m))
     torch._foreach_mul_(update, options.lr)
-    decay = 1 - options.lr * options.weight_decay
+    decay = options.decay
     if options.skip is not None:
         update = [torch.where(options.skip, 0.0, u) for u in update]
         decay = torch.where(options.skip, 1.0, decay)

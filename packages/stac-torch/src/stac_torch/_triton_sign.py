@@ -119,6 +119,7 @@ def update(
     SCALED: tl.constexpr,
     CLIPPED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    PROPAGATE_NAN: tl.constexpr,
     NOISY: tl.constexpr,
     ON_DEVICE: tl.constexpr,
 ):
@@ -144,7 +145,8 @@ def update(
     else:
         moment = g
     sign = (moment > 0).to(REAL) - (moment < 0).to(REAL)
-    sign = tl.where(moment != moment, moment, sign)
+    if PROPAGATE_NAN:
+        sign = tl.where(moment != moment, moment, sign)
     p = p * hyperparameter(decay, ON_DEVICE, REAL) - sign * hyperparameter(lr, ON_DEVICE, REAL)
     if NOISY:
         store_randomly(param, offsets, p, mask, tl.load(row + 6), tl.load(row + 7))
@@ -176,6 +178,7 @@ def step_floating(
     SCALED: tl.constexpr,
     CLIPPED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    PROPAGATE_NAN: tl.constexpr,
     NOISY: tl.constexpr,
     ON_DEVICE: tl.constexpr,
     TILE: tl.constexpr,
@@ -219,6 +222,7 @@ def step_floating(
             SCALED,
             CLIPPED,
             MAXIMIZE,
+            PROPAGATE_NAN,
             NOISY,
             ON_DEVICE,
         )
@@ -249,6 +253,7 @@ def step_int8(
     SCALED: tl.constexpr,
     CLIPPED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    PROPAGATE_NAN: tl.constexpr,
     NOISY: tl.constexpr,
     ON_DEVICE: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -297,6 +302,7 @@ def step_int8(
         SCALED,
         CLIPPED,
         MAXIMIZE,
+        PROPAGATE_NAN,
         NOISY,
         ON_DEVICE,
     ).to(tl.float32)
