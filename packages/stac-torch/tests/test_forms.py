@@ -278,6 +278,18 @@ def test_what_no_longer_belongs_to_a_parameter_takes_the_loop_and_its_error():
         optimizer.step()
 
 
+def test_a_gradient_of_another_shape_takes_the_loop_and_its_error():
+    p = nn.Parameter(torch.ones(64))
+    optimizer = STAC([p], role="sign", sign_momentum=0.0)
+    p.grad = torch.ones(64)
+    # The gradient stays as it was.
+    p.data = torch.ones(200)
+    assert form(optimizer).why.startswith("a gradient or a state has not the shape and device")
+    with pytest.raises(RuntimeError, match="must match the size"):
+        optimizer.step()
+    assert p.tolist() == [1.0] * 200
+
+
 @pytest.mark.parametrize("how", [{}, {"fused": True}, LOOP])
 def test_a_graph_notices_that_its_parameters_have_moved(how):
     p = nn.Parameter(torch.ones(4))
