@@ -46,9 +46,18 @@ def results():
 
 
 def test_the_page_is_what_the_numbers_give(pages, results):
-    assert (EVIDENCE / "rules.md").read_text(encoding="utf-8") == pages.page(results)
+    large = json.loads((EVIDENCE / "rules-large.json").read_text(encoding="utf-8"))
+    assert (EVIDENCE / "rules.md").read_text(encoding="utf-8") == pages.page(results, large)
     drawn = sorted(path.name for path in (EVIDENCE / "rules-figures").iterdir())
-    assert drawn == sorted(pages.charts(results))
+    assert drawn == sorted(pages.charts(results, large))
+
+
+def test_the_larger_model_had_a_worse_rate_on_either_side(results):
+    large = json.loads((EVIDENCE / "rules-large.json").read_text(encoding="utf-8"))
+    for name in {run["entry"] for run in large}:
+        losses = {r["rate"]: r["metrics"]["val_loss"] for r in large if r["entry"] == name}
+        rates = sorted(losses)
+        assert min(losses, key=losses.get) not in (rates[0], rates[-1])
 
 
 def test_the_charts_show_the_stored_entries(scores, results):

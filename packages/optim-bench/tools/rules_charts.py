@@ -10,13 +10,16 @@ WORST = "worst regret (hundredths of log loss)"
 LARGEST = 40.0
 
 
-def charts(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def charts(
+    results: Mapping[str, Any], large: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Return the specifications by file name."""
     development, held_out = (scores(losses(results, part)) for part in (DEVELOPMENT, HELD_OUT))
     return {
         "regret.svg": _regret(development, DEVELOPMENT),
         "held-out.svg": _regret(held_out, HELD_OUT),
         "state.svg": _state(results, held_out),
+        "large.svg": _curves(large),
     }
 
 
@@ -89,4 +92,34 @@ def _state(results: Mapping[str, Any], scored: Mapping[str, Any]) -> dict[str, A
             {"mark": {"type": "point", "filled": True}, "encoding": {"y": y}},
             {"mark": label, "encoding": {"y": y, "text": {"field": "entry"}}},
         ],
+    }
+
+
+def _curves(large: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    best: dict[str, Mapping[str, Any]] = {}
+    for run in large:
+        name, loss = run["entry"], run["metrics"]["val_loss"]
+        if name not in best or loss < best[name]["metrics"]["val_loss"]:
+            best[name] = run
+    points = [
+        {"entry": f"{name}, rate {run['rate']:g}", "step": step, "loss": loss}
+        for name, run in best.items()
+        for step, loss in zip(run["curve"]["step"], run["curve"]["val_loss"], strict=True)
+        if step
+    ]
+    return {
+        "width": 560,
+        "height": 320,
+        "data": {"values": points},
+        "mark": "line",
+        "encoding": {
+            "x": {"field": "step", "type": "quantitative"},
+            "y": {
+                "field": "loss",
+                "type": "quantitative",
+                "title": "validation loss",
+                "scale": {"zero": False},
+            },
+            "color": {"field": "entry", "type": "nominal", "title": None},
+        },
     }

@@ -41,8 +41,8 @@ PAIRS = (
 VERSIONS = ("python", "numpy", "torch")
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """Return the page."""
+def page(results: Mapping[str, Any], large: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page, from the study's results and those of the larger model."""
     budget, cells = results["budget"], results["cells"]
     logs = {part: losses(results, part) for part in (DEVELOPMENT, HELD_OUT)}
     facts = {
@@ -59,6 +59,8 @@ def page(results: Mapping[str, Any]) -> str:
         "held_out": "\n".join(regret_table(results, HELD_OUT)),
         "pairs": "\n\n".join("\n".join(pair_table(logs[part])) for part in logs),
         "diverged": diverged(results),
+        "large": "\n".join(large_table(large)),
+        "parameters": large[0]["parameters"] / 1e6,
         **reading(results),
         **{name: results["environment"][name] for name in VERSIONS},
     }
@@ -92,6 +94,19 @@ def pair_table(logs: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def large_table(large: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table of the larger model, by entry: the rate with the best one."""
+    lines = ["| entry | rates, with validation losses | test loss at the best | state entries |"]
+    lines.append("|---|---|--:|--:|")
+    for name in dict.fromkeys(run["entry"] for run in large):
+        runs = sorted((run for run in large if run["entry"] == name), key=lambda run: run["rate"])
+        shown = ", ".join(f"{run['rate']:g}: {run['metrics']['val_loss']:.3f}" for run in runs)
+        best = min(runs, key=lambda run: run["metrics"]["val_loss"])
+        kept = best["state_bytes"] / 4 / best["parameters"]
+        lines.append(f"| {name} | {shown} | {best['metrics']['test_loss']:.3f} | {kept:.2f} |")
+    return lines
+
+
 def diverged(results: Mapping[str, Any]) -> str:
     """Return which entries diverged on a fresh seed, and where."""
     found = [
@@ -106,10 +121,11 @@ def diverged(results: Mapping[str, Any]) -> str:
 def main() -> None:
     """Write the page and the charts."""
     results = json.loads((EVIDENCE / "rules.json").read_text(encoding="utf-8"))
-    (EVIDENCE / "rules.md").write_text(page(results), encoding="utf-8")
+    large = json.loads((EVIDENCE / "rules-large.json").read_text(encoding="utf-8"))
+    (EVIDENCE / "rules.md").write_text(page(results, large), encoding="utf-8")
     folder = EVIDENCE / "rules-figures"
     folder.mkdir(exist_ok=True)
-    for name, chart in charts(results).items():
+    for name, chart in charts(results, large).items():
         svg = vl_convert.vegalite_to_svg({"background": "white", **chart}, vl_version=VEGA_LITE)
         (folder / name).write_text(svg, encoding="utf-8")
 
