@@ -87,8 +87,8 @@ Below 1 where the first is better (95 % of the bootstrap over four seeds, which 
 ## A larger model, once
 
 No part of the plan: a decoder of {parameters:.2f} million parameters on the same words, 500 steps
-of 16 windows of 64 tokens (about one pass), one seed, rates half a decade apart until the best has a
-worse one on either side. It says how the entries differ there, not how surely.
+of 16 windows of 64 tokens (about one pass), one seed, rates half a decade apart until the best has
+a worse one on either side. It says how the entries differ there, not how surely.
 
 {large}
 
