@@ -176,6 +176,7 @@ OTHER = {
     "warmup_steps": 10,
     "beta1_update_interval": 1,
     "weight_decay": 0.5,
+    "adamw_state_dtype": "bfloat16",
 }
 
 

@@ -553,7 +553,7 @@ def test_a_table_is_sorted_by_value_and_copied_as_text(visit):
     dom, log = visit(f"{note} {heading}.click(); document.querySelector('button.copy').click()")
     table = dom[dom.index('class="sortable"') :]
     rows = re.findall(r"<tr.*?</tr>", table[: table.index("</table>")])[1:]
-    ratios = [re.findall(r'<td class="n"[^>]*>(.*?)</td>', row)[2] for row in rows]
+    ratios = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)[5] for row in rows]
     numbers = [float(text) for text in ratios if text]
     assert numbers == sorted(numbers)
     assert len(numbers) > 2
