@@ -63,7 +63,7 @@ each_package_by_name = nox.parametrize("package", PACKAGES, ids=PACKAGES)
 @nox.session(python=NEWEST, tags=["quick"])
 def lint(session: nox.Session) -> None:
     """Format, lint, import arrows, and the rules of the workspace itself."""
-    session.install(*steps.group("lint"), "pip")
+    session.install(*steps.group("lint"), *steps.group("release"))
     session.install("--no-deps", *steps.editable(*PACKAGES), "-e", "shared-tests")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
@@ -76,7 +76,7 @@ def types(session: nox.Session) -> None:
     """pyright: strict where no framework is involved, standard elsewhere."""
     packages = steps.editable(*PACKAGES, "optim-bench[ray,submitit]")
     session.install(*packages, "-e", "shared-tests")
-    session.install(*steps.group("types"), *steps.group("test"), "nox")
+    session.install(*steps.group("types"), *steps.group("test"), *steps.group("release"), "nox")
     session.run("pyright")
 
 
@@ -142,20 +142,14 @@ def older(session: nox.Session, package: str, versions: str) -> None:
         steps.pytest(session, *suites, "-m", "slow")
 
 
-@nox.session(python=NEWEST)
+@nox.session(python=NEWEST, default=False)
 @nox.parametrize("backend", ["cpu", "cu128", "cu130"])
 def torch_backend(session: nox.Session, backend: str) -> None:
-    """stac-torch on another build of PyTorch, from PyTorch's own index where it can be reached."""
-    command = ["uv", "pip", "install", "--dry-run", "--python", session.virtualenv.location]
-    command += [f"--torch-backend={backend}", "torch"]
-    found = subprocess.run(command, check=False, capture_output=True, text=True)
-    if "error sending request" in found.stderr:
-        session.skip(f"the index of the {backend} builds cannot be reached from this machine")
-    if found.returncode:
-        session.error(found.stderr)
+    """stac-torch on another build of PyTorch, gigabytes from PyTorch's own index.
+
+    `-- -m gpu` takes the tests that need a device.
+    """
     steps.run_tests(session, "stac-torch", f"--torch-backend={backend}", slow=backend != "cpu")
-    if backend != "cpu":
-        steps.pytest(session, "packages/stac-torch/tests", "-m", "gpu")
 
 
 @nox.session(python=NEWEST)
@@ -217,16 +211,9 @@ def suites(session: nox.Session) -> None:
 def wheels(session: nox.Session, package: str) -> None:
     """One package alone: its wheel in an empty environment, then its README's blocks."""
     dist = steps.build(session)
-    steps.check_files(session, package, dist)
-    required = () if EXTRAS.get(package) else SIBLINGS[package]
-    # The one that an index would give to this machine comes last, and stays.
-    for built in reversed(steps.wheels(dist, package)):
-        session.install(*(steps.wheels(dist, name)[0] for name in required), built)
-        session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
-        session.run("uv", "pip", "check", external=True)
-
-    # The README shows what the extras are for, so they come in now, and the test tools with them.
     siblings = [steps.wheels(dist, name)[0] for name in SIBLINGS[package]]
+    steps.check_files(session, package, dist, *([] if package in EXTRAS else siblings))
+    # The README shows what the extras are for, so they come in now, and the test tools with them.
     tools = [*steps.group("docs-tools"), *steps.group(f"docs-{package}")]
     session.install(*siblings, steps.reference(dist, package), *tools)
     for page in ("README.md", "GUIDE.md"):
@@ -317,11 +304,7 @@ def verify_release(session: nox.Session) -> None:
     options = [f"--index={address}" for address in asked_first]
     # What the root pins everything else by would hide a sibling that was published since.
     options += [f"--exclude-newer-package={name}=false" for name in PACKAGES]
-    steps.check_files(session, package, dist)
-    for built in reversed(steps.wheels(dist, package)):
-        session.install(*options, built)
-        session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
-
+    steps.check_files(session, package, dist, *options)
     ours = steps.reference(dist, package)
     session.install(*options, ours, "-e", "shared-tests")
     session.install(*steps.group("test-tools"), *steps.group(f"test-{package}"))

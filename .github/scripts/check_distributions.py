@@ -61,7 +61,6 @@ def problems(path: Path) -> Iterator[str]:
         yield f"its metadata begin with {metadata[:21]!r}; indexes take version 2.4"
 
 
-def check(paths: Iterable[Path]) -> None:
-    """End the program with what is wrong with any of some files."""
-    if found := [f"{path.name}: {problem}" for path in paths for problem in problems(path)]:
-        raise SystemExit("\n".join(found))
+def report(paths: Iterable[Path]) -> str:
+    """What is wrong with some files, a line each."""
+    return "\n".join(f"{path.name}: {problem}" for path in paths for problem in problems(path))

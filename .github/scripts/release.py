@@ -103,11 +103,8 @@ def replace(path: Path, old: str, new: str) -> None:
 
 def set_address(root: Path, address: str) -> None:
     """Write the repository's address wherever the one of today stands; the caller commits."""
-    replace(root / ".github" / "scripts" / "workspace.py", f'"{ADDRESS}"', f'"{address}"')
-    for package in PACKAGES:
-        for name in ("pyproject.toml", "README.md"):
-            replace(root / "packages" / package / name, f"{ADDRESS}/", f"{address}/")
-            replace(root / "packages" / package / name, f'"{ADDRESS}"', f'"{address}"')
+    for name in git(root, "grep", "--name-only", "--fixed-strings", ADDRESS).splitlines():
+        replace(root / name, ADDRESS, address)
 
 
 def prepare(root: Path, package: str, version: str) -> None:

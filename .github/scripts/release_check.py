@@ -111,7 +111,8 @@ def publish(root: Path, package: str, address: str, scratch: Path, *, verified: 
     if (out / "SHA256SUMS").read_bytes() != (again / "SHA256SUMS").read_bytes():
         raise SystemExit(f"{package}: two builds of one commit differ")
     print(f"  {', '.join(path.name for path in files)}: the same bytes twice")
-    check_distributions.check(files)
+    if faults := check_distributions.report(files):
+        raise SystemExit(faults)
     if verified:
         verify(root, package, out, address)
     upload = ("uv", "publish", "--publish-url", f"{address}/", "--trusted-publishing", "never")

@@ -96,8 +96,18 @@ def build(session: nox.Session) -> Path:
     return dist
 
 
-def check_files(session: nox.Session, package: str, dist: Path) -> None:
-    """Check a package's built files: the index would show them, and they hold what they should."""
+def check_files(session: nox.Session, package: str, dist: Path, *options: str) -> None:
+    """Check a package's built files, and that each wheel works in an environment with no other.
+
+    The index would show them, and they hold what they should. The wheel that an index would give to
+    this machine is tried last, and stays.
+
+    Args:
+        session: The session, whose environment is empty.
+        package: The package.
+        dist: The folder of the files.
+        options: What a wheel is installed with.
+    """
     module = package.replace("-", "_")
     files = sorted(dist.glob(f"{module}-*"))
     session.run("uvx", TWINE, "check", "--strict", *map(str, files), external=True)
@@ -108,7 +118,12 @@ def check_files(session: nox.Session, package: str, dist: Path) -> None:
     for file in (str(file) for file in files if file.suffix == ".whl"):
         compiled = () if file.endswith("-any.whl") else ("--ignore", "W102")
         session.run("uvx", CHECK_WHEEL, "--no-config", *source, *compiled, file, external=True)
-    check_distributions.check(files)
+    if faults := check_distributions.report(files):
+        session.error(faults)
+    for built in reversed(wheels(dist, package)):
+        session.install(*options, built)
+        session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
+        session.run("uv", "pip", "check", external=True)
 
 
 def wheels(dist: Path, package: str) -> list[str]:

@@ -74,7 +74,6 @@ def test_an_address_of_its_own_is_named(package):
         ("https://else.example/x", None),
         (f"{workspace.ADDRESS}/blob/main/packages/stam-jax/LICENSE#x", None),
         ("GUIDE.md", "README.md links to GUIDE.md: write https://"),
-        (f"{workspace.ADDRESS}/raw/main/no.svg", "README.md links to no.svg, which is not there"),
     ],
 )
 def test_links_of_a_readme_work_on_an_index(package, target, problem):
@@ -87,10 +86,9 @@ def test_links_of_a_readme_work_on_an_index(package, target, problem):
 def test_the_index_of_findings_is_held_to_the_folder(tmp_path):
     (tmp_path / "one.sh").touch()
     (tmp_path / "two.sh").touch()
-    (tmp_path / "README.md").write_text("| [one](one.sh) | [three](three.sh) |")
+    (tmp_path / "README.md").write_text("| [one](one.sh) | two.sh |")
     assert list(check_workspace.finding_problems(tmp_path)) == [
-        "findings/README.md lists a missing three.sh",
-        "findings/README.md does not list two.sh",
+        "findings/README.md does not list two.sh"
     ]
 
 
