@@ -38,7 +38,7 @@ SITE = ("mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", "mkdocs-gen-fil
 SITE += ("mkdocs-literate-nav==0.6.3", "mkdocs-htmlproofer-plugin==1.6.0", "mkdocs==1.6.1")
 
 PYTHONS = ("3.11", "3.12", "3.13")
-OPTIMIZERS = ("stam-core", "stam-jax", "stac-torch")
+OPTIMIZERS = "-e packages/stam-core -e packages/stam-jax -e packages/stac-torch"
 
 
 def available(version: str) -> bool:
@@ -153,11 +153,10 @@ def torch_backend(session: nox.Session, backend: str) -> None:
 
 
 @nox.session(python=NEWEST)
-@nox.parametrize("build", ["cuda12", "cuda13"])
-def jax_build(session: nox.Session, build: str) -> None:
+def jax_builds(session: nox.Session) -> None:
     """stam-jax resolves beside the CUDA builds of JAX; nothing is installed."""
-    packages = ("packages/stam-core", "packages/stam-jax")
-    session.install("--dry-run", *packages, f"jax[{build}]")
+    for build in ("cuda12", "cuda13"):
+        session.install("--dry-run", *steps.editable("stam-core", "stam-jax"), f"jax[{build}]")
 
 
 # What is tested beside packages of others, or ours that it must not depend on: the tests, then
@@ -166,7 +165,7 @@ BESIDE = {
     # The trajectories of the published packages that ours descend from.
     "parity-jax": "stam-jax/tests_parity stam-optimizer==0.1.0",
     "parity-torch": "stac-torch/tests_parity/parity_published.py stac-optimizer==0.1.5",
-    "siblings": f"optim-checkpoint/tests_siblings {' '.join(steps.editable(*OPTIMIZERS))}",
+    "siblings": f"optim-checkpoint/tests_siblings {OPTIMIZERS}",
     # What Lightning, transformers' Trainer, Accelerate and Orbax write themselves.
     "migrations": "optim-checkpoint/tests_migrate :integrations :bench-optim-checkpoint",
     "integrations": "stac-torch/tests_integration :integrations",
@@ -178,17 +177,15 @@ BESIDE = {
 }
 
 
-def beside_session(name: str) -> object:
-    """The parameters of one; the published stac-optimizer needs 3.13."""
-    python = "3.13" if "stac-optimizer" in BESIDE[name] else NEWEST
-    return nox.param(python, name, id=name, tags=[BESIDE[name].partition("/")[0]])
-
-
-@nox.session
-@nox.parametrize("python, what", [beside_session(name) for name in BESIDE])
+@nox.session(python=NEWEST)
+@nox.parametrize(
+    "what", [nox.param(what, id=key, tags=[what.split("/")[0]]) for key, what in BESIDE.items()]
+)
 def beside(session: nox.Session, what: str) -> None:
     """One package beside what others publish, write or run."""
-    tests, *needs = BESIDE[what].split()
+    if "stac-optimizer" in what and session.python != "3.13":
+        session.skip("the published stac-optimizer needs Python 3.13")
+    tests, *needs = what.split()
     package = tests.partition("/")[0]
     steps.install_editable(session, package)
     groups = (line for need in needs if need[0] == ":" for line in steps.group(need[1:]))
@@ -323,21 +320,13 @@ def nightly(session: nox.Session, package: str) -> None:
     """The long campaigns of one package."""
     steps.install_editable(session, package)
     # With the nightly profile the property checks of the conformance suites are a campaign too.
-    selected = ("-m", "(nightly or not slow) and not gpu")
-    command = ("pytest", *selected, f"packages/{package}/tests", *session.posargs)
-    session.run(*command, env={"HYPOTHESIS_PROFILE": "nightly"})
+    command = ("pytest", "-m", "(nightly or not slow) and not gpu", f"packages/{package}/tests")
+    session.run(*command, *session.posargs, env={"HYPOTHESIS_PROFILE": "nightly"})
 
 
 @nox.session(python=NEWEST, default=False)
 @nox.parametrize("package", ["stac-torch", "optim-bench"], ids=["stac-torch", "optim-bench"])
 def gpu(session: nox.Session, package: str) -> None:
-    """What needs a CUDA device, on a machine that has one; then the step times there.
-
-    `-- --json packages/optim-bench/evidence/step-speed-cuda.json --update-readme
-    packages/optim-bench/evidence/costs.md` keeps them.
-    """
+    """What needs a CUDA device, on a machine that has one."""
     steps.install_editable(session, package)
-    session.run("pytest", "-m", "gpu", f"packages/{package}/tests")
-    if package == "optim-bench":
-        timed = ("optim-bench", "time", "--preset", "step-speed-cuda", "--rounds", "30")
-        session.run(*timed, *session.posargs)
+    session.run("pytest", "-m", "gpu", f"packages/{package}/tests", *session.posargs)

@@ -99,14 +99,7 @@ def build(session: nox.Session) -> Path:
 def check_files(session: nox.Session, package: str, dist: Path, *options: str) -> None:
     """Check a package's built files, and that each wheel works in an environment with no other.
 
-    The index would show them, and they hold what they should. The wheel that an index would give to
-    this machine is tried last, and stays.
-
-    Args:
-        session: The session, whose environment is empty.
-        package: The package.
-        dist: The folder of the files.
-        options: What a wheel is installed with.
+    The wheel that an index would give to this machine is tried last, and stays.
     """
     module = package.replace("-", "_")
     files = sorted(dist.glob(f"{module}-*"))
@@ -141,9 +134,8 @@ def reference(dist: Path, package: str) -> str:
 
 def run_blocks(session: nox.Session, readme: Path) -> None:
     """Run a README's Python blocks in an empty folder: what they write stays out of the tree."""
-    configuration = ROOT / "pyproject.toml"
     session.chdir(session.create_tmp())
-    session.run("pytest", "-c", str(configuration), "--markdown-docs", str(readme))
+    session.run("pytest", "-c", str(ROOT / "pyproject.toml"), "--markdown-docs", str(readme))
     session.chdir(ROOT)
 
 
