@@ -148,7 +148,7 @@ def build(root: Path, package: str, out: Path, *, platform_only: bool = False) -
 
 
 def add_platform(wheel: Path, out: Path, environment: Mapping[str, str]) -> None:
-    """Put a wheel with compiled parts beside the pure one, on Linux for the oldest libc it takes."""
+    """Put a wheel with compiled parts beside the pure one, on Linux for the oldest libc."""
     if wheel.name.endswith("-any.whl"):
         raise RefusedError(f"{wheel.name} is pure: install a C compiler on this machine")
     if sys.platform == "linux":
