@@ -172,8 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--tag")
     what.add_argument("--package")
     verbs["build"].add_argument("--out", type=Path, required=True)
-    only = "nothing but the wheel with compiled parts for this platform"
-    verbs["build"].add_argument("--platform-only", action="store_true", help=only)
+    verbs["build"].add_argument("--platform-only", action="store_true")
     verbs["address"].add_argument("url")
     options = parser.parse_args(arguments)
     try:
