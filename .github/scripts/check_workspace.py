@@ -62,8 +62,8 @@ def finding_problems(folder: Path) -> Iterator[str]:
 
 def list_problems(root: Path, packages: Iterable[str]) -> Iterator[str]:
     """Which lists of packages forget one; uv itself says what its sources lack."""
-    tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    linter = tools["importlinter"]
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    linter = tomllib.loads(text)["tool"]["importlinter"]
     kinds = ("source_modules", "containers")
     held = {name for each in linter["contracts"] for kind in kinds for name in each.get(kind, ())}
     for package in packages:

@@ -3,6 +3,7 @@
     release.py prepare PACKAGE VERSION     set the version, collect the changelog fragments
     release.py plan --tag T | --package P  may HEAD be released? print package, version, runners
     release.py build PACKAGE --out DIR     wheels, sdist and SHA256SUMS, from a clean clone of HEAD
+            [--platform-only]              of those the wheel with compiled parts for this machine
     release.py address URL                 write the repository's address into every package
 
 `plan` refuses, with every reason at once, what an index would not: it takes a second upload of an
