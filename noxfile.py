@@ -38,7 +38,7 @@ SITE = ("mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8", "mkdocs-gen-fil
 SITE += ("mkdocs-literate-nav==0.6.3", "mkdocs-htmlproofer-plugin==1.6.0", "mkdocs==1.6.1")
 
 PYTHONS = ("3.11", "3.12", "3.13")
-OPTIMIZERS = ("stam-core", "stam-jax", "stac-torch")
+OPTIMIZERS = "-e packages/stam-core -e packages/stam-jax -e packages/stac-torch"
 
 
 def available(version: str) -> bool:
@@ -63,7 +63,7 @@ each_package_by_name = nox.parametrize("package", PACKAGES, ids=PACKAGES)
 @nox.session(python=NEWEST, tags=["quick"])
 def lint(session: nox.Session) -> None:
     """Format, lint, import arrows, and the rules of the workspace itself."""
-    session.install(*steps.group("lint"), "pip")
+    session.install(*steps.group("lint"), *steps.group("release"))
     session.install("--no-deps", *steps.editable(*PACKAGES), "-e", "shared-tests")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
@@ -76,7 +76,7 @@ def types(session: nox.Session) -> None:
     """pyright: strict where no framework is involved, standard elsewhere."""
     packages = steps.editable(*PACKAGES, "optim-bench[ray,submitit]")
     session.install(*packages, "-e", "shared-tests")
-    session.install(*steps.group("types"), *steps.group("test"), "nox")
+    session.install(*steps.group("types"), *steps.group("test"), *steps.group("release"), "nox")
     session.run("pyright")
 
 
@@ -88,92 +88,75 @@ def tests(session: nox.Session, package: str) -> None:
     The heart of it on the older ones; `minimums` takes the whole on the oldest. The slow tests and
     the docstrings are for the newest only.
     """
-    steps.install_editable(session, package)
     newest = session.python == NEWEST
-    markers = "" if newest else " and not slow"
-    steps.pytest(session, *steps.files(package, whole=newest), markers=markers, package=package)
+    steps.run_tests(session, package, whole=newest, slow=newest)
     if newest:
-        steps.doctests(session, package)
+        # Apart, because the option would also import the scripts that tests start as processes. The
+        # one module that imports an extra of its own has no examples; `beside(submitit)` takes it.
+        examples = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
+        steps.pytest(session, *examples, f"packages/{package}/src")
 
 
 @nox.session(python=NEWEST, default=False, tags=["quick"])
 @each_package_by_name
 def quick(session: nox.Session, package: str) -> None:
     """The heart of one package: `uvx nox -t quick` takes every package once."""
-    steps.install_editable(session, package)
-    files = steps.files(package, whole=False)
-    steps.pytest(session, *files, markers=" and not slow", package=package)
+    steps.run_tests(session, package, whole=False)
 
 
 @nox.session(python="3.14", default=available("3.14"))
 @each_package
 def newer(session: nox.Session, package: str) -> None:
     """One package on the Python that few machines have yet."""
-    steps.install_editable(session, package)
-    steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
+    steps.run_tests(session, package)
 
 
 @nox.session(python=OLDEST)
 @each_package
 def minimums(session: nox.Session, package: str) -> None:
     """One package with the oldest of what it declares, on the oldest Python here."""
-    steps.install_editable(session, package, "--resolution=lowest-direct")
-    steps.pytest(session, f"packages/{package}/tests", markers=" and not slow", package=package)
+    steps.run_tests(session, package, "--resolution=lowest-direct")
 
 
 # The newest versions are what `tests` resolves to; `minimums` has the floor on the oldest Python.
+OLDER = {
+    "jax-middle": ("3.12", "stam-jax", "jax==0.8.3 optax==0.2.6"),
+    "jax-floor": ("3.13", "stam-jax", "jax==0.6.2 optax==0.2.4"),
+    "torch-middle": ("3.12", "stac-torch", "torch==2.13.0"),
+    "torch-floor": ("3.13", "stac-torch", "torch==2.10.0"),
+}
+
+
 @nox.session
 @nox.parametrize(
-    "python, package, versions, whole",
-    [
-        nox.param(
-            "3.12", "stam-jax", "jax==0.8.3 optax==0.2.6", True, id="jax-middle", tags=["stam-jax"]
-        ),
-        nox.param(
-            "3.13", "stam-jax", "jax==0.6.2 optax==0.2.4", False, id="jax-floor", tags=["stam-jax"]
-        ),
-        nox.param(
-            "3.12", "stac-torch", "torch==2.13.0", True, id="torch-middle", tags=["stac-torch"]
-        ),
-        nox.param(
-            "3.13", "stac-torch", "torch==2.10.0", False, id="torch-floor", tags=["stac-torch"]
-        ),
-    ],
+    "python, package, versions",
+    [nox.param(*what, id=name, tags=[what[1]]) for name, what in OLDER.items()],
 )
-def older(session: nox.Session, package: str, versions: str, whole: bool) -> None:
-    """A package on an older framework, optax's own suites included."""
-    steps.install_editable(session, package, *versions.split())
-    steps.pytest(session, *steps.files(package, whole=whole), markers=" and not slow")
+def older(session: nox.Session, package: str, versions: str) -> None:
+    """A package on an older framework: whole on one between, optax's own suites on each."""
+    steps.run_tests(session, package, *versions.split(), whole=session.python == "3.12")
     if package == "stam-jax":
         # The rest of what JAX and optax change most: the slow tests of these two.
-        suites = (
-            f"packages/{package}/tests/test_{name}.py" for name in ("optax_suites", "sharding")
-        )
-        steps.pytest(session, *suites, markers=" and slow")
+        tests = f"packages/{package}/tests"
+        suites = (f"{tests}/test_optax_suites.py", f"{tests}/test_sharding.py")
+        steps.pytest(session, *suites, "-m", "slow")
 
 
-@nox.session(python=NEWEST)
+@nox.session(python=NEWEST, default=False)
 @nox.parametrize("backend", ["cpu", "cu128", "cu130"])
 def torch_backend(session: nox.Session, backend: str) -> None:
-    """stac-torch on another build of PyTorch, from PyTorch's own index where it can be reached."""
-    command = ["uv", "pip", "install", "--dry-run", "--python", session.virtualenv.location]
-    command += [f"--torch-backend={backend}", "torch"]
-    found = subprocess.run(command, check=False, capture_output=True, text=True)
-    if "error sending request" in found.stderr:
-        session.skip(f"the index of the {backend} builds cannot be reached from this machine")
-    if found.returncode:
-        session.error(found.stderr)
-    steps.install_editable(session, "stac-torch", f"--torch-backend={backend}")
-    markers = " and not slow" if backend == "cpu" else " or gpu"
-    steps.pytest(session, "packages/stac-torch/tests", markers=markers)
+    """stac-torch on another build of PyTorch, gigabytes from PyTorch's own index.
+
+    `-- -m gpu` takes the tests that need a device.
+    """
+    steps.run_tests(session, "stac-torch", f"--torch-backend={backend}", slow=backend != "cpu")
 
 
 @nox.session(python=NEWEST)
-@nox.parametrize("build", ["cuda12", "cuda13"])
-def jax_build(session: nox.Session, build: str) -> None:
+def jax_builds(session: nox.Session) -> None:
     """stam-jax resolves beside the CUDA builds of JAX; nothing is installed."""
-    packages = ("packages/stam-core", "packages/stam-jax")
-    session.install("--dry-run", *packages, f"jax[{build}]")
+    for build in ("cuda12", "cuda13"):
+        session.install("--dry-run", *steps.editable("stam-core", "stam-jax"), f"jax[{build}]")
 
 
 # What is tested beside packages of others, or ours that it must not depend on: the tests, then
@@ -182,7 +165,7 @@ BESIDE = {
     # The trajectories of the published packages that ours descend from.
     "parity-jax": "stam-jax/tests_parity stam-optimizer==0.1.0",
     "parity-torch": "stac-torch/tests_parity/parity_published.py stac-optimizer==0.1.5",
-    "siblings": f"optim-checkpoint/tests_siblings {' '.join(steps.editable(*OPTIMIZERS))}",
+    "siblings": f"optim-checkpoint/tests_siblings {OPTIMIZERS}",
     # What Lightning, transformers' Trainer, Accelerate and Orbax write themselves.
     "migrations": "optim-checkpoint/tests_migrate :integrations :bench-optim-checkpoint",
     "integrations": "stac-torch/tests_integration :integrations",
@@ -194,33 +177,22 @@ BESIDE = {
 }
 
 
-def beside_session(name: str) -> object:
-    """The parameters of one; the published stac-optimizer needs 3.13."""
-    python = "3.13" if "stac-optimizer" in BESIDE[name] else NEWEST
-    return nox.param(python, name, id=name, tags=[BESIDE[name].partition("/")[0]])
-
-
-@nox.session
-@nox.parametrize("python, what", [beside_session(name) for name in BESIDE])
+@nox.session(python=NEWEST)
+@nox.parametrize(
+    "what", [nox.param(what, id=key, tags=[what.split("/")[0]]) for key, what in BESIDE.items()]
+)
 def beside(session: nox.Session, what: str) -> None:
     """One package beside what others publish, write or run."""
-    tests, *needs = BESIDE[what].split()
+    if "stac-optimizer" in what and session.python != "3.13":
+        session.skip("the published stac-optimizer needs Python 3.13")
+    tests, *needs = what.split()
     package = tests.partition("/")[0]
     steps.install_editable(session, package)
     groups = (line for need in needs if need[0] == ":" for line in steps.group(need[1:]))
     session.install(*(need for need in needs if need[0] != ":"), *groups)
-    if package == "optim-bench":
-        steps.pytest_alone(session, f"packages/{tests}")
-    else:
-        steps.pytest(session, f"packages/{tests}", markers="", package=package)
-
-
-@nox.session(python=NEWEST, default=False)
-def peers(session: nox.Session) -> None:
-    """How many optimizers of two other packages resume exactly; the counts are committed."""
-    steps.install_editable(session, "optim-checkpoint")
-    session.install("pytorch_optimizer==4.1.0", "prodigyopt==1.1.2")
-    steps.pytest_alone(session, "packages/optim-checkpoint/tests_peers")
+    # In one process where tests start workers of their own.
+    alone = ["-n0"] if package == "optim-bench" else []
+    steps.pytest(session, *alone, f"packages/{tests}", package=package)
 
 
 @nox.session(python=NEWEST)
@@ -228,7 +200,7 @@ def suites(session: nox.Session) -> None:
     """The conformance suites themselves (planted bugs must fail) and the repository's scripts."""
     tools = (*steps.group("test-tools"), *steps.group("release"))
     session.install("-e", "shared-tests", *tools)
-    steps.pytest(session, "shared-tests/tests", f"{SCRIPTS}/tests", markers="")
+    steps.pytest(session, "shared-tests/tests", f"{SCRIPTS}/tests")
 
 
 @nox.session(python=NEWEST, reuse_venv=False)
@@ -236,16 +208,9 @@ def suites(session: nox.Session) -> None:
 def wheels(session: nox.Session, package: str) -> None:
     """One package alone: its wheel in an empty environment, then its README's blocks."""
     dist = steps.build(session)
-    steps.check_files(session, package, dist)
-    required = () if EXTRAS.get(package) else SIBLINGS[package]
-    # The one that an index would give to this machine comes last, and stays.
-    for built in reversed(steps.wheels(dist, package)):
-        session.install(*(steps.wheel(dist, name) for name in required), built)
-        session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
-        session.run("uv", "pip", "check", external=True)
-
+    siblings = [steps.wheels(dist, name)[0] for name in SIBLINGS[package]]
+    steps.check_files(session, package, dist, *([] if package in EXTRAS else siblings))
     # The README shows what the extras are for, so they come in now, and the test tools with them.
-    siblings = [steps.wheel(dist, name) for name in SIBLINGS[package]]
     tools = [*steps.group("docs-tools"), *steps.group(f"docs-{package}")]
     session.install(*siblings, steps.reference(dist, package), *tools)
     for page in ("README.md", "GUIDE.md"):
@@ -274,24 +239,15 @@ def site(session: nox.Session) -> None:
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
     """The resolution of today equals the committed one; `-- --write` commits to that of today."""
-    # An existing lock is sticky, so what a resolution reads is copied to where none is.
-    folder = Path(session.create_tmp(), "projects")
-    shutil.rmtree(folder, ignore_errors=True)
-    for source in (ROOT, *ROOT.glob("packages/*/"), ROOT / "shared-tests"):
-        shutil.copytree(
-            source,
-            folder / source.relative_to(ROOT),
-            ignore=lambda _, names: {*names} - {"pyproject.toml", "README.md"},
-            dirs_exist_ok=True,
-        )
-    export = ("uvx", UV, "export", "--quiet", "--no-header", "--no-annotate", "--all-packages")
-    options = ("--all-groups", "--all-extras", "--no-emit-workspace", "--output-file", "today")
-    session.run(*export, *options, "--directory", str(folder), external=True)
-    committed, today = ROOT / ".github" / "locked-requirements.txt", folder / "today"
+    # With --upgrade, because what was resolved here before is sticky.
+    export = ("uvx", UV, "export", "--quiet", "--upgrade", "--no-header", "--no-annotate")
+    options = ("--all-packages", "--all-groups", "--all-extras", "--no-emit-workspace")
+    today, committed = Path(session.create_tmp(), "today"), ".github/locked-requirements.txt"
+    session.run(*export, *options, "--output-file", str(today), external=True)
     if "--write" in session.posargs:
         shutil.copy(today, committed)
     compare = ("git", "diff", "--no-index", "--exit-code", "--unified=0")
-    session.run(*compare, str(committed), str(today), external=True)
+    session.run(*compare, committed, str(today), external=True)
 
 
 @nox.session(python=False)
@@ -342,24 +298,20 @@ def verify_release(session: nox.Session) -> None:
     """
     package, folder, *asked_first = session.posargs
     dist = Path(folder).resolve()
-    index = tuple(flag for address in asked_first for flag in ("--index", address))
+    options = [f"--index={address}" for address in asked_first]
     # What the root pins everything else by would hide a sibling that was published since.
-    newest = (flag for name in PACKAGES for flag in ("--exclude-newer-package", f"{name}=false"))
-    options = (*index, *newest)
-    steps.check_files(session, package, dist)
-    for built in reversed(steps.wheels(dist, package)):
-        session.install(*options, built)
-        session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
-
-    session.install(*options, steps.reference(dist, package), "-e", "shared-tests")
+    options += [f"--exclude-newer-package={name}=false" for name in PACKAGES]
+    steps.check_files(session, package, dist, *options)
+    ours = steps.reference(dist, package)
+    session.install(*options, ours, "-e", "shared-tests")
     session.install(*steps.group("test-tools"), *steps.group(f"test-{package}"))
     suites = sorted((ROOT / "packages" / package / "tests").rglob("test_*conformance*.py"))
-    run_suites = ("pytest", "-n2", "--dist=worksteal", "-m", steps.MARKERS, *map(str, suites))
-    session.run(*run_suites, env={"OMP_NUM_THREADS": "1"})
+    run_suites = ("pytest", "-n2", "--dist=worksteal", "-m", "not gpu and not nightly")
+    session.run(*run_suites, *map(str, suites), env={"OMP_NUM_THREADS": "1"})
     # optim-bench takes its siblings through extras, which are chosen by those who install it.
-    dependents = (d for d, siblings in SIBLINGS.items() if package in siblings and d not in EXTRAS)
-    for dependent in dependents:
-        steps.try_published(session, dependent, steps.reference(dist, package), index, options)
+    for dependent, siblings in SIBLINGS.items():
+        if package in siblings and dependent not in EXTRAS:
+            steps.try_published(session, dependent, ours, *options)
 
 
 @nox.session(python=NEWEST, default=False)
@@ -368,55 +320,13 @@ def nightly(session: nox.Session, package: str) -> None:
     """The long campaigns of one package."""
     steps.install_editable(session, package)
     # With the nightly profile the property checks of the conformance suites are a campaign too.
-    selected = ("-m", "(nightly or not slow) and not gpu")
-    command = ("pytest", *selected, f"packages/{package}/tests", *session.posargs)
-    session.run(*command, env={"HYPOTHESIS_PROFILE": "nightly"})
-
-
-@nox.session(python=NEWEST, default=False)
-@each_package_by_name
-def coverage(session: nox.Session, package: str) -> None:
-    """The lines of one package that no test or example of its own runs, slow ones included."""
-    steps.install_editable(session, package)
-    session.install("pytest-cov==7.1.0")
-    tests, measured = f"packages/{package}/tests", f"--cov={package.replace('-', '_')}"
-    steps.pytest(session, measured, "--cov-report=", tests, markers="", package=package)
-    report = "--cov-report=term-missing:skip-covered"
-    steps.doctests(session, package, measured, "--cov-append", report)
-
-
-@nox.session(python=NEWEST, default=False)
-def bench_checkpoint(session: nox.Session) -> None:
-    """Save, load, stall and memory of optim-checkpoint beside its peers, on an idle machine."""
-    steps.install_editable(session, "optim-checkpoint")
-    session.install(*steps.group("bench-optim-checkpoint"))
-    script = "packages/optim-checkpoint/benchmarks/bench_checkpoint.py"
-    session.run("python", script, *session.posargs)
+    command = ("pytest", "-m", "(nightly or not slow) and not gpu", f"packages/{package}/tests")
+    session.run(*command, *session.posargs, env={"HYPOTHESIS_PROFILE": "nightly"})
 
 
 @nox.session(python=NEWEST, default=False)
 @nox.parametrize("package", ["stac-torch", "optim-bench"], ids=["stac-torch", "optim-bench"])
 def gpu(session: nox.Session, package: str) -> None:
-    """What needs a CUDA device, on a machine that has one; then the step times there.
-
-    `-- --json packages/optim-bench/evidence/step-speed-cuda.json --update-readme
-    packages/optim-bench/evidence/costs.md` keeps them.
-    """
+    """What needs a CUDA device, on a machine that has one."""
     steps.install_editable(session, package)
-    session.run("pytest", "-m", "gpu", f"packages/{package}/tests")
-    if package == "optim-bench":
-        timed = ("optim-bench", "time", "--preset", "step-speed-cuda", "--rounds", "30")
-        session.run(*timed, *session.posargs)
-
-
-@nox.session(python=False, default=False)
-def sbom(session: nox.Session) -> None:
-    """A CycloneDX bill of materials of every package beside its hashes: `nox -s sbom -- FOLDER`."""
-    folder = Path(session.posargs[0] if session.posargs else ".nox/sbom").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    for package in PACKAGES:
-        target = folder / f"{package}.cdx.json"
-        command = ("uvx", UV, "export", "--quiet", "--preview-features", "sbom-export")
-        options = ("--format", "cyclonedx1.5", "--package", package, "--all-extras", "--no-dev")
-        session.run(*command, *options, "--output-file", str(target), external=True, silent=True)
-        session.log(f"wrote {target.name}")
+    session.run("pytest", "-m", "gpu", f"packages/{package}/tests", *session.posargs)

@@ -11,17 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pip._internal.models.index import PyPI
-from workspace import ADDRESS, PACKAGES, ROOT, project, requirements, unbounded, urls
+from workspace import ADDRESS, PACKAGES, ROOT, project, sibling_requirements, urls
 
-COMMANDS = ("pip install uv && uv run optim-bench run", "pip install uv && uvx nox")
 MARKER = "<!-- releases start -->"
-HOSTS = (PyPI.netloc, PyPI.file_storage_domain)
-MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.-])/(root|work|Users/[a-z]+|home/[a-z]+)/")
+MACHINE_PATH = r"(^|[^A-Za-z0-9_.-])/(root|work|Users/[a-z]+|home/[a-z]+)/"
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 # Where each package must be named, and how: what a list forgets is not tested or not released.
 LISTS = {
     ".github/scripts/workspace.py": '"{}": (',
-    ".github/scripts/check_alone.py": '"{}": (',
     ".github/workflows/ci.yml": '"-t {}"',
     ".github/workflows/nightly.yml": "{}",
     ".github/workflows/release.yml": '"{}-v*"',
@@ -31,8 +28,9 @@ LISTS = {
 def package_problems(folder: Path, licence: bytes) -> Iterator[str]:
     """What is wrong with one package."""
     declared = project(folder)
-    for requirement in unbounded(requirements(declared), declared["name"]):
-        yield f"{requirement!r} needs a floor and a ceiling, such as >=0.1,<0.2"
+    for requirement in sibling_requirements(declared):
+        if sorted(bound.operator for bound in requirement.specifier) != ["<", ">="]:
+            yield f"{requirement} needs a floor and a ceiling, such as >=0.1,<0.2"
     if (folder / "LICENSE").read_bytes() != licence:
         yield "LICENSE differs from the one at the top"
     module = declared["name"].replace("-", "_")
@@ -44,69 +42,56 @@ def package_problems(folder: Path, licence: bytes) -> Iterator[str]:
         yield f"CHANGELOG.md has no line {MARKER!r}, below which releases are written"
     if declared.get("urls") != urls(declared["name"]):
         yield "[project.urls] is not that of workspace.py: run release.py address URL"
-    line = f'__version__ = "{declared["version"]}"\n'
-    if line not in (folder / "src" / module / "__init__.py").read_text(encoding="utf-8"):
-        yield f"src/{module}/__init__.py has no line {line.strip()}"
 
 
 def readme_problems(root: Path, package: str) -> Iterator[str]:
-    """Which links of a package's README would not work on the package's page at an index."""
+    """Which links of a package's README work here alone; the site shows whether the others do."""
     text = (root / "packages" / package / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        ours = re.fullmatch(rf"{re.escape(ADDRESS)}/(?:blob|raw|tree)/main/([^#]+)(?:#.*)?", target)
         if not target.startswith(("https://", "#")):
             yield f"README.md links to {target}: write {ADDRESS}/blob/main/packages/{package}/..."
-        elif ours and not (root / ours[1]).exists():
-            yield f"README.md links to {ours[1]}, which is not there"
 
 
 def finding_problems(folder: Path) -> Iterator[str]:
-    """Which findings their index forgets, or invents."""
+    """Which findings their index forgets."""
     index = (folder / "README.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"\]\(([^)/]+\.sh)\)", index))
-    there = {path.name for path in folder.glob("*.sh")}
-    for name in sorted(there ^ listed):
-        yield f"findings/README.md {'does not list' if name in there else 'lists a missing'} {name}"
+    for path in sorted(folder.glob("*.sh")):
+        if f"]({path.name})" not in index:
+            yield f"findings/README.md does not list {path.name}"
 
 
 def list_problems(root: Path, packages: Iterable[str]) -> Iterator[str]:
-    """Which lists of packages forget one."""
-    tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    linter = tools["importlinter"]
-    sources = {
-        name for contract in linter["contracts"] for name in contract.get("source_modules", ())
-    }
+    """Which lists of packages forget one; uv itself says what its sources lack."""
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    linter = tomllib.loads(text)["tool"]["importlinter"]
+    kinds = ("source_modules", "containers")
+    held = {name for each in linter["contracts"] for kind in kinds for name in each.get(kind, ())}
     for package in packages:
-        module = package.replace("-", "_")
         for name, how in LISTS.items():
             if how.format(package) not in (root / name).read_text(encoding="utf-8"):
                 yield f"{name} does not name {package} (as {how.format(package)})"
-        if package not in tools["uv"]["sources"]:
-            yield f"pyproject.toml: [tool.uv.sources] does not name {package}"
-        if module not in linter["root_packages"]:
-            yield f"pyproject.toml: root_packages of import-linter does not name {module}"
-        # The benchmark stands at the end of all arrows and may import every other.
-        if module not in sources and package != "optim-bench":
-            yield f"pyproject.toml: no contract of import-linter says what {module} may not import"
+        if package.replace("-", "_") not in held.intersection(linter["root_packages"]):
+            yield f"import-linter has no contract for {package}, or not among its root_packages"
 
 
-def name_problems(names: Iterable[str]) -> Iterator[str]:
-    """What is wrong with the names of tracked files."""
-    for name in names:
-        parts = Path(name).parts
-        if parts[-1] == "__init__.py" and any(part.startswith("tests") for part in parts):
-            yield f"{name}: importlib mode runs the wrong tests beside it; delete it"
-        if parts[-1] == "uv.lock":
-            yield f"{name} names index hosts; git must ignore it"
+def git(root: Path, *arguments: str) -> list[str]:
+    """Run git in a checkout and return the lines it prints; 1 is its status for no match."""
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode > 1:
+        raise SystemExit(done.returncode)
+    return done.stdout.splitlines()
 
 
-def text_problems(name: str, text: str, hosts: Iterable[str] = HOSTS) -> Iterator[str]:
-    """Hosts and machine paths in the text of one file."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if any(host in line for host in hosts):
-            yield f"{name}:{number} names an index host"
-        if MACHINE_PATH.search(line):
-            yield f"{name}:{number} names a path of one machine"
+def tracked_problems(root: Path, *hosts: str) -> Iterator[str]:
+    """What is wrong with the names and the text of tracked files."""
+    for name in git(root, "ls-files", ":(glob)**/tests*/**/__init__.py"):
+        yield f"{name}: importlib mode runs the wrong tests beside it; delete it"
+    for name in git(root, "ls-files", ":(glob)**/uv.lock"):
+        yield f"{name} names index hosts; git must ignore it"
+    patterns = "|".join([MACHINE_PATH, *map(re.escape, hosts)])
+    for line in git(root, "grep", "-I", "--line-number", "--extended-regexp", patterns):
+        yield f"{line}: names an index host, or a path of one machine"
 
 
 def problems(root: Path) -> Iterator[str]:
@@ -123,20 +108,7 @@ def problems(root: Path) -> Iterator[str]:
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
     if not TIMESTAMP.fullmatch(settings["exclude-newer"]):
         yield f"exclude-newer {settings['exclude-newer']!r} is no full UTC timestamp"
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    for command in COMMANDS:
-        if command not in readme:
-            yield f"README.md does not show {command!r}"
-    command = ["git", "-C", str(root), "ls-files", "-z"]
-    listed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    names = [name for name in listed.split("\0") if name]
-    yield from name_problems(names)
-    for name in names:
-        try:
-            text = (root / name).read_text(encoding="utf-8")
-        except (UnicodeDecodeError, FileNotFoundError):
-            continue  # data, or deleted and not yet committed
-        yield from text_problems(name, text)
+    yield from tracked_problems(root, PyPI.netloc, PyPI.file_storage_domain)
 
 
 if __name__ == "__main__":

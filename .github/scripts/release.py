@@ -2,8 +2,8 @@
 
     release.py prepare PACKAGE VERSION     set the version, collect the changelog fragments
     release.py plan --tag T | --package P  may HEAD be released? print package, version, runners
-    release.py published PACKAGE           the versions the index holds, a line each
     release.py build PACKAGE --out DIR     wheels, sdist and SHA256SUMS, from a clean clone of HEAD
+            [--platform-only]              of those the wheel with compiled parts for this machine
     release.py address URL                 write the repository's address into every package
 
 `plan` refuses, with every reason at once, what an index would not: it takes a second upload of an
@@ -22,10 +22,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import workspace
-from packaging.requirements import Requirement
 from packaging.version import Version
-from workspace import ADDRESS, PACKAGES, PURE, ROOT, RUNNERS, UNKNOWN
+from workspace import ADDRESS, PACKAGES, PURE, ROOT, RUNNERS, UNKNOWN, project, sibling_requirements
 
 TAG = re.compile(rf"({'|'.join(PACKAGES)})-v(\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?)")
 TOWNCRIER = "towncrier==26.9.0"
@@ -55,26 +53,12 @@ def git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def project(root: Path, package: str) -> dict:
-    """The [project] table of a package."""
-    return workspace.project(root / "packages" / package)
-
-
-def package_of(tag: str) -> tuple[str, str]:
-    """Package and version that a tag names."""
-    match = TAG.fullmatch(tag)
-    if match is None:
-        raise RefusedError(
-            f"tag {tag!r} names no release; write <package>-vX.Y.Z, one of {PACKAGES}"
-        )
-    return match[1], match[2]
-
-
 def refusals(
     root: Path, package: str, version: str, tag: str | None, index: str | None
 ) -> Iterator[str]:
     """Every reason not to release what HEAD holds."""
-    declared = project(root, package)
+    folder = root / "packages" / package
+    declared = project(folder)
     if declared["version"] != version:
         yield (
             f"the tag says {version}, packages/{package}/pyproject.toml says {declared['version']}"
@@ -85,33 +69,27 @@ def refusals(
         yield f"the tree is not clean; commit or remove: {changed.splitlines()[0].strip()}"
     if tag is not None and git(root, "rev-list", "-n1", tag) != git(root, "rev-parse", "HEAD"):
         yield f"tag {tag} is not on the commit that is checked out"
-    folder = root / "packages" / package
     if f"## {version} (" not in (folder / "CHANGELOG.md").read_text(encoding="utf-8"):
         yield f"CHANGELOG.md has no section for {version}: release.py prepare {package} {version}"
     if left := sorted(path.name for path in folder.glob("changes/*.md")):
         yield f"changelog fragments are left over: {', '.join(left)}"
     if Version(version) in published(index, package):
         yield f"{package} {version} is already published; raise the version"
-    for requirement in map(Requirement, workspace.requirements(declared)):
-        if requirement.name in PACKAGES and requirement.name != package:
-            yield from floor_refusals(requirement, index)
-
-
-def floor_refusals(requirement: Requirement, index: str | None) -> Iterator[str]:
-    """Why the oldest sibling a package accepts could not be installed."""
-    floors = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
-    if not floors:
-        yield f"{requirement} has no floor"
-    elif floors[0] not in published(index, requirement.name):
-        yield f"{requirement.name} {floors[0]} is not published; release it first"
+    for requirement in sibling_requirements(declared):
+        (floor,) = (bound.version for bound in requirement.specifier if bound.operator == ">=")
+        if Version(floor) not in published(index, requirement.name):
+            yield f"{requirement.name} {floor} is not published; release it first"
 
 
 def plan(root: Path, tag: str | None, package: str | None, index: str | None) -> tuple[str, str]:
     """Package and version to release, or RefusedError with every reason."""
     if tag is not None:
-        package, version = package_of(tag)
+        named = TAG.fullmatch(tag)
+        if named is None:
+            raise RefusedError(f"tag {tag!r} names no release; write <package>-vX.Y.Z")
+        package, version = named.groups()
     elif package in PACKAGES:
-        version = project(root, package)["version"]
+        version = project(root / "packages" / package)["version"]
     else:
         raise RefusedError(f"{package!r} is no package of this workspace; one of {PACKAGES}")
     if reasons := list(refusals(root, package, version, tag, index)):
@@ -126,17 +104,14 @@ def replace(path: Path, old: str, new: str) -> None:
 
 def set_address(root: Path, address: str) -> None:
     """Write the repository's address wherever the one of today stands; the caller commits."""
-    replace(root / ".github" / "scripts" / "workspace.py", f'"{ADDRESS}"', f'"{address}"')
-    for package in PACKAGES:
-        for name in ("pyproject.toml", "README.md"):
-            replace(root / "packages" / package / name, f"{ADDRESS}/", f"{address}/")
-            replace(root / "packages" / package / name, f'"{ADDRESS}"', f'"{address}"')
+    for name in git(root, "grep", "--name-only", "--fixed-strings", ADDRESS).splitlines():
+        replace(root / name, ADDRESS, address)
 
 
 def prepare(root: Path, package: str, version: str) -> None:
     """Set the version and collect the changelog fragments; the caller commits and tags."""
     folder = root / "packages" / package
-    declared = project(root, package)["version"]
+    declared = project(folder)["version"]
     module = folder / "src" / package.replace("-", "_") / "__init__.py"
     for path, name in ((folder / "pyproject.toml", "version"), (module, "__version__")):
         replace(path, f'\n{name} = "{declared}"\n', f'\n{name} = "{version}"\n')
@@ -174,11 +149,7 @@ def build(root: Path, package: str, out: Path, *, platform_only: bool = False) -
 
 
 def add_platform(wheel: Path, out: Path, environment: Mapping[str, str]) -> None:
-    """Put a wheel with compiled parts beside the pure one, on Linux under the oldest libc it takes.
-
-    Raises:
-        RefusedError: It has none.
-    """
+    """Put a wheel with compiled parts beside the pure one, on Linux for the oldest libc."""
     if wheel.name.endswith("-any.whl"):
         raise RefusedError(f"{wheel.name} is pure: install a C compiler on this machine")
     if sys.platform == "linux":
@@ -194,43 +165,32 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; a refusal prints its reasons and returns 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    verbs = {name: commands.add_parser(name) for name in ("prepare", "plan", "published", "build")}
-    for name in ("prepare", "published", "build"):
+    verbs = {name: commands.add_parser(name) for name in ("prepare", "plan", "build", "address")}
+    for name in ("prepare", "build"):
         verbs[name].add_argument("package", choices=PACKAGES)
     verbs["prepare"].add_argument("version")
     what = verbs["plan"].add_mutually_exclusive_group(required=True)
     what.add_argument("--tag")
     what.add_argument("--package")
-    for name in ("plan", "published"):
-        verbs[name].add_argument("--index", help="the simple index to ask, if not the default")
     verbs["build"].add_argument("--out", type=Path, required=True)
-    only = "nothing but the wheel with compiled parts for this platform"
-    verbs["build"].add_argument("--platform-only", action="store_true", help=only)
-    commands.add_parser("address").add_argument("url")
+    verbs["build"].add_argument("--platform-only", action="store_true")
+    verbs["address"].add_argument("url")
+    options = parser.parse_args(arguments)
     try:
-        execute(parser.parse_args(arguments))
+        if options.command == "address":
+            set_address(ROOT, options.url.rstrip("/"))
+        elif options.command == "prepare":
+            prepare(ROOT, options.package, options.version)
+        elif options.command == "build":
+            build(ROOT, options.package, options.out, platform_only=options.platform_only)
+        else:
+            package, version = plan(ROOT, options.tag, options.package, index=None)
+            runners = json.dumps(RUNNERS if package in PURE else RUNNERS[:1])
+            print(f"package={package}\nversion={version}\nrunners={runners}")
     except RefusedError as refused:
         print(f"refused:\n{refused}", file=sys.stderr)
         return 1
     return 0
-
-
-def execute(options: argparse.Namespace) -> None:
-    """Run the subcommand that was parsed."""
-    if options.command == "address":
-        set_address(ROOT, options.url.rstrip("/"))
-    elif options.command == "prepare":
-        prepare(ROOT, options.package, options.version)
-    elif options.command == "published":
-        print(*sorted(published(options.index, options.package)), sep="\n")
-    elif options.command == "build":
-        only = options.platform_only
-        files = build(ROOT, options.package, options.out, platform_only=only)
-        print(*(path.name for path in files), sep="\n")
-    else:
-        package, version = plan(ROOT, options.tag, options.package, options.index)
-        runners = json.dumps(RUNNERS if package in PURE else RUNNERS[:1])
-        print(f"package={package}\nversion={version}\nrunners={runners}")
 
 
 if __name__ == "__main__":

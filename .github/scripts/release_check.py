@@ -7,21 +7,23 @@ session between build and upload in the workflow runs as well; that takes many m
 """
 
 import argparse
-import hashlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import check_distributions
+import pypiserver
 import release
-from workspace import PACKAGES, ROOT
+from packaging.version import Version
+from workspace import PACKAGES, ROOT, project
 
 IDENTITY = ("-c", "user.name=release check", "-c", "user.email=release-check@localhost")
 
@@ -40,24 +42,15 @@ def run(*command: str, cwd: Path, umask: int = -1, **variables: str) -> str:
 def index(folder: Path) -> Iterator[str]:
     """A package index on loopback that knows only what is uploaded to it."""
     folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "pypiserver", "run", "--interface", "127.0.0.1"]
-    command += ["--port", str(port), "--disable-fallback", "--hash-algo", "sha256"]
-    command += ["--authenticate", ".", "--passwords", ".", str(folder)]
-    address = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
+    anyone = {"authenticate": [], "password_file": "."}
+    app = pypiserver.app(roots=[folder], disable_fallback=True, hash_algo="sha256", **anyone)
+    WSGIRequestHandler.log_message = lambda *_: None
+    with make_server("127.0.0.1", 0, app) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 def must_refuse(root: Path, address: str, reason: str, package: str) -> None:
@@ -72,28 +65,20 @@ def must_refuse(root: Path, address: str, reason: str, package: str) -> None:
         raise SystemExit(f"a release was planned that must be refused: {reason}")
 
 
-def before_release(root: Path) -> None:
-    """Put a clone where its declared versions are not released yet, whatever has been.
+def coming(root: Path, package: str) -> str:
+    """The version after the declared one: whatever has been released, this has not."""
+    major, minor, micro = Version(project(root / "packages" / package)["version"]).release
+    return f"{major}.{minor}.{micro + 1}"
 
-    The index on loopback is empty, so the oldest sibling that a package takes is the one declared.
-    """
-    versions = {package: release.project(root, package)["version"] for package in PACKAGES}
-    floor = re.compile(rf"\b({'|'.join(PACKAGES)})>=[0-9.]+")
-    for package, version in versions.items():
-        folder = root / "packages" / package
-        pyproject, changelog = folder / "pyproject.toml", folder / "CHANGELOG.md"
+
+def raise_floors(root: Path) -> None:
+    """Let every package need what is to come of its siblings; the index holds nothing older."""
+    versions = {package: coming(root, package) for package in PACKAGES}
+    for pyproject in root.glob("packages/*/pyproject.toml"):
         text = pyproject.read_text(encoding="utf-8")
-        text = floor.sub(lambda match: f"{match[1]}>={versions[match[1]]}", text)
+        for package, version in versions.items():
+            text = re.sub(rf"\b{package}>=[0-9.]+", f"{package}>={version}", text)
         pyproject.write_text(text, encoding="utf-8")
-        section = re.compile(
-            rf"^## {re.escape(version)} \(.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL
-        )
-        changes = changelog.read_text(encoding="utf-8")
-        changelog.write_text(section.sub("", changes), encoding="utf-8")
-        (folder / "changes").mkdir(exist_ok=True)
-        (folder / "changes" / "+rehearsal.changed.md").write_text(
-            "A rehearsal.\n", encoding="utf-8"
-        )
 
 
 def commit(root: Path, message: str) -> None:
@@ -111,7 +96,7 @@ def verify(root: Path, package: str, dist: Path, address: str) -> None:
 
 def publish(root: Path, package: str, address: str, scratch: Path, *, verified: bool) -> None:
     """Take one package from its fragments to an environment that installed it from the index."""
-    version = release.project(root, package)["version"]
+    version = coming(root, package)
     tag = f"{package}-v{version}"
     release.prepare(root, package, version)
     commit(root, f"Release {package} {version}")
@@ -126,48 +111,33 @@ def publish(root: Path, package: str, address: str, scratch: Path, *, verified: 
     if (out / "SHA256SUMS").read_bytes() != (again / "SHA256SUMS").read_bytes():
         raise SystemExit(f"{package}: two builds of one commit differ")
     print(f"  {', '.join(path.name for path in files)}: the same bytes twice")
-    check = ROOT / ".github" / "scripts" / "check_distributions.py"
-    run(sys.executable, str(check), *map(str, files), cwd=scratch)
+    if faults := check_distributions.report(files):
+        raise SystemExit(faults)
     if verified:
         verify(root, package, out, address)
-    run(
-        *("uv", "publish", "--publish-url", f"{address}/", "--trusted-publishing", "never"),
-        *("--username", "anyone", "--password", "anything", *map(str, files)),
-        cwd=scratch,
-    )
-    install_from(address, f"{package}=={version}", files, scratch)
+    upload = ("uv", "publish", "--publish-url", f"{address}/", "--trusted-publishing", "never")
+    identity = ("--username", "anyone", "--password", "anything")
+    run(*upload, *identity, *map(str, files), cwd=scratch)
+    install_from(address, f"{package}=={version}", (out / "SHA256SUMS").read_text(), scratch)
     must_refuse(root, address, "is already published", package)
 
 
-def install_from(address: str, exact: str, files: list[Path], scratch: Path) -> None:
-    """Install the package from the index into an empty environment, every file held to its hash."""
-    package = exact.partition("==")[0]
-    environment = scratch / f"environment-{package}"
-    run("uv", "venv", "--quiet", "--python", sys.executable, str(environment), cwd=scratch)
-    python = environment / "bin" / "python"
-    wanted, locked = scratch / f"{package}.in", scratch / f"{package}.txt"
-    wanted.write_text(f"{exact}\n", encoding="utf-8")
-    address = f"{address}/simple/"
+def install_from(address: str, exact: str, sums: str, scratch: Path) -> None:
+    """Install what was built from the index into an empty environment, and use it."""
+    hashes = [f"--hash=sha256:{line.split()[0]}" for line in sums.splitlines()]
+    requirement, environment = scratch / "requirement.txt", scratch / "environment"
+    requirement.write_text(" ".join([exact, *hashes]), encoding="utf-8")
+    python = str(environment / "bin" / "python")
+    run("uv", "venv", "--python", sys.executable, str(environment), cwd=scratch)
     # The index on loopback comes first and knows our packages; all else is from the default one.
-    run(
-        *("uv", "pip", "compile", "--quiet", "--generate-hashes", "--index", address),
-        *("--python", str(python), "--output-file", str(locked), str(wanted)),
-        cwd=scratch,
-    )
-    for wheel in (path for path in files if path.suffix == ".whl"):
-        if hashlib.sha256(wheel.read_bytes()).hexdigest() not in locked.read_text(encoding="utf-8"):
-            raise SystemExit(f"the index serves another {wheel.name} than the one that was built")
-    run(
-        *("uv", "pip", "install", "--quiet", "--require-hashes", "--index", address),
-        *("--python", str(python), "--requirement", str(locked)),
-        cwd=scratch,
-    )
-    alone = ROOT / ".github" / "scripts" / "check_alone.py"
-    print("  " + run(str(python), "-I", str(alone), package, cwd=scratch).splitlines()[-1])
+    install = ("uv", "pip", "install", "--python", python, "--index", f"{address}/simple/")
+    run(*install, "--requirement", str(requirement), cwd=scratch)
+    alone = (python, "-I", str(ROOT / ".github" / "scripts" / "check_alone.py"))
+    print("  " + run(*alone, exact.partition("==")[0], cwd=scratch).splitlines()[-1])
     shutil.rmtree(environment)
 
 
-def main() -> int:
+def main() -> None:
     """Try the refusals that need no release, then release everything in order."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--verify", action="store_true", help="run the session verify_release too")
@@ -176,11 +146,8 @@ def main() -> int:
         scratch = Path(folder)
         root = scratch / "clone"
         run("git", "clone", "--quiet", str(ROOT), str(root), cwd=scratch)
-        before_release(root)
-        commit(root, "Stand before the releases")
-        # A release that was made has left its tag in the clone.
-        for tag in run("git", "tag", cwd=root).split():
-            run("git", "tag", "--delete", tag, cwd=root)
+        raise_floors(root)
+        commit(root, "Need what is to come")
         print("before the first release")
         must_refuse(root, address, "is no address", "stam-core")
         release.set_address(root, f"{address}/repository")
@@ -194,8 +161,7 @@ def main() -> int:
             # Once more, now under the dependents that are published.
             verify(root, "stam-core", scratch / "dist" / "stam-core", address)
     print(f"{len(PACKAGES)} packages released to an index on loopback, each installed alone")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,9 +3,9 @@
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 
+import check_distributions
 import nox
 import release
 from packaging.tags import sys_tags
@@ -30,24 +30,12 @@ HEART = {
     "optim-bench": "cli evidence protocol results source stats store",
 }
 
-# What needs a GPU or hours is collected, and run by name.
-MARKERS = "not gpu and not nightly"
-
-
-def files(package: str, *, whole: bool) -> list[str]:
-    """The tests of a package, or the files that are the heart of it."""
-    tests = f"packages/{package}/tests"
-    return [tests] if whole else [f"{tests}/test_{name}.py" for name in HEART[package].split()]
-
 
 def group(name: str) -> list[str]:
     """The requirements of a dependency group of the root, groups it includes resolved."""
     requirements: list[str] = []
     for entry in PYPROJECT["dependency-groups"].get(name, []):
-        if isinstance(entry, dict):
-            requirements += group(entry["include-group"])
-        else:
-            requirements.append(entry)
+        requirements += [entry] if isinstance(entry, str) else group(entry["include-group"])
     return requirements
 
 
@@ -74,31 +62,25 @@ def install_editable(session: nox.Session, package: str, *options: str) -> None:
     session.install("--constraints", str(constraints), "-e", "shared-tests", *tools)
 
 
-def pytest(session: nox.Session, *args: str, markers: str, package: str = "") -> None:
-    """Two workers with one thread each: two cores, and no suite waits for another's thread pool."""
-    dist = DIST.get(package, "worksteal")
-    session.run(
-        *("pytest", "-n2", f"--dist={dist}", "-m", f"{MARKERS}{markers}"),
-        *args,
-        *session.posargs,
-        env={"OMP_NUM_THREADS": "1"},
-    )
+def pytest(session: nox.Session, *args: str, slow: bool = True, package: str = "") -> None:
+    """Two workers with one thread each: two cores, and no suite waits for another's thread pool.
 
-
-def doctests(session: nox.Session, package: str, *options: str) -> None:
-    """Run the examples of a package's docstrings.
-
-    Apart from its tests, because the option would also import the scripts that those start as
-    processes. The one module that imports an extra of its own has no examples, and
-    `beside(submitit)` imports it.
+    What needs a GPU or hours is collected, and run by name.
     """
-    skip = ("--doctest-modules", "--ignore-glob=*/_submitit.py")
-    pytest(session, *skip, *options, f"packages/{package}/src", markers="")
+    markers = "not gpu and not nightly" + ("" if slow else " and not slow")
+    dist = DIST.get(package, "worksteal")
+    command = ("pytest", "-n2", f"--dist={dist}", "-m", markers, *args, *session.posargs)
+    session.run(*command, env={"OMP_NUM_THREADS": "1"})
 
 
-def pytest_alone(session: nox.Session, tests: str) -> None:
-    """One process, for tests that start workers of their own."""
-    session.run("pytest", "-m", MARKERS, tests, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+def run_tests(
+    session: nox.Session, package: str, *options: str, whole: bool = True, slow: bool = False
+) -> None:
+    """Install a package as `install_editable` does, and run its tests, or the heart of them."""
+    install_editable(session, package, *options)
+    tests = f"packages/{package}/tests"
+    heart = [f"{tests}/test_{name}.py" for name in HEART[package].split()]
+    pytest(session, *([tests] if whole else heart), slow=slow, package=package)
 
 
 def build(session: nox.Session) -> Path:
@@ -114,82 +96,59 @@ def build(session: nox.Session) -> Path:
     return dist
 
 
-def check_files(session: nox.Session, package: str, dist: Path) -> None:
-    """Check a package's built files: the index would show them, and they hold what they should."""
+def check_files(session: nox.Session, package: str, dist: Path, *options: str) -> None:
+    """Check a package's built files, and that each wheel works in an environment with no other.
+
+    The wheel that an index would give to this machine is tried last, and stays.
+    """
     module = package.replace("-", "_")
-    files = [str(path) for path in sorted(dist.glob(f"{module}-*"))]
-    session.run("uvx", TWINE, "check", "--strict", *files, external=True)
+    files = sorted(dist.glob(f"{module}-*"))
+    session.run("uvx", TWINE, "check", "--strict", *map(str, files), external=True)
     # Every file of the source and no other, in one folder; check_distributions.py knows what is
     # compiled.
     source = ("--package", f"packages/{package}/src/{module}", "--toplevel", module)
     source += ("--package-omit", "__pycache__,*.so")
-    for file in (file for file in files if file.endswith(".whl")):
+    for file in (str(file) for file in files if file.suffix == ".whl"):
         compiled = () if file.endswith("-any.whl") else ("--ignore", "W102")
         session.run("uvx", CHECK_WHEEL, "--no-config", *source, *compiled, file, external=True)
-    session.run("python", f"{SCRIPTS}/check_distributions.py", *files)
+    if faults := check_distributions.report(files):
+        session.error(faults)
+    for built in reversed(wheels(dist, package)):
+        session.install(*options, built)
+        session.run("python", "-I", f"{SCRIPTS}/check_alone.py", package)
+        session.run("uv", "pip", "check", external=True)
 
 
 def wheels(dist: Path, package: str) -> list[str]:
     """The paths of a package's built wheels that fit this machine, that of its platform first."""
-    order = {tag: place for place, tag in reversed([*enumerate(sys_tags())])}
-    places = {}
-    for path in dist.glob(f"{package.replace('-', '_')}-*.whl"):
-        fitting = [order[tag] for tag in parse_wheel_filename(path.name)[3] if tag in order]
-        if fitting:
-            places[str(path)] = min(fitting)
-    return sorted(places, key=places.__getitem__)
-
-
-def wheel(dist: Path, package: str) -> str:
-    """The path of the built wheel that an index would give to this machine."""
-    return wheels(dist, package)[0]
+    built = dist.glob(f"{package.replace('-', '_')}-*.whl")
+    tags = {str(path): parse_wheel_filename(path.name)[3] for path in built}
+    fitting = (path for tag in sys_tags() for path in tags if tag in tags[path])
+    return list(dict.fromkeys(fitting))
 
 
 def reference(dist: Path, package: str) -> str:
-    """The built wheel with the package's extras, as a requirement."""
-    return f"{package}{EXTRAS.get(package, '')} @ {Path(wheel(dist, package)).as_uri()}"
+    """What an index would give to this machine with the package's extras, as a requirement."""
+    return f"{package}{EXTRAS.get(package, '')} @ {Path(wheels(dist, package)[0]).as_uri()}"
 
 
 def run_blocks(session: nox.Session, readme: Path) -> None:
     """Run a README's Python blocks in an empty folder: what they write stays out of the tree."""
-    configuration = ROOT / "pyproject.toml"
     session.chdir(session.create_tmp())
-    session.run("pytest", "-c", str(configuration), "--markdown-docs", str(readme))
+    session.run("pytest", "-c", str(ROOT / "pyproject.toml"), "--markdown-docs", str(readme))
     session.chdir(ROOT)
 
 
-def try_published(
-    session: nox.Session,
-    package: str,
-    ours: str,
-    index: Sequence[str],
-    options: Sequence[str],
-) -> None:
-    """Install the newest published version of a package that takes `ours`, and use it.
+def try_published(session: nox.Session, package: str, ours: str, *options: str) -> None:
+    """Use the newest published version of a package that takes the built wheel `ours`.
 
     In an environment of its own: what another dependent needs could stand in for what is missing.
-
-    Args:
-        session: The session.
-        package: What was published.
-        ours: The requirement that it is tried with, a built wheel.
-        index: Options of release.py about the index to ask for versions.
-        options: Options of the installation.
     """
-    session.install(*group("release"))
-    command = ("python", f"{SCRIPTS}/release.py", "published", package, *index)
-    if not str(session.run(*command, silent=True)).strip():
-        session.log(f"{package}: no version is published yet, so none is tried")
-        return
-    place = Path(session.create_tmp(), package)
-    python = str(place / "bin" / "python")
-    make = ("uv", "venv", "--quiet", "--clear", "--python", str(session.python), str(place))
-    session.run(*make, external=True)
-    install = ["uv", "pip", "install", "--python", python, *options, ours, package]
-    found = subprocess.run(install, check=False, capture_output=True, text=True)
-    if found.returncode == 0:
-        session.run(python, "-I", f"{SCRIPTS}/check_alone.py", package, external=True)
-    elif "No solution found" in found.stderr:
-        session.log(f"{package}: no published version takes this one, so none can break")
-    else:
-        session.error(found.stderr)
+    command = ["uv", "run", "--isolated", "--no-project", "--python", str(session.python), *options]
+    command += ["--with", ours, "--with", package]
+    alone = ("python", "-I", f"{SCRIPTS}/check_alone.py", package)
+    found = subprocess.run([*command, *alone], check=False, capture_output=True, text=True)
+    if "No solution found" in found.stderr:
+        session.log(f"no published {package} takes this one, so none can break")
+    elif found.returncode:
+        session.error(found.stdout + found.stderr)

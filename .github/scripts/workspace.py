@@ -1,9 +1,11 @@
 """The packages of this workspace and what they declare: the one list that the tools here share."""
 
-import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ".github/scripts"
@@ -36,20 +38,11 @@ def project(folder: Path) -> dict:
     return tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def requirements(declared: dict) -> Iterator[str]:
-    """Every requirement that a [project] table publishes, extras included."""
-    yield from declared.get("dependencies", [])
-    for extra in declared.get("optional-dependencies", {}).values():
-        yield from extra
-
-
-def unbounded(requirements: Iterable[str], package: str) -> Iterator[str]:
-    """The requirements on other packages of this workspace that lack a floor or a ceiling."""
-    for requirement in requirements:
-        bounds = requirement.partition(";")[0]
-        name = re.split(r"[\s<>=!~\[(]", bounds, maxsplit=1)[0]
-        bounded = ">=" in bounds and "<" in bounds.replace("<=", "")
-        if name in PACKAGES and name != package and not bounded:
+def sibling_requirements(declared: dict) -> Iterator[Requirement]:
+    """What a [project] table requires of other packages here, in its extras as well."""
+    groups = [declared.get("dependencies", []), *declared.get("optional-dependencies", {}).values()]
+    for requirement in map(Requirement, chain.from_iterable(groups)):
+        if requirement.name in PACKAGES and requirement.name != declared["name"]:
             yield requirement
 
 

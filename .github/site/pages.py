@@ -83,7 +83,7 @@ def linked(text: str, source: str, page: str) -> str:
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if not (ROOT / path).exists():
-            return match[0]
+            return f"{before}{target}{after}"  # no link, and the build ends with that
         if path in PAGES:
             where = posixpath.relpath(PAGES[path], posixpath.dirname(page) or ".")
         elif path.endswith((".svg", ".png")):

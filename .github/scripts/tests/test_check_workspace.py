@@ -1,5 +1,7 @@
 """Each rule of the workspace is broken once, and the check must say so."""
 
+import subprocess
+
 import check_workspace
 import pytest
 import workspace
@@ -24,7 +26,6 @@ def package(tmp_path):
     folder = tmp_path / "packages" / "stam-jax"
     (folder / "src" / "stam_jax").mkdir(parents=True)
     (folder / "src" / "stam_jax" / "py.typed").touch()
-    (folder / "src" / "stam_jax" / "__init__.py").write_text('__version__ = "0.1.0"\n')
     (folder / "LICENSE").write_bytes(LICENCE)
     (folder / "CHANGELOG.md").write_text(check_workspace.MARKER)
     (folder / "pyproject.toml").write_text(pyproject())
@@ -68,11 +69,6 @@ def test_an_address_of_its_own_is_named(package):
     assert "[project.urls] is not that of workspace.py" in problem
 
 
-def test_a_version_that_the_module_does_not_have_is_named(package):
-    (package / "src" / "stam_jax" / "__init__.py").write_text('__version__ = "0.2.0"\n')
-    assert found(package) == ['src/stam_jax/__init__.py has no line __version__ = "0.1.0"']
-
-
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
@@ -80,7 +76,6 @@ def test_a_version_that_the_module_does_not_have_is_named(package):
         ("https://else.example/x", None),
         (f"{workspace.ADDRESS}/blob/main/packages/stam-jax/LICENSE#x", None),
         ("GUIDE.md", "README.md links to GUIDE.md: write https://"),
-        (f"{workspace.ADDRESS}/raw/main/no.svg", "README.md links to no.svg, which is not there"),
     ],
 )
 def test_links_of_a_readme_work_on_an_index(package, target, problem):
@@ -93,10 +88,9 @@ def test_links_of_a_readme_work_on_an_index(package, target, problem):
 def test_the_index_of_findings_is_held_to_the_folder(tmp_path):
     (tmp_path / "one.sh").touch()
     (tmp_path / "two.sh").touch()
-    (tmp_path / "README.md").write_text("| [one](one.sh) | [three](three.sh) |")
+    (tmp_path / "README.md").write_text("| [one](one.sh) | two.sh |")
     assert list(check_workspace.finding_problems(tmp_path)) == [
-        "findings/README.md lists a missing three.sh",
-        "findings/README.md does not list two.sh",
+        "findings/README.md does not list two.sh"
     ]
 
 
@@ -104,17 +98,32 @@ def test_a_package_that_no_list_names_is_missed_in_each():
     root = check_workspace.ROOT
     assert list(check_workspace.list_problems(root, ["stam-core", "optim-bench"])) == []
     missed = list(check_workspace.list_problems(root, ["stam-new"]))
-    assert len(missed) == len(check_workspace.LISTS) + 3
+    assert len(missed) == len(check_workspace.LISTS) + 1
     assert '.github/workflows/release.yml does not name stam-new (as "stam-new-v*")' in missed
-    assert any("what stam_new may not import" in line for line in missed)
+    assert any(line.startswith("import-linter has no contract for stam-new") for line in missed)
+
+
+def tracked(folder, name, text=""):
+    path = folder / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    for command in ("init", "add"):
+        subprocess.run(["git", "-C", str(folder), command, "."], check=True)
+    return list(check_workspace.tracked_problems(folder, "index.example"))
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["packages/stam-jax/tests/__init__.py", "packages/x/tests_parity/a/__init__.py", "uv.lock"],
+    ("name", "problem"),
+    [
+        ("packages/stam-jax/tests/__init__.py", "importlib mode"),
+        ("packages/x/tests_parity/a/__init__.py", "importlib mode"),
+        ("packages/x/uv.lock", "names index hosts"),
+        ("packages/x/src/x/__init__.py", None),
+    ],
 )
-def test_a_forbidden_name_is_named(name):
-    assert len(list(check_workspace.name_problems([name, "packages/x/src/x/__init__.py"]))) == 1
+def test_a_forbidden_name_is_named(tmp_path, name, problem):
+    found = tracked(tmp_path, name)
+    assert [problem in line for line in found] == [True] * bool(problem)
 
 
 @pytest.mark.parametrize(
@@ -123,16 +132,14 @@ def test_a_forbidden_name_is_named(name):
         "index = 'https://index.example/simple'",
         "cd " + "/home" + "/someone/project",
         "'/root" + "/x'",
+        "/root" + "/x",
     ],
 )
-def test_hosts_and_machine_paths_are_named(line):
-    text = f"fine\n{line}\n"
-    assert [
-        problem.split()[0]
-        for problem in check_workspace.text_problems("f.py", text, hosts=["index.example"])
-    ] == ["f.py:2"]
+def test_hosts_and_machine_paths_are_named(tmp_path, line):
+    (found,) = tracked(tmp_path, "a/f.py", f"fine\n{line}\n")
+    assert found == f"a/f.py:2:{line}: names an index host, or a path of one machine"
 
 
-def test_relative_paths_are_not_machine_paths():
-    text = "packages/root/x and ../work/y and data/home/me/z"
-    assert list(check_workspace.text_problems("f.py", text, hosts=["index.example"])) == []
+def test_relative_paths_are_not_machine_paths(tmp_path):
+    text = "packages/root/x and ../work/y and data/home/me/z and indexXexample"
+    assert tracked(tmp_path, "a/f.py", text) == []

@@ -1,4 +1,4 @@
-"""The root README's table says what the committed evidence says."""
+"""The root README shows the two commands, and its table says what the committed evidence says."""
 
 import json
 import re
@@ -29,6 +29,12 @@ def table():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
     return {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.parametrize("command", ["uv run optim-bench run", "uvx nox"])
+def test_it_shows_what_runs_from_a_checkout(command):
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith(f"pip install uv && {command} ")]
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -162,6 +162,7 @@ def test_an_address_is_written_everywhere(root, index):
         folder.mkdir(exist_ok=True)
         (folder / "pyproject.toml").write_text(f'Source = "{release.ADDRESS}/tree"\n')
         (folder / "README.md").write_text(f"[it]({release.ADDRESS}/blob/main/x.md)")
+    git(root, "add", "--all")
     release.set_address(root, "https://there.example/x")
     assert (scripts / "workspace.py").read_text() == 'ADDRESS = "https://there.example/x"\n'
     texts = {path.read_text() for path in root.glob("packages/*/pyproject.toml")}

@@ -1,6 +1,8 @@
 """Every optimizer of two packages that are not ours: how many resume exactly.
 
-The counts are in `benchmarks/peers.json`; `OPTIM_CHECKPOINT_PEERS=write` writes them again.
+The counts are in `benchmarks/peers.json`; `OPTIM_CHECKPOINT_PEERS=write` writes them again. Run by
+`uv run --all-packages --all-groups --with pytorch_optimizer==4.1.0,prodigyopt==1.1.2 pytest
+packages/optim-checkpoint/tests_peers`.
 """
 
 import json

@@ -64,6 +64,12 @@ def steps(path: StrPath) -> list[int]:
     Raises:
         CheckpointNotFoundError: If `path` is one generation of a run.
         CheckpointReadError: If the folder is there and cannot be listed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     steps(folder)
+        []
     """
     return _reading.afresh(
         lambda: sorted({name.step for name in _place.present(path, must_exist=False)})

@@ -50,7 +50,12 @@ def found(folder, start):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        # A program over several processes is not what JAX keeps of one.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(port), str(rank), str(folder)],
