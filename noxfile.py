@@ -327,6 +327,9 @@ def nightly(session: nox.Session, package: str) -> None:
 @nox.session(python=NEWEST, default=False)
 @nox.parametrize("package", ["stac-torch", "optim-bench"], ids=["stac-torch", "optim-bench"])
 def gpu(session: nox.Session, package: str) -> None:
-    """What needs a CUDA device, on a machine that has one."""
+    """What needs a CUDA device, on a machine that has one; then the step times, `-- --json FILE`."""
     steps.install_editable(session, package)
-    session.run("pytest", "-m", "gpu", f"packages/{package}/tests", *session.posargs)
+    session.run("pytest", "-m", "gpu", f"packages/{package}/tests")
+    if package == "optim-bench":
+        timed = ("optim-bench", "time", "--preset", "step-speed-cuda", "--rounds", "30")
+        session.run(*timed, *session.posargs)
