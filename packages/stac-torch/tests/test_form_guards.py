@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from stac_torch import STAC, _forms
-from stac_torch._forms import adamw_form, sign_form, takes_look, why_no_kernel
+from stac_torch._forms import adamw_form, rule_form, sign_form, takes_look, why_no_kernel
 from stac_torch._fused import prepare_fused
 from stac_torch._records import Slot
 from stac_torch._rounding import Noise
@@ -148,6 +148,7 @@ class DoublesSigns(TorchFunctionMode):
 
 def under_a_dispatch_mode(step, p):
     with Passes():
+        assert sign_form({**NEITHER, "fused": True}, [plain(p)]) == ("loop", TRACED)
         step()
     return p.tolist()
 
@@ -224,6 +225,7 @@ LIKE_ADAMW = {"exp_avg": on("cuda")}
         (["cuda", "xpu"], NEITHER, ("foreach", "no kernel runs on cuda, xpu")),
         (["mps"], NEITHER, ("loop", "no kernel runs on mps")),
         (["cuda"], {**NEITHER, "foreach": False}, ("loop", "foreach=False")),
+        (["cuda"], {**NEITHER, "fused": True}, ("fused", "")),
     ],
 )
 def test_other_devices(devices, group, found):
@@ -236,6 +238,7 @@ def test_other_devices(devices, group, found):
 @pytest.mark.parametrize(
     ("devices", "more", "name"),
     [
+        (["cuda"], {"fused": True}, "fused"),
         (["cuda"], {}, "foreach"),
         (["cuda", "cpu"], {}, "loop"),
         (["cpu"], {}, "loop"),
@@ -245,11 +248,24 @@ def test_other_devices(devices, group, found):
         (["cuda"], {"lr": torch.tensor(0.1), "capturable": True}, "foreach"),
     ],
 )
-def test_the_form_of_adamw_is_that_of_torch(devices, more, name):
+def test_the_form_of_the_adamw_section(devices, more, name):
     slots = [Slot(on(device), on(device), LIKE_ADAMW) for device in devices]
-    assert adamw_form({**NEITHER, **more}, slots).name == name
-    other = [Slot(on("cuda"), on("cuda"), {"exp_avg": values(0)})]
-    assert adamw_form({**NEITHER, **more}, other).name == "loop"
+    form = adamw_form({**NEITHER, **more}, slots)
+    assert form.name == name
+    if name != "fused":
+        asked = f"foreach={more.get('foreach')}"
+        assert form.why == (
+            asked if "foreach" in more else "torch's fused AdamW rounds otherwise than its loop"
+        )
+        # Moments in another dtype are not those that torch's function takes.
+        other = [Slot(on("cuda"), on("cuda"), {"exp_avg": values(0)})]
+        assert adamw_form({**NEITHER, **more}, other).name == "loop"
+
+
+def test_a_rule_is_looped_for_one_complex_parameter():
+    slots = [plain(torch.ones(2)), plain(torch.ones(2, dtype=torch.complex64))]
+    assert rule_form({"foreach": None}, slots[:1]).name == "foreach"
+    assert rule_form({"foreach": None}, slots) == ("loop", "no kernel computes this rule")
 
 
 def coded(**changed):

@@ -33,8 +33,7 @@ _FOREACH_DEVICES = frozenset({"cuda", "xpu"})
 _CLASSES, _DTYPES = frozenset(PLAIN), frozenset(KERNEL_DTYPES)
 _dtype, _is_cpu, _shape = map(attrgetter, ("dtype", "is_cpu", "shape"))
 # What torch sends each operation through for dispatch modes and ``torch.func``.
-_FOLLOWERS = ("Python", "PreDispatch", "FuncTorchDynamicLayerFrontMode")
-_FOLLOWER_KEYS = [getattr(torch._C.DispatchKey, name) for name in _FOLLOWERS]
+_FOLLOWERS = torch._C.DispatchKey.Python, torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
 _TRACED = "the step is traced"
 
 
@@ -49,10 +48,9 @@ def sign_form(
         tallied: Whether the step counts what it does.
         planned: Whether gradients and states that are not there yet are on the meta device.
     """
-    why = _TRACED if followed() else ""
-    if group["fused"] and not why:
+    if group["fused"] and (torch.compiler.is_compiling() or not followed()):
         return Form(FUSED)
-    why = why or asked(group)
+    why = _TRACED if watched() else asked(group)
     why = why or ("track_diagnostics=True counts in the loop" if tallied else "")
     why = why or why_no_kernel(slots, planned=planned)
     if not why:
@@ -112,7 +110,7 @@ def watched() -> bool:
 
 def followed() -> bool:
     """Tell whether something follows each operation of torch, and would miss those of a kernel."""
-    included = any(map(torch._C._dispatch_tls_is_dispatch_key_included, _FOLLOWER_KEYS))
+    included = any(map(torch._C._dispatch_tls_is_dispatch_key_included, _FOLLOWERS))
     if included or torch._C._get_tracing_state() is not None:
         return True
     # A default device changes nothing here.
@@ -129,8 +127,6 @@ def why_no_kernel(slots: Sequence[Slot], *, planned: bool = False) -> str:
         slots: The tensors.
         planned: Whether gradients and states that are not there yet are on the meta device.
     """
-    if watched():
-        return _TRACED
     params, grads = [slot.param for slot in slots], [slot.grad for slot in slots]
     kinds = {p.device.type for p in params if not p.is_cpu}
     if kinds == {"cuda"}:
