@@ -307,7 +307,7 @@ def across(rows, columns, dtype=torch.float32):
         ([plain(torch.ones(6, 4)[::2], torch.ones(6, 4)[::2])], ORDER),
         ([plain(torch.ones(4, dtype=torch.bfloat16), noise=ROUNDED)], ""),
         (
-            [plain(torch.ones(4, dtype=torch.bfloat16), noise=ROUNDED.shifted(4))],
+            [plain(torch.ones(4)), plain(torch.ones(4).bfloat16(), noise=ROUNDED.shifted(4))],
             "stochastic rounding of a shard has no kernel",
         ),
         ([plain(torch.ones(4), exp_avg=torch.ones(4, device="meta"))], NOT_ITS),

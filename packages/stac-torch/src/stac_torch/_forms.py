@@ -159,7 +159,7 @@ def why_no_kernel(slots: Sequence[Slot], *, planned: bool = False) -> str:
         return "a tensor has gaps in memory, or an order that no kernel walks"
     if _share_memory([*params, *moments, *codes], grads):
         return "tensors share memory"
-    return why_no_cpu_kernel() if cpu_kernel() is None else ""
+    return why_no_cpu_kernel()
 
 
 def _is_int8(slot: Slot) -> bool:
