@@ -317,6 +317,9 @@ def test_a_dispatch_mode_sees_every_operation():
         optimizer.step()
     assert p.tolist() == [0.5] * 4
     assert torch.ops.aten.sign.default in seen
+    # Weights in codes may know how to add, as torch's optimizers do, and no other operation.
+    assert torch.ops.aten.add_.Tensor in seen
+    assert torch.ops.aten.sub_.Tensor not in seen
 
 
 def test_inside_torch_func_it_is_the_loop():
