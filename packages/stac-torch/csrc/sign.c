@@ -17,7 +17,7 @@ enum dtype { FLOAT64, FLOAT32, FLOAT16, BFLOAT16, INT8, NONE };
 /* One row of the table that the caller fills; 64-bit fields, pointers as integers. */
 typedef struct {
     int64_t param, grad, moment, scale; /* addresses; moment and scale may be 0 */
-    int64_t entries, row; /* row: entries of one index of dimension 0, for int8 moments */
+    int64_t entries, row; /* row: entries of one index of dimension 0 for int8 moments, else all */
     int64_t noise;        /* hash of seed and name, or -1 to round to nearest */
     int64_t counter;      /* the step being taken, for the noise */
 } tensor;
@@ -25,10 +25,10 @@ typedef struct {
 typedef struct {
     double lr, decay, momentum, fresh; /* fresh is 1 - momentum */
     double grad_scale;                 /* 0 for none */
-    double clip;                       /* factor of the gradient; times 1 is exact */
-    int64_t maximize, param, grad, moment; /* a truth value, and dtypes */
-    int64_t propagate_nan;                 /* whether the sign of nan is nan */
-    int64_t nonfinite;                     /* set where one was seen */
+    double clip;                       /* factor of the gradient, negative to ascend */
+    int64_t param, grad, moment;       /* dtypes */
+    int64_t propagate_nan;             /* whether the sign of nan is nan */
+    int64_t nonfinite;                 /* set where one was seen */
 } options;
 
 typedef union { float value; uint32_t bits; } word;
@@ -128,8 +128,7 @@ static void step_int8(const tensor *t, options *o, int64_t first, int64_t last) 
 }
 
 static int64_t units(const tensor *t) {
-    return t->row ? t->entries / t->row * ((t->row + PIECE - 1) / PIECE)
-                  : (t->entries + PIECE - 1) / PIECE;
+    return t->entries ? t->entries / t->row * ((t->row + PIECE - 1) / PIECE) : 0;
 }
 
 typedef void visitor(const tensor *, options *, int64_t first, int64_t last);

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from stac_torch._adamw import is_torchs
 from stac_torch._int8 import scale_shape
 from stac_torch._kernel import cpu_kernel, why_no_cpu_kernel
-from stac_torch._layout import has_no_memory, is_dense
+from stac_torch._layout import are_locked, hold_entries, is_dense
 from stac_torch._records import PLAIN, Slot
 from stac_torch._report import Form
 from stac_torch._sign import can_foreach
@@ -30,7 +31,10 @@ KERNEL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _FOREACH_DEVICES = frozenset({"cuda", "xpu"})
 _CLASSES, _DTYPES = frozenset(PLAIN), frozenset(KERNEL_DTYPES)
-_dtype, _is_cpu, _layout, _shape = map(attrgetter, ("dtype", "is_cpu", "layout", "shape"))
+_dtype, _is_cpu, _shape = map(attrgetter, ("dtype", "is_cpu", "shape"))
+# What torch sends each operation through for dispatch modes and ``torch.func``.
+_FOLLOWERS = torch._C.DispatchKey.Python, torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
+_TRACED = "the step is traced"
 
 
 def sign_form(
@@ -44,9 +48,10 @@ def sign_form(
         tallied: Whether the step counts what it does.
         planned: Whether gradients and states that are not there yet are on the meta device.
     """
-    if group["fused"]:
+    if group["fused"] and (torch.compiler.is_compiling() or not followed()):
         return Form(FUSED)
-    why = asked(group) or ("track_diagnostics=True counts in the loop" if tallied else "")
+    why = _TRACED if watched() else asked(group)
+    why = why or ("track_diagnostics=True counts in the loop" if tallied else "")
     why = why or why_no_kernel(slots, planned=planned)
     if not why:
         return Form(FUSED)
@@ -95,15 +100,21 @@ def takes_look(grads: Sequence[Tensor]) -> bool:
     # Those with gaps would be copied.
     known = {*map(type, grads)} <= _CLASSES and {*map(_dtype, grads)} <= _DTYPES
     dense = known and (all(map(Tensor.is_contiguous, grads)) or all(map(is_dense, grads)))
-    return dense and not any(map(has_no_memory, grads)) and cpu_kernel() is not None
+    return dense and hold_entries(grads) and cpu_kernel() is not None
 
 
 def watched() -> bool:
+    """Tell whether a compiler or another follower would miss the operations of a kernel."""
+    return torch.compiler.is_compiling() or followed()
+
+
+def followed() -> bool:
     """Tell whether something follows each operation of torch, and would miss those of a kernel."""
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    included = any(map(torch._C._dispatch_tls_is_dispatch_key_included, _FOLLOWERS))
+    if included or torch._C._get_tracing_state() is not None:
         return True
-    level = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]
-    return level is not None
+    # A default device changes nothing here.
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def why_no_kernel(slots: Sequence[Slot], *, planned: bool = False) -> str:
@@ -116,8 +127,6 @@ def why_no_kernel(slots: Sequence[Slot], *, planned: bool = False) -> str:
         slots: The tensors.
         planned: Whether gradients and states that are not there yet are on the meta device.
     """
-    if watched():
-        return "the step is traced"
     params, grads = [slot.param for slot in slots], [slot.grad for slot in slots]
     kinds = {p.device.type for p in params if not p.is_cpu}
     if kinds == {"cuda"}:
@@ -131,12 +140,8 @@ def why_no_kernel(slots: Sequence[Slot], *, planned: bool = False) -> str:
     moments = [slot.state["exp_avg"] for slot in owners if "exp_avg_scale" not in slot.state]
     codes = [slot.state[key] for slot in coded for key in ("exp_avg", "exp_avg_scale")]
     tensors = [*params, *grads, *moments, *codes]
-    if not {*map(type, tensors)} <= _CLASSES or {*map(_layout, tensors)} - {torch.strided}:
-        return "a tensor is of a subclass, or not strided"
-    if any(map(Tensor.is_neg, tensors)):
-        return "a tensor is a view of the opposite numbers"
-    if any(map(has_no_memory, tensors)):
-        return "a tensor of zeros has no memory"
+    if not {*map(type, tensors)} <= _CLASSES:
+        return "a tensor is of a subclass"
     unread = {*map(_dtype, (*params, *grads, *moments))} - _DTYPES
     if unread:
         return f"no kernel reads {unread.pop()}"
@@ -144,13 +149,17 @@ def why_no_kernel(slots: Sequence[Slot], *, planned: bool = False) -> str:
     fits = [*map(_shape, grads)] == [*map(_shape, params)] and all(map(_is_cpu, held))
     if not fits or any(slot.state["exp_avg"].shape != slot.param.shape for slot in owners):
         return "a gradient or a state has not the shape and device of its parameter"
-    if any(slot.noise and (slot.noise.offset or not slot.noise.parameter) for slot in slots):
+    if not hold_entries(held):
+        return "the memory of a tensor does not hold its entries"
+    if are_locked([*params, *moments, *codes]):
+        return "a tensor was made under inference_mode"
+    if any(slot.noise and slot.noise.offset for slot in slots):
         return "stochastic rounding of a shard has no kernel"
     if not all(map(Tensor.is_contiguous, tensors)) and not all(map(_in_one_order, slots)):
         return "a tensor has gaps in memory, or an order that no kernel walks"
     if _share_memory([*params, *moments, *codes], grads):
         return "tensors share memory"
-    return why_no_cpu_kernel() if cpu_kernel() is None else ""
+    return why_no_cpu_kernel()
 
 
 def _is_int8(slot: Slot) -> bool:
@@ -176,12 +185,12 @@ def _share_memory(written: Sequence[Tensor], read: Sequence[Tensor]) -> bool:
         ends[start] = max(start + t.nbytes, ends.get(start, 0))
     only_read = set(ends)
     for t in written:
-        start, size = t.data_ptr(), t.nbytes
-        # Those on the meta device are nowhere.
-        if start and size:
+        start = t.data_ptr()
+        # Empty ones, and those on the meta device, are nowhere.
+        if start:
             if start in ends:
                 return True
-            ends[start] = start + size
+            ends[start] = start + t.nbytes
     order = sorted(ends)
     if all(map(le, map(ends.__getitem__, order), order[1:])):
         return False

@@ -16,10 +16,11 @@ from torch.autograd.graph import increment_version
 from stac_torch._codes import code_name
 from stac_torch._dtypes import INT8
 from stac_torch._forms import KERNEL_DTYPES as DTYPES
+from stac_torch._forms import followed
 from stac_torch._fused_cpu import all_finite_cpu, sign_step_cpu_
 from stac_torch._int8 import scale_shape
 from stac_torch._kernel import required_cpu_kernel
-from stac_torch._layout import has_no_memory, is_dense, same_layout
+from stac_torch._layout import are_locked, hold_entries, is_dense, same_layout
 from stac_torch._local import local
 from stac_torch._records import Slot, by_device
 from stac_torch._sign import SignOptions
@@ -63,6 +64,7 @@ def prepare_fused(
                 continue
             p = local(parameter)
             _check_parameter(p)
+            _check_memory("a parameter", p)
             devices.add(p.device.type)
             moments = _checked_moments(parameter, p, states.get(parameter, {}))
             for tensor in (p, *moments):
@@ -113,11 +115,29 @@ def _checked_moments(parameter: Tensor, p: Tensor, state: Mapping[str, Any]) -> 
         else:
             quantized = key == "exp_avg" and "exp_avg_scale" in state
             known = value.dtype is torch.int8 if quantized else value.dtype in DTYPES
-            fits = known and value.shape == shape and not has_no_memory(value)
+            fits = known and value.shape == shape
             moments.append(value)
         if not fits or value.device != device:
             _refuse(f"the state {key!r}", value, p)
+        _check_memory(f"the state {key!r}", value)
     return moments
+
+
+def _check_memory(what: str, written: Tensor) -> None:
+    if are_locked((written,)):
+        # Torch's own sentence.
+        msg = (
+            "Inplace update to inference tensor outside InferenceMode is not allowed: "
+            f"{what} was made under torch.inference_mode(), and so only a clone of it may change"
+        )
+        raise RuntimeError(msg)
+    # What follows operations may have wrapped it.
+    if not followed() and not hold_entries((written,)):
+        msg = (
+            f"`fused=True` cannot write to {what}: its memory does not hold its entries, as with "
+            "freed storage or a view of the opposite numbers. Give a clone, or use fused=False"
+        )
+        raise RuntimeError(msg)
 
 
 def _refuse(what: str, found: Tensor, p: Tensor) -> None:

@@ -9,12 +9,15 @@ import ctypes
 import os
 from array import array
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
+from stam_core.int8 import row_length
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 from stac_torch._kernel import required_cpu_kernel, run_team
-from stac_torch._layout import is_dense, laid_out_like
+from stac_torch._layout import laid_out_like
 from stac_torch._records import Slot
 from stac_torch._sign import SignOptions
 
@@ -31,7 +34,7 @@ class _Options(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_double) for name in ("lr", "decay", "momentum", "fresh")),
         *((name, ctypes.c_double) for name in ("grad_scale", "clip")),
-        *((name, ctypes.c_int64) for name in ("maximize", "param", "grad", "moment")),
+        *((name, ctypes.c_int64) for name in ("param", "grad", "moment")),
         *((name, ctypes.c_int64) for name in ("propagate_nan", "nonfinite")),
     )
 
@@ -40,17 +43,16 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
     """Take one step on tensors in host memory, whose layouts were checked."""
     if options.skip is not None and bool(options.skip):
         return
-    scale = options.grad_scale
-    base = {
-        "lr": float(options.lr),
-        "decay": float(options.decay),
-        "momentum": options.momentum,
-        "fresh": 1 - options.momentum,
-        "grad_scale": 0.0 if scale is None else float(scale),
-        "clip": 1.0 if options.clip is None else float(options.clip),
-        "maximize": options.maximize,
-        "propagate_nan": options.propagate_nan,
-    }
+    clip = 1.0 if options.clip is None else float(options.clip)
+    given = _Options(
+        lr=float(options.lr),
+        decay=float(options.decay),
+        momentum=options.momentum,
+        fresh=1 - options.momentum,
+        grad_scale=0.0 if options.grad_scale is None else float(options.grad_scale),
+        clip=-clip if options.maximize else clip,
+        propagate_nan=options.propagate_nan,
+    )
     tables: dict[tuple[int, int, int], array[int]] = {}
     kept: list[Tensor] = []
     for p, grad, state, noise in slots:
@@ -66,41 +68,36 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
                 0 if m is None else m.data_ptr(),
                 0 if s is None else s.data_ptr(),
                 p.numel(),
-                0 if s is None or not p.numel() else p.numel() // p.shape[0],
+                p.numel() if s is None else row_length(p.shape),
                 -1 if noise is None else noise.key,
                 0 if noise is None else int(noise.step),
             )
         )
-    for (param, grad, moment), table in tables.items():
-        filled = _Options(**base, param=param, grad=grad, moment=moment)
-        if moment == _CODES[None] and options.maximize:
-            # Of the opposite gradient, as the loop: minus a step of 0 would make 0.0 of -0.0.
-            filled.clip, filled.maximize = -filled.clip, 0
-        _call("stac_sign_step", table, filled)
+    for (given.param, given.grad, given.moment), table in tables.items():
+        _call("sign_step", table, given)
 
 
 def all_finite_cpu(grads: Sequence[Tensor]) -> bool:
-    """Tell whether every entry is finite, in one pass over gradients in host memory."""
+    """Tell whether every entry of gradients without gaps is finite, in one pass over memory."""
     tables: dict[int, array[int]] = {}
-    # Copies have to outlive the calls, which know their addresses alone.
-    dense = [g if is_dense(g) else g.contiguous() for g in grads]
-    for g in dense:
-        row = (0, g.data_ptr(), 0, 0, g.numel(), 0, -1, 0)
+    for g in grads:
+        row = (0, g.data_ptr(), 0, 0, g.numel(), g.numel(), -1, 0)
         tables.setdefault(_CODES[g.dtype], array("q")).extend(row)
-    return all(
-        _call("stac_all_finite", table, _Options(grad=code)) for code, table in tables.items()
-    )
+    return all(_call("all_finite", table, _Options(grad=code)) for code, table in tables.items())
 
 
 def _call(name: str, table: "array[int]", options: _Options) -> int:
     address, length = table.buffer_info()
-    return getattr(required_cpu_kernel(), name)(
-        ctypes.c_void_p(address),
-        ctypes.c_int64(length // _FIELDS),
-        ctypes.byref(options),
-        _threads(sum(table[_ENTRIES::_FIELDS])),
-        run_team(),
-    )
+    # A profiler sees operations of torch, of which this is none. To tell it costs where none is.
+    profiled = torch.autograd._profiler_enabled()
+    with record_function(f"stac_torch::{name}") if profiled else nullcontext():
+        return getattr(required_cpu_kernel(), f"stac_{name}")(
+            ctypes.c_void_p(address),
+            ctypes.c_int64(length // _FIELDS),
+            ctypes.byref(options),
+            _threads(sum(table[_ENTRIES::_FIELDS])),
+            run_team(),
+        )
 
 
 def _threads(entries: int) -> int:

@@ -1,12 +1,29 @@
 """How tensors lie in memory: kernels follow addresses, and go through all tensors in one order."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def has_no_memory(tensor: Tensor) -> bool:
-    """Tell whether a tensor is zeros that torch never wrote down, and has no address."""
-    return tensor._is_zerotensor()
+def hold_entries(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether the memory of tensors holds their entries, so that an address will do.
+
+    That of zeros which torch never wrote down does not, nor of views of the opposite numbers, of
+    what a transformation wrapped, of layouts with several parts, of storage that was given back.
+    """
+    if any(map(Tensor.is_neg, tensors)):
+        return False
+    try:
+        addresses = [*map(Tensor.data_ptr, tensors)]
+    except RuntimeError:
+        return False
+    return 0 not in addresses or not any(t.numel() and not t.data_ptr() for t in tensors)
+
+
+def are_locked(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether torch forbids to write to one of them, made under ``inference_mode``."""
+    return not torch.is_inference_mode_enabled() and any(map(Tensor.is_inference, tensors))
 
 
 def same_layout(one: Tensor, other: Tensor) -> bool:
@@ -15,11 +32,8 @@ def same_layout(one: Tensor, other: Tensor) -> bool:
 
 
 def laid_out_like(p: Tensor, grad: Tensor) -> Tensor:
-    """Return a gradient whose memory holds its entries in the order of ``p``'s: itself, or a copy.
-
-    The gradient of an imaginary part may be a view of the opposite numbers.
-    """
-    if same_layout(grad, p) and not grad.is_neg() and not has_no_memory(grad):
+    """Return a gradient whose memory holds its entries in the order of ``p``: itself, or a copy."""
+    if same_layout(grad, p) and hold_entries((grad,)):
         return grad
     return torch.empty_like(p, dtype=grad.dtype).copy_(grad)
 

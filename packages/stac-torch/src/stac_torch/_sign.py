@@ -103,7 +103,8 @@ def _sign_update_(slot: Slot, options: SignOptions) -> None:
     p = param if param.dtype is dtype else param.to(dtype)
     if options.weight_decay != 0:
         p.mul_(decay)
-    p.sub_(update)
+    # As torch's optimizers do: weights in codes may know no other operation. It rounds alike.
+    p.add_(update, alpha=-1)
     if p is not param:
         store_parameter_(param, p, slot.noise)
     if options.tally is not None and before is not None:
