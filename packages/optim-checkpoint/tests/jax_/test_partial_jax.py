@@ -128,7 +128,7 @@ def test_what_stands_for_nothing_is_an_error(saved, options, error, message):
         ckpt.restore(path, params=params, **options)
 
 
-def test_finite_values_beyond_the_range_of_a_cast_are_named(tmp_path):
+def test_values_beyond_the_range_of_a_cast_are_named(tmp_path):
     params = {"w": jnp.array([7e4, 1.0]), "b": jnp.array([jnp.inf, 2.0])}
     ckpt.save(tmp_path, 1, params=params)
     template = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
@@ -138,6 +138,18 @@ def test_finite_values_beyond_the_range_of_a_cast_are_named(tmp_path):
     assert [(type(w.message), str(w.message)) for w in caught] == [
         (
             oc.CheckpointWarning,
-            "cast: params w had finite values beyond the range of float16, in which it is now",
+            "cast: params w had values beyond the range of float16, in which it is now",
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("float8_e4m3fn", jnp.inf), ("float8_e8m0fnu", 0.0), ("float8_e8m0fnu", -3.0)],
+)
+def test_a_value_that_the_dtype_of_a_cast_lacks_is_named(tmp_path, dtype, value):
+    params = {"a": jnp.ones(2), "b": jnp.array([1.0, value])}
+    ckpt.save(tmp_path, 1, params=params)
+    template = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, dtype), params)
+    with pytest.warns(oc.CheckpointWarning, match="^cast: params b had values beyond"):
+        ckpt.restore(tmp_path, params=template, cast=jnp.dtype(dtype))

@@ -191,6 +191,15 @@ def test_state_in_the_parameters_dtype_is_cast_with_it(tmp_path):
     trained(live)
 
 
+def test_an_integer_is_cast_to_a_wider_one(tmp_path):
+    model = nn.Module()
+    model.register_buffer("steps", torch.tensor([3, 255], dtype=torch.uint8))
+    ckpt.save(tmp_path, 1, model=model)
+    model.steps = torch.zeros(2, dtype=torch.int16)
+    ckpt.restore(tmp_path, model=model, cast="safe")
+    assert torch.equal(model.steps, torch.tensor([3, 255], dtype=torch.int16))
+
+
 def test_a_cast_that_rounds_is_asked_for_by_dtype(saved):
     path, model, _ = saved
     live = Net().half()
@@ -305,18 +314,38 @@ def test_what_stays_on_the_meta_device_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("assign", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
-def test_finite_values_beyond_the_range_of_a_cast_are_named(tmp_path, dtype, assign):
+@pytest.mark.parametrize(
+    ("dtype", "names"), [(torch.float16, "weight"), (torch.float8_e4m3fn, "bias, weight")]
+)
+def test_values_beyond_the_range_of_a_cast_are_named(tmp_path, dtype, names, assign):
     model = nn.Linear(3, 4)
     with torch.no_grad():
         model.weight[0, 0], model.weight[0, 1] = -7e4, float("inf")
         model.bias[0] = float("-inf")
     ckpt.save(tmp_path, 1, model=model)
-    with pytest.warns(oc.CheckpointWarning, match="^cast: weight had finite values beyond"):
+    with pytest.warns(oc.CheckpointWarning, match=f"^cast: {names} had values beyond"):
         ckpt.restore(tmp_path, model=nn.Linear(3, 4).to(dtype), cast=dtype, assign=assign)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ckpt.restore(tmp_path, model=nn.Linear(3, 4).bfloat16(), cast=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("saved", "dtype", "value"),
+    [
+        (torch.float32, torch.float8_e4m3fn, float("inf")),
+        (torch.float32, torch.float8_e4m3fnuz, float("-inf")),
+        (torch.float32, torch.float8_e8m0fnu, 0.0),
+        (torch.float16, torch.float8_e8m0fnu, -3.0),
+    ],
+)
+def test_a_value_that_the_dtype_of_a_cast_lacks_is_named(tmp_path, saved, dtype, value):
+    model = nn.ParameterDict({"a": torch.ones(2, dtype=saved), "b": torch.ones(2, dtype=saved)})
+    with torch.no_grad():
+        model["b"][0] = value
+    ckpt.save(tmp_path, 1, model=model)
+    with pytest.warns(oc.CheckpointWarning, match="^cast: b had values beyond"):
+        ckpt.restore(tmp_path, model=model.to(dtype), cast=dtype)
 
 
 def test_a_part_that_loads_itself_keeps_what_is_not_loaded(tmp_path):

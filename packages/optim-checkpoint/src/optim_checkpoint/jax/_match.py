@@ -235,9 +235,9 @@ def _cast(saved: Any, dtype: str, where: str) -> Any:
     with np.errstate(over="ignore"):
         made = array.astype(np.dtype(dtype))
     floats = is_float(stored_name(dtype) or "")
-    if floats and not np.array_equal(np.isfinite(array), np.isfinite(made)):
+    if floats and not all(np.array_equal(is_(array), is_(made)) for is_ in (np.isinf, np.isnan)):
         warnings.warn(
-            f"cast: {where} had finite values beyond the range of {dtype}, in which it is now",
+            f"cast: {where} had values beyond the range of {dtype}, in which it is now",
             CheckpointWarning,
             stacklevel=2,
         )

@@ -109,14 +109,21 @@ class ModelPlan:
         return value.to(BY_NAME[self.fit.cast[name][1]]) if name in self.fit.cast else value
 
     def beyond(self) -> list[str]:
-        """Return the entries with finite values beyond the range of the dtype they were cast to."""
+        """Return the entries with values beyond the range of the dtype they were cast to."""
         found: list[str] = []
         for name, (_, dtype) in self.fit.cast.items():
-            value, limit = self.saved[name], torch.finfo(BY_NAME[dtype]).max
+            value, made = self.saved[name], BY_NAME[dtype]
             value = value.local if isinstance(value, LocalShard) else value
-            if torch.finfo(value.dtype).max > limit:
-                size = value.float().abs() if value.dtype.itemsize == 1 else value.abs()
-                found += [name] * bool(((size > limit) & size.isfinite()).any())
+            if not made.is_floating_point:
+                continue  # what is safe is wider
+            old, new = torch.finfo(value.dtype), torch.finfo(made)
+            if old.max > new.max or old.min < new.min:
+                value = value.float() if value.dtype.itemsize == 1 else value
+                outside = (value > new.max) | (value < new.min)
+                # A dtype without infinities makes them nan or its largest value.
+                if torch.tensor(torch.inf).to(made).isinf():
+                    outside &= value.isfinite()
+                found += [name] * bool(outside.any())
         return sorted(found)
 
     def finish(self) -> None:

@@ -275,8 +275,7 @@ def _warn_of_values(plan: _Plan, *, assign: bool) -> None:
         return
     if beyond := plan.model.beyond():
         warnings.warn(
-            f"cast: {_listed(beyond)} had finite values beyond the range of the dtype they are in "
-            "now",
+            f"cast: {_listed(beyond)} had values beyond the range of the dtype they are in now",
             CheckpointWarning,
             stacklevel=3,
         )
