@@ -169,5 +169,5 @@ def test_tensors_without_plain_memory_are_refused_before_anything_changes(tmp_pa
         model.table = tensor
         with pytest.raises(oc.IncompatibleCheckpointError, match=f"table is {says} here"):
             ckpt.restore(tmp_path, model=model)
-        with pytest.raises(oc.UnsupportedStateError, match="model table: layout .* only dense"):
+        with pytest.raises(oc.UnsupportedStateError, match=r"model table: layout .* only dense"):
             ckpt.save(tmp_path, 2, model=model)
