@@ -105,10 +105,30 @@ def data_by_key(data: Data) -> dict[str, Stateful]:
     return {f"data/{name}": check_data(v, f"data[{shown(name)}]") for name, v in named.items()}
 
 
+def look(live: Stateful) -> Any:
+    """Return the state dict of an object and leave its attributes as they were.
+
+    torchdata's nodes make an iterator to answer, and what is loaded afterwards does not reach it.
+    """
+    fields = dict(getattr(live, "__dict__", {}))
+    try:
+        return live.state_dict()
+    finally:
+        put_back(live, fields)
+
+
+def put_back(live: object, fields: Mapping[str, Any]) -> None:
+    """Set the attributes of an object to `fields`; what has none is left alone."""
+    if fields:
+        for name in vars(live).keys() - fields.keys():
+            del vars(live)[name]
+        vars(live).update(fields)
+
+
 def load_data(states: Sequence[tuple[Stateful, Any]]) -> None:
     """Give loaders their states; where one refuses, all are where they were."""
     with contextlib.ExitStack() as undo:
         for loader, state in states:
-            undo.callback(loader.load_state_dict, copy.deepcopy(loader.state_dict()))
+            undo.callback(loader.load_state_dict, copy.deepcopy(look(loader)))
             loader.load_state_dict(state)
         undo.pop_all()

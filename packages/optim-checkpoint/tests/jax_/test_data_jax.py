@@ -34,6 +34,28 @@ class Loader:
         self.at = state["at"]
 
 
+class Nodes:
+    """As torchdata.nodes.Loader: asked for its state, it begins, and what is loaded comes next."""
+
+    def __init__(self, count=5):
+        self.count, self.at, self.begun, self.loaded = count, 0, False, 0
+
+    def __iter__(self):
+        if not self.begun:
+            self.at, self.begun = self.loaded, True
+        while self.at < self.count:
+            self.at += 1
+            yield self.at
+
+    def state_dict(self):
+        if not self.begun:
+            self.at, self.begun = self.loaded, True
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.loaded = state["at"]
+
+
 @pytest.mark.parametrize("background", [False, True])
 def test_an_iterator_goes_on_where_it_was(tmp_path, background):
     data = {"train": Iterator(7), "val": Loader(3)}
@@ -50,6 +72,15 @@ def test_an_iterator_goes_on_where_it_was(tmp_path, background):
         oc.IncompatibleCheckpointError, match="holds data/train, data/val, asked fo"
     ):
         ckpt.restore(tmp_path, data=Loader())
+
+
+def test_a_loader_that_begins_when_it_is_asked_goes_on_where_it_was(tmp_path):
+    loader, other = Nodes(), Nodes()
+    rest = iter(loader)
+    next(rest)
+    ckpt.save(tmp_path, 1, data=loader)
+    ckpt.restore(tmp_path, data=other)
+    assert list(other) == list(rest) == [2, 3, 4, 5]
 
 
 def test_where_one_refuses_all_are_where_they_were(tmp_path):

@@ -38,6 +38,28 @@ class Iterator:
         self.at = int(state)
 
 
+class Nodes:
+    """As torchdata.nodes.Loader: asked for its state, it begins, and what is loaded comes next."""
+
+    def __init__(self, count=5):
+        self.count, self.at, self.begun, self.loaded = count, 0, False, 0
+
+    def __iter__(self):
+        if not self.begun:
+            self.at, self.begun = self.loaded, True
+        while self.at < self.count:
+            self.at += 1
+            yield self.at
+
+    def state_dict(self):
+        if not self.begun:
+            self.at, self.begun = self.loaded, True
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.loaded = state["at"]
+
+
 class Refusing(Loader):
     def load_state_dict(self, state):
         raise RuntimeError("not today")
@@ -56,6 +78,15 @@ def test_a_loader_goes_on_where_it_was(tmp_path, several):
     ckpt.restore(tmp_path, data={"val": second, "train": other} if several else other)
     assert [next(other) for _ in range(3)] == expected
     assert second.at == (7 if several else 0)
+
+
+def test_a_loader_that_begins_when_it_is_asked_goes_on_where_it_was(tmp_path):
+    loader, other = Nodes(), Nodes()
+    rest = iter(loader)
+    next(rest)
+    ckpt.save(tmp_path, 1, data=loader)
+    ckpt.restore(tmp_path, data=other)
+    assert list(other) == list(rest) == [2, 3, 4, 5]
 
 
 def test_a_loader_saved_in_the_background_and_one_that_refuses(tmp_path):

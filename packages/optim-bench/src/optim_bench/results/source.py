@@ -6,6 +6,7 @@ identity is part of a run's key. It is
 
     name==version     for modules of an installed distribution
     sha256:...        over the files of all others, with every file of the user's that they import
+    used:...          over which of their functions are used, and what these hold
     settings:...      over what a task declares beside its functions
 
 Modules of the standard library are left out, and the frameworks, whose versions every record
@@ -43,6 +44,8 @@ _RECORDED = frozenset(
 )
 # What was read of a module when it was first looked at: a later edit does not change loaded code.
 _READ: dict[str, tuple[ModuleSpec, bytes]] = {}
+# Likewise what an object held, by its id: a cache that fills up in training makes no other task.
+_HELD: dict[int, tuple[Any, str]] = {}
 
 
 def source_of(info: OptimizerInfo, reference: str, entry: Entry) -> str | None:
@@ -73,6 +76,9 @@ def source_of(info: OptimizerInfo, reference: str, entry: Entry) -> str | None:
             content_digest = hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()
             digest.update(f"{name} {content_digest}\n".encode())
         found.append(f"sha256:{digest.hexdigest()}")
+    # One file may hold two tasks, and one function make them.
+    if used := [told for part in objects for told in _told(part, parts)]:
+        found.append(f"used:{hashlib.sha256(repr(used).encode()).hexdigest()[:16]}")
     if settings := entry.settings():
         found.append(f"settings:{hashlib.sha256(settings.encode()).hexdigest()[:16]}")
     return " ".join(found) or None
@@ -84,6 +90,13 @@ def _modules_of(part: Any) -> Iterator[tuple[str, Any]]:
         if is_reference(part):
             yield module_of(part), None
         return
+    for inner in _all_of(part):
+        if not isinstance(inner, functools.partial):
+            yield from _written_in(inner)
+
+
+def _all_of(part: Any) -> Iterator[Any]:
+    """Give a callable and every callable that it holds."""
     # An inner function that calls itself holds itself. The objects stay here, so that no other one
     # gets the id of one that was seen.
     seen: dict[int, Any] = {}
@@ -93,9 +106,40 @@ def _modules_of(part: Any) -> Iterator[tuple[str, Any]]:
         if id(part) in seen:
             continue
         seen[id(part)] = part
-        if not isinstance(part, functools.partial):
-            yield from _written_in(part)
+        yield part
         waiting += [held for held in reversed(_held(part)) if callable(held)]
+
+
+def _told(part: Any, parts: dict[str, bytes]) -> Iterator[str]:
+    """Give, for all that is written in the user's files, which function it is and what it holds."""
+    for inner in () if isinstance(part, str) else _all_of(part):
+        partial = isinstance(inner, functools.partial)
+        name = next(_written_in(inner.func if partial else inner))[0]
+        if name in parts or (partial and name.partition(".")[0] != "optim_bench"):
+            if id(inner) not in _HELD:
+                _HELD[id(inner)] = inner, _place_of(inner)
+            yield _HELD[id(inner)][1]
+
+
+def _place_of(part: Any) -> str:
+    plain = getattr(part, "__func__", part)
+    owner = plain if hasattr(plain, "__qualname__") else type(plain)
+    kept: Any = {}
+    place = owner.__qualname__
+    if isinstance(part, functools.partial):
+        kept = {"args": part.args, **part.keywords}
+    elif isinstance(plain, FunctionType):
+        code = plain.__code__
+        columns = [(line, at) for line, _, at, _ in code.co_positions() if line and at]
+        place += f" {code.co_firstlineno} {min(columns, default='')}"
+        kept = _kept_values(plain) | dict(getattr(getattr(part, "__self__", None), "__dict__", {}))
+    elif not inspect.isclass(part):
+        kept = dict(getattr(part, "__dict__", {}))
+    told = [place]
+    for name, value in kept.items():
+        with suppress(ValueError):  # an array of Python objects
+            told.append(f"{name}={values_text(value)}")
+    return " ".join(told)
 
 
 def _written_in(part: Any) -> Iterator[tuple[str, Any]]:

@@ -80,7 +80,7 @@ def overlaps(tensor: torch.Tensor) -> bool:
         >>> overlaps(torch.zeros(1, 3).expand(4, 3)), overlaps(torch.zeros(4, 6)[:, ::2])
         (True, False)
     """
-    if tensor.layout != torch.strided or tensor.numel() < 2:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.numel() < 2:
         return False
     dimensions = sorted((tensor.stride(d), size) for d, size in enumerate(tensor.shape) if size > 1)
     reach = 0

@@ -112,8 +112,9 @@ def tensor_differences(
 ) -> list[str]:
     """List why a live tensor cannot take a stored one of this shape, whatever its dtype."""
     # A copy into these would change nothing, or fail half way.
-    if tensor.layout != torch.strided:
-        return [f"{what} is {tensor.layout} here, only dense is restored"]
+    if tensor.layout != torch.strided or tensor.is_nested:
+        found = "nested" if tensor.is_nested else tensor.layout
+        return [f"{what} is {found} here, only dense is restored"]
     differences: list[str] = []
     if tensor.is_meta:
         if not assigns:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from optim_checkpoint._data import Stateful
+from optim_checkpoint._data import Stateful, look, put_back
 from optim_checkpoint._errors import CheckpointWarning, IncompatibleCheckpointError, shown
 from optim_checkpoint.torch._hyper import equal
 from optim_checkpoint.torch._names import live_differences
@@ -24,7 +24,7 @@ def stateful_differences(name: str, saved: Any, live: Stateful) -> tuple[list[st
     The schedulers and scalers of torch take any keys into their attributes, wanted or not: of them
     keys that differ are among the first.
     """
-    here = live.state_dict()
+    here = look(live)
     # An OrderedDict is stored as the dict it is, and `like_live` gives it its class back.
     kinds = [dict if isinstance(state, dict) else type(state) for state in (saved, here)]
     if kinds[0] is not kinds[1]:
@@ -60,7 +60,7 @@ def load_stateful(
     Raises:
         IncompatibleCheckpointError: If the object does not have afterwards what it was given.
     """
-    before = copy.deepcopy(live.state_dict())
+    before = copy.deepcopy(look(live))
     _, keys = stateful_differences(name, saved, live)
     undo(_snapshot(live, before))
     given = like_live(saved, before)
@@ -105,14 +105,9 @@ def _differ(one: Any, other: Any) -> bool:
 def _snapshot(live: Stateful, state: Any) -> Callable[[], None]:
     fields = dict(getattr(live, "__dict__", {}))
 
-    def put_back() -> None:
-        if fields:
-            vars(live).clear()
-            vars(live).update(fields)
-
     def take_back() -> None:
         # First the attributes, for a load that does not know of all; then what was changed in them.
-        put_back()
+        put_back(live, fields)
         try:
             if not same(live.state_dict(), state):
                 live.load_state_dict(state)
@@ -123,6 +118,6 @@ def _snapshot(live: Stateful, state: Any) -> Callable[[], None]:
                 CheckpointWarning,
                 stacklevel=2,
             )
-            put_back()
+            put_back(live, fields)
 
     return take_back

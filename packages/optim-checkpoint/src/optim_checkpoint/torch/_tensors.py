@@ -155,7 +155,7 @@ def identity(tensor: torch.Tensor) -> Hashable:
         local = local_of(tensor)
         storage = local.untyped_storage()._cdata
         return (storage, local.storage_offset(), tuple(tensor.shape), local.stride(), tensor.dtype)
-    if tensor.layout != torch.strided or tensor.is_meta:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         return None
     if type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor):
         return None
