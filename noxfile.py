@@ -327,9 +327,8 @@ def nightly(session: nox.Session, package: str) -> None:
 @nox.session(python=NEWEST, default=False)
 @nox.parametrize("package", ["stac-torch", "optim-bench"], ids=["stac-torch", "optim-bench"])
 def gpu(session: nox.Session, package: str) -> None:
-    """What needs a CUDA device, on a machine that has one; then the step times, `-- --json FILE`."""
+    """What needs a CUDA device, on a machine that has one, and the step times there."""
     steps.install_editable(session, package)
     session.run("pytest", "-m", "gpu", f"packages/{package}/tests")
     if package == "optim-bench":
-        timed = ("optim-bench", "time", "--preset", "step-speed-cuda", "--rounds", "30")
-        session.run(*timed, *session.posargs)
+        session.run("optim-bench", "time", "--preset=step-speed-cuda", *session.posargs)

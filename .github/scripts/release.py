@@ -138,8 +138,7 @@ def build(root: Path, package: str, out: Path, *, platform_only: bool = False) -
         if not platform_only:
             without = {**environment, pure: "1"} if pure else environment
             subprocess.run([*command, str(out.resolve())], check=True, env=without)
-        # On Windows nothing is compiled, so that the pure wheel is all there is.
-        if pure and sys.platform != "win32":
+        if pure and sys.platform != "win32":  # where nothing is compiled
             subprocess.run([*command, str(compiled)], check=True, env=environment)
             (wheel,) = compiled.glob("*.whl")
             add_platform(wheel, out, environment)
