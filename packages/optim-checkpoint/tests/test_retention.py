@@ -232,3 +232,13 @@ def test_a_folder_that_vanishes_during_a_look_is_no_failure(run, make_document, 
         warnings.simplefilter("ignore", oc.CheckpointWarning)
         commit(run, make_document(40), Options(keep=2))
     assert oc.steps(run) == [40]
+
+
+def test_a_save_looks_at_each_step_that_it_keeps_once(run, make_document, monkeypatch):
+    commit(run, make_document(40), Options(keep=4, keep_best=("loss", "min", 2)))
+    looked, marks = [], _proof.marks
+    monkeypatch.setattr(_proof, "marks", lambda *args: (looked.append(args[0]), marks(*args))[1])
+    commit(run, make_document(50), Options(keep=4, keep_best=("loss", "min", 2)))
+    assert oc.steps(run) == [20, 30, 40, 50]
+    before = sorted(name for name in looked if name != "step-00000050")
+    assert before == ["step-00000010", "step-00000020", "step-00000030", "step-00000040"]

@@ -40,17 +40,29 @@ def _key(root: int, name: GenerationName) -> tuple[int, int, GenerationName]:
     return status.st_dev, status.st_ino, name
 
 
-def marks(name: str, folder: int, path: str = "") -> Marks:
+def marks(name: str, folder: int) -> Marks:
     """Return what tells a changed file from an unchanged one, for each file of a folder."""
-    found: list[tuple[str, int, int, int, int]] = []
+    return tuple((path, *mark(status)) for path, status in _files(name, folder))
+
+
+def has_links(name: str, folder: int) -> bool:
+    """Tell whether a file of a folder may have another name, whose times change when it goes."""
+    try:
+        return any(status.st_nlink > 1 for _, status in _files(name, folder))
+    except OSError:
+        return True
+
+
+def _files(name: str, folder: int, path: str = "") -> list[tuple[str, os.stat_result]]:
+    found: list[tuple[str, os.stat_result]] = []
     with _fs.opened(_fs.open_folder(name, folder)) as inner:
         for entry in sorted(os.listdir(inner)):  # noqa: PTH208 - pathlib knows no folder descriptors
             status = os.stat(entry, dir_fd=inner, follow_symlinks=False)
             if (status.st_mode & 0o170000) == 0o040000:
-                found += marks(entry, inner, f"{path}{entry}/")
+                found += _files(entry, inner, f"{path}{entry}/")
             else:
-                found.append((f"{path}{entry}", *mark(status)))
-    return tuple(found)
+                found.append((f"{path}{entry}", status))
+    return found
 
 
 def mark(status: os.stat_result) -> Mark:

@@ -12,6 +12,7 @@ full is known; of another, manifest, sizes and headers are read, once in a proce
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import warnings
@@ -22,7 +23,7 @@ from optim_checkpoint._errors import CheckpointWarning
 from optim_checkpoint._folder import TRASH, GenerationName, has_manifest, is_leftover
 from optim_checkpoint._pins import pins
 from optim_checkpoint._policy import Notes, Policy, decide
-from optim_checkpoint._proof import State, examine, forget, relinking, written
+from optim_checkpoint._proof import State, examine, forget, has_links, relinking, written
 
 _warned: set[tuple[str, int, int, int]] = set()
 
@@ -82,7 +83,9 @@ def try_retire(
     try:
         stays = reasons(root, present, new, policy)
         gone = [name for name in sorted(present, reverse=True) if name not in stays]
-        with relinking(root):
+        # What is kept is looked at anew only where it may share a file with what goes.
+        linked = any(has_links(str(name), root) for name in gone)
+        with relinking(root) if linked else contextlib.nullcontext():
             failed = _retire(root, gone)
     except OSError as error:
         # Which are pinned cannot be read: none goes, and what is committed stays committed.
@@ -105,12 +108,13 @@ def reasons(
     root: int, present: Sequence[GenerationName], new: GenerationName, policy: Policy
 ) -> dict[GenerationName, list[str]]:
     """Return why each generation stays that does, of an open root."""
+    known = functools.cache(functools.partial(examine, root))
     return decide(
         policy,
         present,
         new,
-        sound=lambda name: examine(root, name)[0] >= State.SOUND,
-        notes=lambda name: examine(root, name)[1],
+        sound=lambda name: known(name)[0] >= State.SOUND,
+        notes=lambda name: known(name)[1],
         pins=pins(root),
     )
 
