@@ -98,6 +98,34 @@ def test_the_page_for_two_threads_is_the_committed_one():
     assert section_of(page, "step-speed") == preset_markdown(data)
 
 
+def test_the_page_of_four_bits_is_what_its_numbers_give(tool):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PACKAGE / "tools")
+        four_bits = importlib.import_module("four_bits")
+    data = numbers("int4.json")
+    assert validate_results(data) == []
+    assert {c["workload"] for c in data["cells"]} == {*tool.WORKLOADS}
+    labels = {c["label"] for c in data["cells"]}
+    assert labels == {four_bits.FOUR, four_bits.EIGHT, "adamw"}
+    for cell in data["cells"]:
+        assert (cell["fresh"]["planned"], cell["fresh"]["missing"], cell["fresh"]["failed"]) == (
+            10,
+            0,
+            0,
+        )
+    page = (EVIDENCE / "int4.md").read_text(encoding="utf-8")
+    assert page == four_bits.page(data)
+    for part, label in enumerate((four_bits.FOUR, four_bits.EIGHT), start=2):
+        for found in (c for c in data["comparisons"] if c["label"] == label):
+            (line,) = (x for x in page.splitlines() if x.startswith(f"| {found['workload']} "))
+            assert f"{found['ratio']:.2f} (" in line.split("|")[part]
+    guide = (EVIDENCE.parents[1] / "stac-torch" / "GUIDE.md").read_text(encoding="utf-8")
+    assert "worse on none; better on none." in page
+    assert "nowhere detectably worse than 8" in guide
+    ratio, low, high = re.search(r"the ratio is (\S+) \((\S+) to (\S+)\)", page).groups()
+    assert f"({ratio}, from {low} to {high})" in guide
+
+
 def test_the_costs_of_stac_torch_are_the_committed_ones():
     page = (EVIDENCE.parents[1] / "stac-torch" / "README.md").read_text(encoding="utf-8")
     section = page.partition("## What a step costs\n")[2].partition("\n## ")[0]

@@ -126,7 +126,7 @@ def verdicts(results: Item) -> str:
         )
         lines += ["", heading, ""]
         shown = [c for c in mine if c["label"] in ours]
-        lines += _grid(results, [(c["workload"], c["title"], _finding(c)) for c in shown])
+        lines += _grid(results, [(c["workload"], c["title"], finding(c)) for c in shown])
         cells = [c for c in results["cells"] if c["framework"] == framework and c["label"] in ours]
         states = [
             _range([c["state_bytes"] / c["parameter_bytes"] for c in cells if c["label"] == label])
@@ -150,7 +150,8 @@ def _grid(results: Item, entries: Sequence[tuple[str, str, str]]) -> list[str]:
     return lines
 
 
-def _finding(comparison: Item, *, with_p: bool = False) -> str:
+def finding(comparison: Item, *, with_p: bool = False) -> str:
+    """Return the interval and the verdict of a comparison, in bold where it is one."""
     label = LABELS[comparison["verdict"]]
     if comparison["low"] is None:
         return label
@@ -229,9 +230,9 @@ def _searched(results: Item) -> Iterator[str]:
         workload, chosen = search["workload"], search["chosen"]
         entries.append((workload, "chosen", f"`{chosen}`"))
         ours = [c for c in search["comparisons"] if _is_ours(results, c)]
-        entries += [(workload, c["title"], _finding(c, with_p=True)) for c in ours]
+        entries += [(workload, c["title"], finding(c, with_p=True)) for c in ours]
         (plain,) = (c for c in search["comparisons"] if c["label"] == BASELINE)
-        worth = "the chosen one" if chosen == BASELINE else _finding(plain)
+        worth = "the chosen one" if chosen == BASELINE else finding(plain)
         entries.append((workload, "AdamW at its own b1 of 0.9", worth))
     yield from ["", *_grid(results, entries)]
 
@@ -241,7 +242,9 @@ def _is_ours(results: Item, comparison: Item) -> bool:
     return families[comparison["name"]] == "ours"
 
 
-def pairs(results: Item, framework: str) -> list[dict[str, Any]]:
+def pairs(
+    results: Item, framework: str, asked: Mapping[str, Sequence[tuple[str, str]]] = PAIRS
+) -> list[dict[str, Any]]:
     """Compare the pairs of a framework on every workload that both have.
 
     The rules are those of the comparisons with AdamW; each has `"other"`, the second one's title.
@@ -253,7 +256,7 @@ def pairs(results: Item, framework: str) -> list[dict[str, Any]]:
     due = results["protocol"]["budget"]["defaults"]
     workloads = list(dict.fromkeys(cell["workload"] for cell in results["cells"]))
     found: list[dict[str, Any]] = []
-    for labels in PAIRS[framework]:
+    for labels in asked[framework]:
         names = [[f"{workload}/{framework}/{label}" for label in labels] for workload in workloads]
         sides = [(cells[one], cells[two]) for one, two in names if {one, two} <= cells.keys()]
         registered = [one["workload"] in real for one, _ in sides]
@@ -272,7 +275,7 @@ def _pair_table(results: Item, framework: str) -> Iterator[str]:
         "workloads of each pair, and better has to hold against the other at its default rate, too."
     )
     entries = [
-        (row["workload"], f"{row['title']} / {row['other']}", _finding(row, with_p=True))
+        (row["workload"], f"{row['title']} / {row['other']}", finding(row, with_p=True))
         for row in rows
     ]
     yield from ["", *_grid(results, entries)]
