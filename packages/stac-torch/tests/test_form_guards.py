@@ -115,7 +115,7 @@ def test_freed_storage_is_refused():
     p.grad = values(1)
     optimizer = STAC([p], role="sign", fused=True)
     p.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match="cannot write to a parameter: its memory does not hold"):
+    with pytest.raises(RuntimeError, match="cannot write to 'param': its memory does not hold"):
         prepare_fused(optimizer.param_groups, optimizer.state)
     slot = Slot(p, p.grad, {"exp_avg": values(2)})
     assert why_no_kernel([slot]) == ELSEWHERE

@@ -56,6 +56,8 @@ def prepare_fused(
             kernel is missing.
     """
     devices: set[str] = set()
+    written: list[Tensor] = []
+    names: list[str] = []
     for group in groups:
         if not group.get("fused"):
             continue
@@ -64,12 +66,15 @@ def prepare_fused(
                 continue
             p = local(parameter)
             _check_parameter(p)
-            _check_memory("a parameter", p)
             devices.add(p.device.type)
-            moments = _checked_moments(parameter, p, states.get(parameter, {}))
+            state = states.get(parameter, {})
+            moments = _checked_moments(parameter, p, state, written)
+            written.append(p)
+            names += (*state, "param")
             for tensor in (p, *moments):
                 if not tensor.is_contiguous():
                     _check_layout(group, p, moments)
+    _check_memory(written, names)
     if "cpu" in devices:
         required_cpu_kernel()
     if "cuda" in devices:
@@ -86,8 +91,12 @@ def _check_parameter(p: Tensor) -> None:
         raise RuntimeError(msg)
 
 
-def _checked_moments(parameter: Tensor, p: Tensor, state: Mapping[str, Any]) -> list[Tensor]:
+def _checked_moments(
+    parameter: Tensor, p: Tensor, state: Mapping[str, Any], written: list[Tensor]
+) -> list[Tensor]:
     """Return the local moments of a parameter, all of its state and its gradient checked.
+
+    All of the state is added to ``written``.
 
     The kernels follow addresses: they would read past the end of a state that was made before the
     parameter was replaced by a larger one, or on the device that it has left.
@@ -119,22 +128,24 @@ def _checked_moments(parameter: Tensor, p: Tensor, state: Mapping[str, Any]) -> 
             moments.append(value)
         if not fits or value.device != device:
             _refuse(f"the state {key!r}", value, p)
-        _check_memory(f"the state {key!r}", value)
+        written.append(value)
     return moments
 
 
-def _check_memory(what: str, written: Tensor) -> None:
-    if are_locked((written,)):
+def _check_memory(written: Sequence[Tensor], names: Sequence[str]) -> None:
+    if are_locked(written):
+        what = next(name for name, t in zip(names, written, strict=True) if are_locked((t,)))
         # Torch's own sentence.
         msg = (
             "Inplace update to inference tensor outside InferenceMode is not allowed: "
-            f"{what} was made under torch.inference_mode(), and so only a clone of it may change"
+            f"{what!r} was made under torch.inference_mode(), and so only a clone of it may change"
         )
         raise RuntimeError(msg)
-    # What follows operations may have wrapped it.
-    if not followed() and not hold_entries((written,)):
+    # What follows operations may have wrapped them.
+    if not followed() and not hold_entries(written):
+        what = next(name for name, t in zip(names, written, strict=True) if not hold_entries((t,)))
         msg = (
-            f"`fused=True` cannot write to {what}: its memory does not hold its entries, as with "
+            f"`fused=True` cannot write to {what!r}: its memory does not hold its entries, as with "
             "freed storage or a view of the opposite numbers. Give a clone, or use fused=False"
         )
         raise RuntimeError(msg)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 
 from stac_torch._kernel import required_cpu_kernel, run_team
-from stac_torch._layout import laid_out_like
+from stac_torch._layout import hold_entries, laid_out_like, same_layout
 from stac_torch._records import Slot
 from stac_torch._sign import SignOptions
 
@@ -55,9 +55,10 @@ def sign_step_cpu_(slots: Sequence[Slot], options: SignOptions) -> None:
     )
     tables: dict[tuple[int, int, int], array[int]] = {}
     kept: list[Tensor] = []
+    whole = hold_entries([slot.grad for slot in slots])
     for p, grad, state, noise in slots:
         m, s = state.get("exp_avg"), state.get("exp_avg_scale")
-        g = laid_out_like(p, grad)
+        g = grad if whole and same_layout(grad, p) else laid_out_like(p, grad)
         # A copy has to outlive the call, which knows its address alone.
         kept.append(g)
         key = _CODES[p.dtype], _CODES[g.dtype], _CODES[None if m is None else m.dtype]
