@@ -121,7 +121,7 @@ class ModelPlan:
                 value = value.float() if value.dtype.itemsize == 1 else value
                 outside = (value > new.max) | (value < new.min)
                 # A dtype without infinities makes them nan or its largest value.
-                if torch.tensor(torch.inf).to(made).isinf():
+                if torch.tensor(torch.inf).to(made).float().isinf():
                     outside &= value.isfinite()
                 found += [name] * bool(outside.any())
         return sorted(found)
