@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import stam_jax
 
@@ -9,9 +10,9 @@ BOTH = pytest.mark.parametrize("make", [stam_jax.stam, stam_jax.stam_lite])
 PARAMS = {"dense": {"b": jnp.ones(2), "w": jnp.ones((2, 3))}}
 
 
-@pytest.fixture(params=[stam_jax.stam, stam_jax.stam_lite], ids=["stam", "stam_lite"])
+@pytest.fixture(params=["stam", "stam_lite", "stac"])
 def optimizer(request):
-    return request.param()
+    return getattr(stam_jax, request.param)()
 
 
 def test_integer_parameters(optimizer):
@@ -64,12 +65,52 @@ def test_a_shape_that_differs(optimizer):
         jax.eval_shape(optimizer.update, grads, state, grads)
 
 
-def test_missing_parameters(optimizer):
+@BOTH
+def test_missing_parameters(make):
+    optimizer = make()
     with pytest.raises(
         ValueError,
         match=r"^params are missing, and weight_decay is 0\.01: call update\(grads, state",
     ):
         optimizer.update(PARAMS, optimizer.init(PARAMS))
+
+
+def test_a_leaf_of_the_other_part():
+    roles = {"dense": {"b": "adamw", "w": "sign"}}
+    state = stam_jax.stac(partition=roles).init(PARAMS)
+    optimizer = stam_jax.stac(partition={"dense": {"b": "sign", "w": "adamw"}})
+    with pytest.raises(ValueError, match=r"leaf 'dense/b' is in the other part of the partition"):
+        optimizer.update(PARAMS, state, PARAMS)
+
+
+def test_parameters_of_another_structure():
+    optimizer = stam_jax.stac()
+    with pytest.raises(
+        ValueError, match=r"leaf 'dense/w' of the parameters is missing in the gradients \(1 leav"
+    ):
+        optimizer.update({"dense": {"b": jnp.ones(2)}}, optimizer.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("policy", ["skip", "zero", "propagate"])
+@pytest.mark.parametrize("leaf", ["text", jax.random.key(0)], ids=["text", "key"])
+def test_gradients_that_are_no_numbers_whatever_the_policy(policy, leaf):
+    for make in (stam_jax.stam, stam_jax.stac):
+        optimizer = make(nonfinite=policy)
+        state = optimizer.init({"w": jnp.ones(())})
+        with pytest.raises(TypeError, match=r"^gradient leaf 'w' is .*only floating or complex"):
+            optimizer.update({"w": leaf}, state, {"w": jnp.ones(())})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("leaf", [np.ones((2, 3)), 1.0], ids=["float64 of NumPy", "number"])
+def test_leaves_that_jax_has_not_made(optimizer, leaf):
+    params = {"w": leaf}
+    state = optimizer.init(params)
+    updates, state = optimizer.update(params, state, params)
+    assert {x.dtype for x in jax.tree.leaves((updates, state))} == {
+        jnp.dtype("float32"),
+        jnp.dtype("int32"),
+    }
 
 
 @BOTH

@@ -16,8 +16,13 @@ COMPLEX_OF = {real: complex_ for complex_, real in REAL_OF.items()}
 
 
 def dtype_of(leaf: Any) -> np.dtype:
-    """Return the dtype of an array, a shape-and-dtype record, or a Python number."""
-    return jnp.dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    """Return the dtype that JAX gives an array, a shape-and-dtype record, or a Python number.
+
+    NumPy's float64 is float32 there unless 64 bits are switched on.
+    """
+    if not hasattr(leaf, "dtype"):
+        return jnp.result_type(leaf)
+    return jax.dtypes.canonicalize_dtype(jnp.dtype(leaf.dtype))
 
 
 def is_complex(dtype: Any) -> bool:

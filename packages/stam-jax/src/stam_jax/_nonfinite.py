@@ -10,6 +10,7 @@ from stam_core import zero_nonfinite
 
 from stam_jax._dtypes import compute_dtype
 from stam_jax._means import AxisName, spread_over
+from stam_jax._tree import check_floating
 
 POLICIES = ("propagate", "zero", "skip")
 
@@ -39,12 +40,14 @@ def apply_policy(
     def update_zeroed(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
+        check_floating(updates, "gradient")
         updates = jax.tree.map(lambda g: zero_nonfinite(jnp.asarray(g), xp=jnp), updates)
         return inner.update(updates, state, params, **extra)
 
     def update_or_skip(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
+        check_floating(updates, "gradient")
         taken = _all_finite(updates)
         if axis_name is not None:
             taken = lax.psum(jnp.where(taken, 0, 1), spread_over(taken, axis_name)) == 0
@@ -69,7 +72,7 @@ def _all_finite(tree: Any) -> jax.Array:
     long as a sum. A sum is not finite where an entry is not; it may also overflow, and only then
     does a CPU look at every entry.
     """
-    leaves = jax.tree.leaves(tree)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         return jnp.asarray(True)
 

@@ -20,6 +20,7 @@ from stam_jax._nonfinite import apply_policy
 from stam_jax._optimizer import descending
 from stam_jax._rounding import round_updates_stochastically
 from stam_jax._sign import sign_section
+from stam_jax._tree import flatten_like
 
 
 def stac(
@@ -163,6 +164,10 @@ def stac(
         return sections(params).init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if params is not None:
+            grads, treedef = jax.tree.flatten(updates)
+            # Each section compares shapes with its own state, of which neither knows the whole.
+            flatten_like(treedef, grads, params, "the parameters", lambda _, p: jnp.shape(p))
         return sections(updates).update(updates, state, params, **extra)
 
     whole = optax.GradientTransformationExtraArgs(init, update)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from stam_jax._dtypes import dtype_of
@@ -19,14 +20,18 @@ StatAxes: TypeAlias = Callable[[str, Any], Sequence[int]]
 """Maps a leaf's path and the leaf to the axes along which its statistics are kept apart."""
 
 
-def leaf_names(tree: Any) -> list[str]:
+def leaf_names(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
     """Return the path of every leaf, its parts joined by ``/``.
+
+    Args:
+        tree: The tree.
+        is_leaf: What else counts as a leaf.
 
     Example:
         >>> leaf_names({"dense": {"w": 1.0, "b": 2.0}})
         ['dense/b', 'dense/w']
     """
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]]
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
@@ -145,14 +150,26 @@ def flatten_like(
     return others
 
 
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
 def _structure_message(grads: Any, tree: Any, what: str) -> str:
-    mine, theirs = leaf_names(grads), leaf_names(tree)
+    # What another transformation has masked here is a leaf of the whole all the same.
+    mine, theirs = leaf_names(grads, _is_masked), leaf_names(tree, _is_masked)
+    parts = [jax.tree.leaves(part, is_leaf=_is_masked) for part in (grads, tree)]
     missing = [name for name in mine if name not in set(theirs)]
     extra = [name for name in theirs if name not in set(mine)]
     if missing:
         detail = f"leaf {missing[0]!r} of the gradients is missing in {what}"
     elif extra:
         detail = f"leaf {extra[0]!r} of {what} is missing in the gradients"
+    elif moved := [
+        name
+        for name, *pair in zip(mine, *parts, strict=False)
+        if _is_masked(pair[0]) != _is_masked(pair[1])
+    ]:
+        detail = f"leaf {moved[0]!r} is in the other part of the partition there"
     else:
         detail = (
             f"the containers around leaf {mine[0]!r} differ" if mine else "the containers differ"
