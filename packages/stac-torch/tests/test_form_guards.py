@@ -283,7 +283,7 @@ ORDER = "a tensor has gaps in memory, or an order"
 SHARED = "tensors share memory"
 NOT_ITS = "a gradient or a state has not the shape and device"
 ROUNDED = Noise(1, torch.tensor(1.0))
-WHOLE = torch.ones(100)
+WHOLE, PARTS = torch.ones(100), torch.ones(18)
 
 
 def across(rows, columns, dtype=torch.float32):
@@ -324,6 +324,17 @@ def across(rows, columns, dtype=torch.float32):
         ([plain(torch.ones(9), WHOLE[:9]), plain(torch.ones(9), WHOLE[5:14])], ""),
         ([plain(torch.ones(90), WHOLE[:90]), plain(torch.ones(9), WHOLE[5:14])], ""),
         ([plain(WHOLE[90:]), plain(torch.ones(9), WHOLE[:9]), plain(torch.ones(0))], ""),
+        # Gradients that overlap one another, beside what is empty or begins where another ends.
+        (
+            [
+                plain(torch.ones(0)),
+                plain(torch.ones(9), WHOLE[:9]),
+                plain(torch.ones(9), WHOLE[5:14]),
+            ],
+            "",
+        ),
+        ([plain(PARTS[:9], WHOLE[:9]), plain(PARTS[9:18], WHOLE[5:14])], ""),
+        ([plain(WHOLE[14:23], WHOLE[:9]), plain(torch.ones(9), WHOLE[5:14])], ""),
     ],
 )
 def test_why_no_kernel(slots, why):
