@@ -303,6 +303,7 @@ def across(rows, columns, dtype=torch.float32):
         ([coded(exp_avg=across(64, 512, torch.int8))], ORDER),
         ([plain(across(3, 4, torch.bfloat16), noise=ROUNDED)], ORDER),
         ([plain(across(3, 4), torch.ones(3, 4))], ORDER),
+        ([plain(across(3, 4), across(3, 4)), plain(across(3, 4), torch.ones(3, 4))], ORDER),
         ([plain(across(3, 4), exp_avg=torch.ones(3, 4))], ORDER),
         ([plain(torch.ones(6, 4)[::2], torch.ones(6, 4)[::2])], ORDER),
         ([plain(torch.ones(4, dtype=torch.bfloat16), noise=ROUNDED)], ""),
