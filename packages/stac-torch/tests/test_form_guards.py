@@ -283,7 +283,7 @@ ORDER = "a tensor has gaps in memory, or an order"
 SHARED = "tensors share memory"
 NOT_ITS = "a gradient or a state has not the shape and device"
 ROUNDED = Noise(1, torch.tensor(1.0))
-WHOLE = torch.ones(100)
+WHOLE, PARTS = torch.ones(100), torch.ones(18)
 
 
 def across(rows, columns, dtype=torch.float32):
@@ -303,6 +303,7 @@ def across(rows, columns, dtype=torch.float32):
         ([coded(exp_avg=across(64, 512, torch.int8))], ORDER),
         ([plain(across(3, 4, torch.bfloat16), noise=ROUNDED)], ORDER),
         ([plain(across(3, 4), torch.ones(3, 4))], ORDER),
+        ([plain(across(3, 4), across(3, 4)), plain(across(3, 4), torch.ones(3, 4))], ORDER),
         ([plain(across(3, 4), exp_avg=torch.ones(3, 4))], ORDER),
         ([plain(torch.ones(6, 4)[::2], torch.ones(6, 4)[::2])], ORDER),
         ([plain(torch.ones(4, dtype=torch.bfloat16), noise=ROUNDED)], ""),
@@ -324,6 +325,17 @@ def across(rows, columns, dtype=torch.float32):
         ([plain(torch.ones(9), WHOLE[:9]), plain(torch.ones(9), WHOLE[5:14])], ""),
         ([plain(torch.ones(90), WHOLE[:90]), plain(torch.ones(9), WHOLE[5:14])], ""),
         ([plain(WHOLE[90:]), plain(torch.ones(9), WHOLE[:9]), plain(torch.ones(0))], ""),
+        # Gradients that overlap one another, beside what is empty or begins where another ends.
+        (
+            [
+                plain(torch.ones(0)),
+                plain(torch.ones(9), WHOLE[:9]),
+                plain(torch.ones(9), WHOLE[5:14]),
+            ],
+            "",
+        ),
+        ([plain(PARTS[:9], WHOLE[:9]), plain(PARTS[9:18], WHOLE[5:14])], ""),
+        ([plain(WHOLE[14:23], WHOLE[:9]), plain(torch.ones(9), WHOLE[5:14])], ""),
     ],
 )
 def test_why_no_kernel(slots, why):

@@ -104,7 +104,8 @@ def _call(name: str, table: "array[int]", options: _Options) -> int:
 def _threads(entries: int) -> int:
     """Return how many threads to use for so many entries: one for each grain, as torch does.
 
-    One in a forked process too: what OpenMP knows of the parent's threads would wait for them.
+    One in a forked process too: what OpenMP knows of the parent's threads would wait for them. If
+    it was forked before this import, torch's own operations wait for them as well.
     """
     if os.getpid() != _PROCESS:
         return 1
