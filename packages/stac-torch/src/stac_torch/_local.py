@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
 DTensor: Any = None
@@ -108,3 +109,8 @@ def zero_rows(parameter: Any, columns: int, dtype: torch.dtype) -> Tensor:
         shape=shape,
         stride=(columns, 1),
     )
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Say whether a tensor holds numbers: not on the meta device, nor where memory is estimated."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))

@@ -12,7 +12,7 @@ from stac_torch._clipping import REFUSED, check_meshes, joined, measured, proces
 from stac_torch._forms import takes_look
 from stac_torch._fused import all_finite_fused
 from stac_torch._hosts import ALONE, Deciders, flag_device
-from stac_torch._local import local_reals
+from stac_torch._local import has_values, local_reals
 
 Policy = Literal["skip", "raise", "propagate"]
 POLICIES: tuple[Policy, ...] = ("skip", "raise", "propagate")
@@ -177,18 +177,20 @@ class NonfiniteGuard:
         self, found: Tensor | None, supplied: Tensor | None, *, on_device: bool
     ) -> bool | Tensor:
         """Return the answer of a gradient scaler; False where nobody is to decide."""
-        if found is not None and not on_device:
+        if found is not None and not on_device and has_values(found):
             _refuse_with_others(found.item())
         if supplied is None:
             return False
         flag = supplied.reshape(()) > 0
+        if not has_values(flag):
+            return False
         if found is not None and self.policy != "propagate":
             flag = flag | (found.to(flag.device) > 0)
         return flag if on_device else bool(flag.item())
 
     def _decision(self, answer: Tensor | None, *, on_device: bool) -> bool | Tensor:
         """Return the answer of this optimizer, and count it."""
-        if answer is None:
+        if answer is None or not has_values(answer):
             return False
         if on_device and self.policy == "skip":
             flag = answer > 0

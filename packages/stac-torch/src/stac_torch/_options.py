@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from stam_core import Hyperparams
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from stac_torch._family import Section
 from stac_torch._hosts import refuse_flat
 from stac_torch._layers import is_trained
+from stac_torch._local import has_values
 
 
 def check_numbers(
@@ -48,8 +48,8 @@ def check_numbers(
 
 def readable(lr: Any) -> Any:
     """Return a learning rate as a number, where a tensor of one has values to read."""
-    unread = not isinstance(lr, Tensor) or lr.is_meta or torch.compiler.is_compiling()
-    return lr if unread or isinstance(lr, FakeTensor) else lr.item()
+    unread = not isinstance(lr, Tensor) or torch.compiler.is_compiling() or not has_values(lr)
+    return lr if unread else lr.item()
 
 
 def checked_betas(betas: Any) -> tuple[Any, Any]:

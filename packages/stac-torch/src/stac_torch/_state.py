@@ -26,7 +26,11 @@ def draws_noise(state: Mapping[str, Tensor]) -> bool:
 
 def new_step(group: Mapping[str, Any], parameter: Tensor) -> Tensor:
     """Return the counter of a parameter before its first step."""
-    return torch.zeros((), dtype=step_dtype(group), device=step_device(group, parameter))
+    dtype, device = step_dtype(group), step_device(group, parameter)
+    if device.type == "cpu":
+        # A number, of which a FakeTensor keeps what it stands for: torch reads it at each step.
+        return torch.tensor(0.0, dtype=dtype, device=device)
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def step_dtype(group: Mapping[str, Any]) -> torch.dtype:

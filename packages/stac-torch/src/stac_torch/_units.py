@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stac_torch import _namespace
 from stac_torch._dtypes import floating_dtype
+from stac_torch._local import has_values
 from stac_torch._records import Slot, chunk_entries
 from stac_torch._sign import store_moment_, store_parameter_
 
@@ -139,7 +140,10 @@ class Many:
 
     @cached_property
     def _owners(self) -> tuple[Tensor, Tensor]:
-        return _owners(tuple(self.sizes), self.slots[0].param.device)
+        param = self.slots[0].param
+        # What is made while memory is estimated holds nothing that a later step could use.
+        make = _owners if has_values(param) else _owners.__wrapped__
+        return make(tuple(self.sizes), param.device)
 
     def averaged(self, names: Sequence[str]) -> Iterator[Wide]:
         """Yield what is averaged, by name."""
@@ -190,7 +194,8 @@ class Many:
 def _owners(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the lengths of tensors laid one after the other, and of each entry the tensor."""
     lengths = torch.tensor(sizes, device="cpu")
-    owner = torch.arange(len(sizes), dtype=torch.int32, device="cpu").repeat_interleave(lengths)
+    owner = torch.arange(len(sizes), dtype=torch.int32, device="cpu")
+    owner = owner.repeat_interleave(lengths, output_size=sum(sizes))
     return lengths.to(device), owner.to(device)
 
 
