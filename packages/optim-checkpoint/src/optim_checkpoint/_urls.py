@@ -14,9 +14,20 @@ _SHORTENED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """Say whether a path is the URL of a store, which `file://` is not."""
-    match = _URL.match(os.fspath(path))
-    return match is not None and match[1].lower() not in _LOCAL
+    """Say whether a path is the URL of a store, which `file://` is not.
+
+    Raises:
+        ValueError: If it is empty or blank, as a variable that was never set: no folder is meant.
+    """
+    text = os.fspath(path)
+    match = _URL.match(text)
+    if match is not None and match[1].lower() not in _LOCAL:
+        return True
+    if not text[match.end() if match else 0 :].strip():
+        raise ValueError(
+            f'the path is {text!r}, which names no folder; pass "." for the current one'
+        )
+    return False
 
 
 def local(path: str | os.PathLike[str]) -> str | os.PathLike[str]:

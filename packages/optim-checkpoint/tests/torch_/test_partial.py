@@ -398,3 +398,16 @@ def test_arguments_of_another_kind_are_refused(saved, options, error, message):
     path, model, _ = saved
     with pytest.raises(error, match=message):
         ckpt.restore(path, model=model, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("staging", [True, False])
+def test_an_empty_tensor_alone_is_no_damage(tmp_path, dtype, staging):
+    model = torch.nn.Module()
+    model.register_buffer("empty", torch.empty(0, 3, dtype=dtype))
+    model.register_buffer("other", torch.ones(2))
+    ckpt.save(tmp_path, 1, model=model)
+    model.other.zero_()
+    found = ckpt.restore(tmp_path, model=model, only=["empty"], staging=staging)
+    assert found.report["model"].loaded == ("empty",)
+    assert model.other.tolist() == [0, 0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from optim_checkpoint._header import TensorInfo
+from optim_checkpoint.torch._memory import no_memory
 from optim_checkpoint.torch._tensors import DTYPES, is_plain
 
 
@@ -37,6 +38,7 @@ class Direct:
         if (
             not isinstance(live, torch.Tensor)
             or not is_plain(live)
+            or no_memory(live) is not None
             or DTYPES.get(live.dtype) != info.dtype
             or tuple(live.shape) != info.shape
             or not info.nbytes

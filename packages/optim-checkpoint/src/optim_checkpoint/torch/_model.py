@@ -16,6 +16,7 @@ from optim_checkpoint.torch._assign import Undo, assign, assign_differences
 from optim_checkpoint.torch._dtensor import is_dtensor
 from optim_checkpoint.torch._from_jax import model_entries
 from optim_checkpoint.torch._layout import overlaps, state_order
+from optim_checkpoint.torch._memory import no_memory
 from optim_checkpoint.torch._names import (
     clean,
     live_differences,
@@ -192,6 +193,12 @@ def plan_model(
             "assign=True"
             for name, tensor in memory.items()
             if not is_own(name) and tensor.is_meta
+        ]
+        differences += [
+            f"model entry {name} {reason}"
+            for name, tensor in memory.items()
+            if not (is_own(name) or tensor.is_meta or is_lazy(tensor))
+            if (reason := no_memory(tensor)) is not None
         ]
     if differences:
         differences += plan.notes

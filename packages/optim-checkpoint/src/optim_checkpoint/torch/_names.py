@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from optim_checkpoint._errors import CheckpointWarning, UnsupportedStateError
 from optim_checkpoint._names import name_differences
 from optim_checkpoint.torch._dtensor import is_dtensor
+from optim_checkpoint.torch._memory import no_memory, traced
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -34,7 +35,14 @@ def clean(name: str) -> str:
 
 
 def model_state(model: torch.nn.Module) -> dict[str, object]:
-    """Return the state dict of a model under clean names."""
+    """Return the state dict of a model under clean names.
+
+    Raises:
+        UnsupportedStateError: If it holds what only stands for a tensor, or one name twice.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if (reason := traced(tensor)) is not None:
+            raise UnsupportedStateError(f"model {clean(name)}", reason)
     state: dict[str, object] = {}
     for name, value in unwrap(model).state_dict().items():
         key = clean(name)
@@ -121,6 +129,8 @@ def tensor_differences(
             differences.append(
                 f"{what} is on the meta device: give it memory first, or restore with assign=True"
             )
+    elif not assigns and (reason := no_memory(tensor)) is not None:
+        differences.append(f"{what} {reason}")
     elif (
         type(tensor) not in _PLAIN
         and is_traceable_wrapper_subclass(tensor)

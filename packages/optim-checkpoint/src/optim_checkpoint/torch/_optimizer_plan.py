@@ -18,6 +18,7 @@ from optim_checkpoint.torch._hyper import (
     only_live,
     unapplied,
 )
+from optim_checkpoint.torch._memory import traced
 from optim_checkpoint.torch._names import live_differences
 from optim_checkpoint.torch._optimizer import SavedOptimizer, dump, kind, live_parameters
 from optim_checkpoint.torch._optimizer_undo import family_of, loads_itself, lost_state, snapshot
@@ -226,6 +227,8 @@ def plan_optimizer(
                 f"optimizer parameter {name} is on the meta device: give it memory first, or "
                 "restore with model= and assign=True"
             )
+        if (reason := traced(live[name])) is not None:
+            differences.append(f"optimizer parameter {name} {reason}")
         dtype, shape = saved.params[name]
         here = (DTYPES.get(assigned.get(name, live[name].dtype)), tuple(live[name].shape))
         if here[0] is not None and here[0] != dtype:

@@ -30,6 +30,7 @@ from optim_checkpoint.torch._assign import Undo
 from optim_checkpoint.torch._direct import Direct
 from optim_checkpoint.torch._from_jax import convert_optimizer, settle_steps
 from optim_checkpoint.torch._hyper import Shared
+from optim_checkpoint.torch._memory import check_surroundings
 from optim_checkpoint.torch._model import ModelPlan, plan_model
 from optim_checkpoint.torch._named import (
     ALONE,
@@ -391,10 +392,13 @@ def restore(
         IncompatibleCheckpointError: With every difference between checkpoint and live objects; also
             where a module or an optimizer does not take what it is given, and then everything is
             as it was.
+        UnsupportedStateError: If the model or the surroundings have FakeTensors, or others that
+            only stand for a tensor.
         TornRestoreError: Without staging, where it failed after live tensors had been written.
         TypeError: If an argument is neither of its kind nor a mapping of names to such.
         ValueError: If `cast` is nothing that can be converted to.
     """
+    check_surroundings("restore")
     casting = _casting(cast)
 
     def selection() -> Selection:

@@ -18,6 +18,7 @@ from optim_checkpoint._together import save_together
 from optim_checkpoint._typed import Typed, encode, encode_exact
 from optim_checkpoint.torch import _rng
 from optim_checkpoint.torch._layout import overlaps
+from optim_checkpoint.torch._memory import check_surroundings
 from optim_checkpoint.torch._named import ALONE, by_name, key, keys_of, one_model
 from optim_checkpoint.torch._names import model_state, unwrap
 from optim_checkpoint.torch._optimizer import encode_optimizer
@@ -78,6 +79,7 @@ def build_document(
     With a `rank`, the generators are those of one of several processes and stay apart.
     """
     number = check_step(step)
+    check_surroundings("save")
     if all(each is None for each in (model, optimizer, scheduler, scaler, data, extra)):
         raise ValueError(
             f"step {number} has nothing to save: give model, optimizer, scheduler, scaler, data or "

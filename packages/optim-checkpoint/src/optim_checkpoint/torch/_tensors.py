@@ -21,6 +21,7 @@ from optim_checkpoint._typed import EXACT, Leaf, Typed, decode
 from optim_checkpoint._views import View
 from optim_checkpoint.torch._dtensor import is_dtensor, local_of, pieces_of, replica_of
 from optim_checkpoint.torch._layout import Order, empty_in, row_major
+from optim_checkpoint.torch._memory import no_memory, traced
 
 DTYPES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -77,6 +78,8 @@ def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -
         UnsupportedStateError: With the reason.
     """
     wrapper = is_traceable_wrapper_subclass(tensor)
+    if (reason := traced(tensor)) is not None:
+        raise UnsupportedStateError(path, reason)
     if wrapper or (type(tensor) not in _PLAIN and not subclasses):
         raise UnsupportedStateError(
             path, f"a {type(tensor).__name__} is a tensor subclass; store its plain tensors"
@@ -85,6 +88,8 @@ def check_tensor(tensor: torch.Tensor, path: str, *, subclasses: bool = False) -
         raise UnsupportedStateError(path, "is not initialised yet; run the model once first")
     if tensor.is_meta:
         raise UnsupportedStateError(path, "is on the meta device and has no data")
+    if (reason := no_memory(tensor)) is not None:
+        raise UnsupportedStateError(path, reason)
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         raise UnsupportedStateError(
             path, f"layout {tensor.layout}, dtype {tensor.dtype}: only dense tensors are stored"
@@ -148,7 +153,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 def identity(tensor: torch.Tensor) -> Hashable:
     """Return a value equal for tensors that are one memory, or None for those that have none."""
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or traced(tensor) is not None:
         return None
     if is_dtensor(tensor):
         # A shard may be empty here and not in other processes: its storage tells it apart.
@@ -158,6 +163,8 @@ def identity(tensor: torch.Tensor) -> Hashable:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         return None
     if type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor):
+        return None
+    if no_memory(tensor) is not None:
         return None
     return (
         tensor.device,
@@ -272,6 +279,8 @@ class TorchStaging:
         NumPy asks for huge pages for it: to touch 384 MiB took 0.05 s, and 0.2 s in 96 tensors.
         """
         infos = {key: self.staging.info(key) for key in keys}
+        # No bytes at all have a stride of 0, and cannot be seen as wider ones.
+        infos = {key: info for key, info in infos.items() if info.nbytes}
         places: dict[str, int] = {}
         size = 0
         for key, info in infos.items():
