@@ -106,7 +106,8 @@ def compare(
         optimizers: names (`"stac"`), variants (`"adamw,b1=0.95"`), references
             (`"module:factory"`, `"file.py:factory"`), declarations, or factories: in PyTorch
             `factory(module, learning_rate)` or a class of `torch.optim.Optimizer`, in JAX
-            `factory(learning_rate)`. AdamW always takes part. None of them means the family of this project.
+            `factory(learning_rate)`. AdamW always takes part. None of them means the family of
+            this project.
         budget: `"30min"`, `"2h"` or `"20000steps"`: a step is measured and the largest design that
             fits is chosen; the plan says what it can show. None takes the tier's.
         tier: `"smoke"`, `"quick"`, `"standard"` or `"full"`.
