@@ -295,8 +295,8 @@ def test_factories_no_longer_in_use_are_let_go():
 
 def test_groups_without_a_rate_are_named():
     assert run("rateless", "torch").error == (
-        "FactoryError: group 0 of SGD has no 'lr'; the benchmark sets it before every step, so each "
-        "of param_groups needs one"
+        "FactoryError: group 0 of SGD has no 'lr'; the benchmark sets it before every step, so "
+        "each of param_groups needs one"
     )
 
 

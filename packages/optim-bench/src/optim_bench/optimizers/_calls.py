@@ -1,4 +1,4 @@
-"""How an optimizer's factory is called: what it is given, and what to write where that does not fit.
+"""How an optimizer's factory is called, and what to write where that does not fit.
 
 PyTorch    factory(module, learning_rate=..., ...)
 Class(module.parameters(), lr=..., ...)     a class of `torch.optim.Optimizer`

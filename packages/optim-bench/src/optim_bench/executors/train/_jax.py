@@ -128,9 +128,8 @@ class _Factory:
 
     def __call__(self, rate: Any) -> Any:
         try:
-            made = call_factory(
-                self._name, "jax", self._call, {"learning_rate": rate, **self._fixed}
-            )
+            settings = {"learning_rate": rate, **self._fixed}
+            made = call_factory(self._name, "jax", self._call, settings)
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
             msg = (
                 f"{self._name}: the factory looks at the value of learning_rate, which is traced "
