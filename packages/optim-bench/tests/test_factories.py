@@ -138,8 +138,8 @@ REFUSED = [
     ("torch", "torch.optim:SGD,lr=0.1", "torch.optim:SGD: lr is given twice; write learning_rate"),
     (
         "torch",
-        "torch.optim:SGD,momentun=0.9",
-        f"torch.optim:SGD {FORM}, momentun: got an unexpected keyword argument 'momentun'{TORCH_LINE}",
+        "torch.optim:SGD,moment=0.9",
+        f"torch.optim:SGD {FORM}, moment: got an unexpected keyword argument 'moment'{TORCH_LINE}",
     ),
     (
         "jax",
