@@ -390,7 +390,7 @@ def test_a_factory_that_returns_no_optimizer_is_told_what_to_return(framework):
         return None
 
     error = run(MAKE[framework](), optimizer=enter_optimizer(forgot, framework)).error
-    assert error.startswith("TypeError: forgot: the factory returned a NoneType; return a")
+    assert error.startswith("FactoryError: forgot: the factory returned a NoneType; return a")
 
 
 def test_an_optimizer_that_draws_unseeded_noise_is_named_with_the_loss():

@@ -178,7 +178,7 @@ def test_a_memory_that_begins_with_the_rate_is_refused():
 
 def test_a_factory_that_looks_at_the_rate_is_told_so():
     assert run("looks").error == (
-        "TypeError: jax/rated_optimizers:looks: the factory looks at the value of learning_rate, "
+        "FactoryError: rated_optimizers:looks: the factory looks at the value of learning_rate, "
         "which is traced here because it changes every step; leave the check or conversion away"
     )
 
@@ -295,8 +295,8 @@ def test_factories_no_longer_in_use_are_let_go():
 
 def test_groups_without_a_rate_are_named():
     assert run("rateless", "torch").error == (
-        "ValueError: group 0 of SGD has no 'lr'; the benchmark sets it before every step, so each "
-        "of param_groups needs one"
+        "FactoryError: group 0 of SGD has no 'lr'; the benchmark sets it before every step, so "
+        "each of param_groups needs one"
     )
 
 

@@ -28,6 +28,7 @@ from optim_bench.protocol.catalog import (
     Request,
     build_plan,
     check_data,
+    check_factories,
     check_frameworks,
     check_installed,
     extend_plan,
@@ -104,8 +105,9 @@ def compare(
             A task passed as an object runs in this process; one that is named, in worker processes.
         optimizers: names (`"stac"`), variants (`"adamw,b1=0.95"`), references
             (`"module:factory"`, `"file.py:factory"`), declarations, or factories: in PyTorch
-            `factory(module, learning_rate)`, in JAX `factory(learning_rate)`. AdamW always takes
-            part. None of them means the family of this project.
+            `factory(module, learning_rate)` or a class of `torch.optim.Optimizer`, in JAX
+            `factory(learning_rate)`. AdamW always takes part. None of them means the family of
+            this project.
         budget: `"30min"`, `"2h"` or `"20000steps"`: a step is measured and the largest design that
             fits is chosen; the plan says what it can show. None takes the tier's.
         tier: `"smoke"`, `"quick"`, `"standard"` or `"full"`.
@@ -230,6 +232,8 @@ def prepare(
         raise UsageError("--device tpu is for JAX alone; choose --framework jax")
     check_installed(plan, execution.executor)
     check_data(plan, execution.data_dir)
+    if execution.placement.kind == "cpu":  # elsewhere, an optimizer may need the device
+        check_factories(plan, execution.data_dir)
     root = question.output or _own_folder(plan, question.budget)
     store = Store(root)
     if allowance is None and not dry:
@@ -304,6 +308,8 @@ def enter_later(folder: Path, optimizers: Sequence[str], execution: Execution) -
     plan = extend_plan(store.plan(), optimizers)
     check_installed(plan, execution.executor)
     check_data(plan, execution.data_dir)
+    if execution.placement.kind == "cpu":
+        check_factories(plan, execution.data_dir)
     return Prepared(plan, store, None)
 
 

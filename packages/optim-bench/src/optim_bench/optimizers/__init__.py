@@ -1,5 +1,6 @@
 """The optimizers under comparison. Importing this module loads no framework."""
 
+from optim_bench.optimizers._calls import FactoryError, call_factory, check_call
 from optim_bench.optimizers._info import (
     OptimizerInfo,
     Parameter,
@@ -24,8 +25,11 @@ __all__ = [
     "OPTIMIZERS",
     "OPTIONAL",
     "Discovery",
+    "FactoryError",
     "OptimizerInfo",
     "Parameter",
+    "call_factory",
+    "check_call",
     "decay",
     "discover",
     "enter_optimizer",

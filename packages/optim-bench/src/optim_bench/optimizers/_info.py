@@ -106,7 +106,8 @@ class OptimizerInfo:
             takes the hyperparameters as keywords (`learning_rate` may be a traced scalar) and
             returns an optax transformation; in PyTorch it takes the module and the hyperparameters
             and returns a `torch.optim.Optimizer`, whose `group["lr"]` the benchmark then sets
-            before every step.
+            before every step. A class of these with an argument `lr` is given the parameters, and
+            the learning rate by that name.
         parameters: declared hyperparameters; `learning_rate` is always one, its default is the
             centre of the tuning grid.
         schedule: a schedule that the optimizer demands whatever the workload says, or `None`.

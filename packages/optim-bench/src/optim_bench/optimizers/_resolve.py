@@ -7,6 +7,7 @@ from importlib import metadata
 from types import MappingProxyType
 from typing import Any
 
+from optim_bench.optimizers._calls import convention, name_of
 from optim_bench.optimizers._info import OptimizerInfo, learning_rate
 from optim_bench.optimizers._jax_entries import ENTRIES as _JAX
 from optim_bench.optimizers._torch_entries import ENTRIES as _TORCH
@@ -84,10 +85,12 @@ def enter_optimizer(given: OptimizerInfo | Callable[..., Any], framework: str) -
     if isinstance(given, OptimizerInfo):
         info = given
     else:
-        name = getattr(given, "__name__", type(given).__name__)
-        info = _from_factory(name, framework, given)
+        info = _from_factory(name_of(given), framework, given)
     if info.key in {*OPTIMIZERS, *OPTIONAL}:
-        raise ValueError(f"{info.key} is a registered optimizer; give yours another name")
+        raise ValueError(
+            f"{info.key} is a registered optimizer; give yours another name, "
+            "or name it 'module:function'"
+        )
     _OBJECTS[info.key] = info
     return info.name
 
@@ -104,7 +107,8 @@ def resolve(name: str, framework: str) -> OptimizerInfo:
         name: a registry name ("adamw"), the name of an installed entry point, or
             `"module:factory"` or `"file.py:factory"`. What the last ones name is an
             `OptimizerInfo`, or a factory as `OptimizerInfo` describes it, whose hyperparameters are
-            then passed on unchecked, with a tuning grid centred on 1e-3.
+            then passed on unchecked, with a tuning grid centred on the learning rate that is the
+            default of its signature, or else on 1e-3.
         framework: `"jax"` or `"torch"`.
 
     Raises:
@@ -151,6 +155,10 @@ def _from_reference(reference: str, framework: str) -> OptimizerInfo:
     return _from_factory(reference, framework, found)
 
 
+# Where the signature of a factory has no learning rate of its own.
+_CENTRE = 1e-3
+
+
 def _from_factory(name: str, framework: str, factory: Callable[..., Any]) -> OptimizerInfo:
     return OptimizerInfo(
         name=name,
@@ -158,6 +166,6 @@ def _from_factory(name: str, framework: str, factory: Callable[..., Any]) -> Opt
         title=name,
         family="third-party",
         factory=factory,
-        parameters={"learning_rate": learning_rate(1e-3)},
+        parameters={"learning_rate": learning_rate(convention(factory).default or _CENTRE)},
         open_parameters=True,
     )

@@ -93,7 +93,8 @@ def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listene
         listener: told once at the start and after each run.
 
     Raises:
-        BenchError: a task does not do what its interface says, which would spoil every run of it.
+        BenchError: a task or a factory does not do what its interface says, which would spoil every
+            run of it.
     """
     records = store.records()
     starts = _Starts()
@@ -142,17 +143,18 @@ def run_campaign(plan: Plan, store: Store, executor: Executor, listener: Listene
         report(record, new)
 
 
-_OF_THE_TASK = "TaskError: "
+# Of a task, or of how an optimizer is made: no run of theirs can be any better.
+_OF_NO_RUN = ("TaskError: ", "FactoryError: ")
 
 
 def check_task(record: RunRecord) -> None:
-    """Refuse to go on where it was the task that failed, and not the optimizer.
+    """Refuse to go on where it was the task that failed, or no optimizer was made.
 
     Raises:
         BenchError: it was.
     """
-    if record.error is not None and record.error.startswith(_OF_THE_TASK):
-        raise BenchError(record.error.removeprefix(_OF_THE_TASK))
+    if record.error is not None and record.error.startswith(_OF_NO_RUN):
+        raise BenchError(record.error.partition(": ")[2])
 
 
 class _Starts:

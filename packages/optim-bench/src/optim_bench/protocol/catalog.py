@@ -15,7 +15,16 @@ from pathlib import Path
 
 from optim_bench.errors import BenchError, UsageError, unknown_name
 from optim_bench.executors.requirements import installed, require
-from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo, discover, resolve
+from optim_bench.executors.train import try_factory
+from optim_bench.optimizers import (
+    OPTIMIZERS,
+    OPTIONAL,
+    FactoryError,
+    OptimizerInfo,
+    check_call,
+    discover,
+    resolve,
+)
 from optim_bench.protocol import BASELINE, BUDGET_TIER, TIERS, Budget, Cell, Plan
 from optim_bench.protocol.points import check_search, parse_search, points_of
 from optim_bench.records import FRAMEWORKS, SCHEDULES, Hyperparameter
@@ -256,6 +265,24 @@ def check_data(plan: Plan, data_dir: Path | None) -> None:
                 raise BenchError(f"{name}: {error}") from error
 
 
+def check_factories(plan: Plan, data_dir: Path | None) -> None:
+    """Make every optimizer from outside once, on the first task it meets, before anything trains.
+
+    Raises:
+        BenchError: one is no optimizer; the message says what to write.
+    """
+    first = {(cell.optimizer, cell.label, cell.framework): cell for cell in reversed(plan.cells)}
+    for cell in reversed(first.values()):
+        info = resolve(cell.optimizer, cell.framework)
+        if info.key in OPTIMIZERS or info.key in OPTIONAL:
+            continue
+        task = find_task(_found_by(cell)).build(cell.framework, data_dir)
+        try:
+            try_factory(task, info, cell.hyperparameters)
+        except FactoryError as error:
+            raise BenchError(str(error)) from error
+
+
 def _sources(cell: Cell) -> str:
     return cell.optimizer if cell.task is None else f"{cell.optimizer} or of {cell.task}"
 
@@ -286,6 +313,8 @@ def _choices(optimizers: Sequence[str], frameworks: Sequence[str], framework: st
             )
             raise UsageError(f"{name}: schedule is {schedule!r}; {choose}")
         merged = info.validate(given)
+        if callable(info.factory):
+            check_call(name, framework, info.factory, merged)
         label = ",".join([info.name, *(f"{k}={v}" for k, v in hyperparameters.items())])
         # A declaration may have a name of its own, by which no worker could find it.
         found = name if is_reference(name) else info.name

@@ -6,6 +6,7 @@ from optim_bench.executors.train._session import (
     Session,
     open_session,
     require_framework,
+    try_factory,
 )
 from optim_bench.executors.train._train import environment, train
 
@@ -17,4 +18,5 @@ __all__ = [
     "open_session",
     "require_framework",
     "train",
+    "try_factory",
 ]

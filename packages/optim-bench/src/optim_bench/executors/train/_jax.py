@@ -15,7 +15,7 @@ from optim_bench.executors.machine import driver
 from optim_bench.executors.train._jax_layout import Layout
 from optim_bench.executors.train._jax_rate import Follower, follow_rate
 from optim_bench.executors.train._session import SameFactory, digest, seeded
-from optim_bench.optimizers import OptimizerInfo
+from optim_bench.optimizers import FactoryError, OptimizerInfo, call_factory
 from optim_bench.references import import_object
 from optim_bench.tasks import JaxTask, TaskError, call_with, ran_out
 from optim_bench.tasks.built_in import Array
@@ -97,7 +97,7 @@ class Program:
         """Return the state to begin with.
 
         Raises:
-            TypeError: the factory cannot take a traced learning rate.
+            FactoryError: the factory cannot take a traced learning rate, or returns something else.
             ValueError: the state depends on the rate in a way that cannot follow a schedule.
         """
         if self._follow is None:
@@ -124,20 +124,21 @@ class _Factory:
     """An optimizer's factory with everything fixed but the learning rate."""
 
     def __init__(self, info: OptimizerInfo, fixed: Mapping[str, Any]) -> None:
-        self._call, self._fixed, self._key = info.load_factory(), fixed, info.key
+        self._call, self._fixed, self._name = info.load_factory(), fixed, info.name
 
     def __call__(self, rate: Any) -> Any:
         try:
-            made = self._call(learning_rate=rate, **self._fixed)
+            settings = {"learning_rate": rate, **self._fixed}
+            made = call_factory(self._name, "jax", self._call, settings)
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
             msg = (
-                f"{self._key}: the factory looks at the value of learning_rate, which is traced "
+                f"{self._name}: the factory looks at the value of learning_rate, which is traced "
                 "here because it changes every step; leave the check or conversion away"
             )
-            raise TypeError(msg) from None
+            raise FactoryError(msg) from None
         if not (hasattr(made, "init") and hasattr(made, "update")):
-            raise TypeError(
-                f"{self._key.partition('/')[2]}: the factory returned a {type(made).__name__}; "
+            raise FactoryError(
+                f"{self._name}: the factory returned a {type(made).__name__}; "
                 "return an optax.GradientTransformation"
             )
         return made
@@ -261,6 +262,16 @@ def session(
             raise TaskError(f"{task.name}: init returned no array of floating point to train")
         program = _program(task, info, fixed, layout)
         yield JaxSession(task, program, layout, hyperparameters["learning_rate"], seed)
+
+
+def try_factory(task: JaxTask, info: OptimizerInfo, settings: Mapping[str, Any]) -> None:
+    """Make an optimizer and its state, without computing either."""
+    fixed = {name: value for name, value in settings.items() if name != "learning_rate"}
+    factory = _Factory(info, fixed)
+    with seeded(0):
+        layout = Layout(call_with(task.init, jax.random.key(0), seed=0))
+        rate = np.float32(settings["learning_rate"])
+        jax.eval_shape(lambda params, r: factory(r).init(params), layout.trained, rate)
 
 
 def device_facts(device: str) -> dict[str, str]:

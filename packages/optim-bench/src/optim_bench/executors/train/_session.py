@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from optim_bench.optimizers import OptimizerInfo
+from optim_bench.optimizers import FactoryError, OptimizerInfo
 from optim_bench.tasks import MOST_PER_CALL, Task
 from optim_bench.tasks.built_in import Array
 
@@ -76,6 +76,28 @@ def open_session(
     """
     backend = importlib.import_module(f"optim_bench.executors.train._{task.framework}")
     return backend.session(task, info, hyperparameters, seed, device)
+
+
+def try_factory(task: Task, info: OptimizerInfo, hyperparameters: Mapping[str, Any]) -> None:
+    """Make an optimizer on the CPU, to see before any run whether it is one.
+
+    What the task or the factory itself raises is left to the first run, whose result it is.
+
+    Args:
+        task: what it would train.
+        info: the optimizer.
+        hyperparameters: complete, as `info.validate` returns them.
+
+    Raises:
+        FactoryError: the factory cannot be called, or returns something else.
+    """
+    backend = importlib.import_module(f"optim_bench.executors.train._{task.framework}")
+    try:
+        backend.try_factory(task, info, hyperparameters)
+    except FactoryError:
+        raise
+    except Exception:  # noqa: BLE001 - as the docstring says
+        return
 
 
 class MissingExtraError(RuntimeError):

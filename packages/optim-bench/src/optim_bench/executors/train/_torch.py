@@ -1,6 +1,7 @@
 """Training in PyTorch: on one thread, whatever the task's model is."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from optim_bench.executors.machine import driver
 from optim_bench.executors.train._session import digest
 from optim_bench.executors.train._torch_rate import check_rate, group_rates, set_rate, torch_seeded
-from optim_bench.optimizers import OptimizerInfo
+from optim_bench.optimizers import FactoryError, OptimizerInfo, call_factory
 from optim_bench.tasks import Task, TaskError, TorchTask, call_with, ran_out
 from optim_bench.tasks.built_in import Array
 
@@ -192,13 +193,26 @@ def session(
 def _optimizer(
     info: OptimizerInfo, module: nn.Module, settings: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
-    made = info.load_factory()(module, **settings)
-    if not hasattr(made, "param_groups"):
-        raise TypeError(
+    made = call_factory(info.name, "torch", info.load_factory(), settings, module)
+    # A schedule has an `optimizer`, and no groups of its own.
+    if not (hasattr(made, "param_groups") and hasattr(made, "step")):
+        raise FactoryError(
             f"{info.name}: the factory returned a {type(made).__name__}; return a "
             "torch.optim.Optimizer"
         )
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise FactoryError(
+            f"{info.name}: its step needs a closure, and the benchmark takes the gradients of one "
+            "batch for a step; compare an optimizer whose step takes none"
+        )
     return made
+
+
+def try_factory(task: TorchTask, info: OptimizerInfo, settings: Mapping[str, Any]) -> None:
+    """Make an optimizer, and look at what came."""
+    with torch_seeded(0):
+        group_rates(_optimizer(info, _module(task, 0, "cpu"), settings))
 
 
 def device_facts(device: str) -> dict[str, str]:

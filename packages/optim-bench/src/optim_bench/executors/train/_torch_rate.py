@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from optim_bench.executors.train._session import SameFactory, seeded
-from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, OptimizerInfo
+from optim_bench.optimizers import OPTIMIZERS, OPTIONAL, FactoryError, OptimizerInfo
 
 Start = Callable[[float], tuple[nn.Module, torch.optim.Optimizer]]
 # What was looked at lately in this process: a sweep opens the same few optimizers many times.
@@ -26,11 +26,11 @@ def group_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     """Return the learning rate of each group.
 
     Raises:
-        ValueError: a group has none.
+        FactoryError: a group has none.
     """
     for index, group in enumerate(optimizer.param_groups):
         if "lr" not in group:
-            raise ValueError(
+            raise FactoryError(
                 f"group {index} of {type(optimizer).__name__} has no 'lr'; the benchmark sets it "
                 "before every step, so each of param_groups needs one"
             )
