@@ -28,7 +28,8 @@ SCENARIOS = {
         {"step": 2, "replace": True, "keep": 1, "incremental": True},
     ),
 }
-CALL = re.compile(r"(\w+)\(")
+# At the start of a line: what is written may hold a word and a parenthesis, too.
+CALL = re.compile(r"^(\w+)\(", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

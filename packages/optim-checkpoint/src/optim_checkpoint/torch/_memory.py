@@ -56,7 +56,7 @@ def check_surroundings(what: str) -> None:
     Raises:
         UnsupportedStateError: Inside FakeTensorMode, and inside functionalize.
     """
-    if (reason := traced(torch.empty(1, device="cpu"))) is not None:
+    if (reason := traced(torch.zeros(1, device="cpu"))) is not None:
         raise UnsupportedStateError(
             what, f"a tensor made here {reason.partition(':')[0]}: call it outside"
         )

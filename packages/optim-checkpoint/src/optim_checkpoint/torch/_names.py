@@ -129,14 +129,14 @@ def tensor_differences(
             differences.append(
                 f"{what} is on the meta device: give it memory first, or restore with assign=True"
             )
-    elif not assigns and (reason := no_memory(tensor)) is not None:
-        differences.append(f"{what} {reason}")
     elif (
         type(tensor) not in _PLAIN
         and is_traceable_wrapper_subclass(tensor)
         and not is_dtensor(tensor)
     ):
         differences.append(f"{what} is a {type(tensor).__name__}: restore before quantizing")
+    elif not assigns and (reason := no_memory(tensor)) is not None:
+        differences.append(f"{what} {reason}")
     if shape != tuple(tensor.shape):
         differences.append(
             f"{what} has shape {list(shape)} in the checkpoint, {list(tensor.shape)} "
