@@ -254,6 +254,26 @@ def test_an_object_that_does_not_take_its_state_is_refused(tmp_path, live, said)
     assert live.state == before
 
 
+class Later(Plain):
+    """Takes up what it is given when it is iterated, and shows its old state until then."""
+
+    given = None
+
+    def load_state_dict(self, state):
+        self.given = state
+
+    def __iter__(self):
+        self.state.update(self.given or {})
+        yield from range(self.state["a"], 7)
+
+
+def test_a_stream_that_takes_up_its_state_later_is_taken(tmp_path):
+    ckpt.save(tmp_path, 1, data=Later(a=5))
+    live = Later(a=1)
+    ckpt.restore(tmp_path, data=live)
+    assert list(live) == [5, 6]
+
+
 class Stubborn(Plain):
     """Refuses every state, after it has changed what it has."""
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from optim_checkpoint._errors import UnsupportedStateError
 from optim_checkpoint.torch._dtensor import is_dtensor, local_of
@@ -19,6 +20,8 @@ def traced(tensor: torch.Tensor) -> str | None:
             "belongs to a transformation of torch.func (vmap, grad, jvp, functionalize) and holds "
             "no values outside it: take what that returns"
         )
+    if isinstance(tensor, FunctionalTensor):
+        return "is a FunctionalTensor, which has no memory: use the tensor that it was made from"
     # PyTorch/XLA has no others.
     if torch._is_functional_tensor(tensor) and tensor.device.type != "xla":
         return "is a functional tensor, which has no memory: use the tensor that it was made from"
