@@ -182,20 +182,20 @@ class NonfiniteGuard:
         if supplied is None:
             return False
         flag = supplied.reshape(()) > 0
-        if not has_values(flag):
-            return False
         if found is not None and self.policy != "propagate":
             flag = flag | (found.to(flag.device) > 0)
-        return flag if on_device else bool(flag.item())
+        return flag if on_device else has_values(flag) and bool(flag.item())
 
     def _decision(self, answer: Tensor | None, *, on_device: bool) -> bool | Tensor:
         """Return the answer of this optimizer, and count it."""
-        if answer is None or not has_values(answer):
+        if answer is None:
             return False
         if on_device and self.policy == "skip":
             flag = answer > 0
             self._count_on_device(flag)
             return flag
+        if not has_values(answer):
+            return False
         found = answer.item()
         _refuse_with_others(found)
         bad = bool(found)
